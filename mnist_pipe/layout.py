@@ -1,0 +1,61 @@
+"""Where everything lies, relative to the project's root. `dvc.yaml` names the same paths; a test compares the two."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mnist_pipe.errors import InputError, describe
+
+PARAMS = Path("params.yaml")
+
+RAW = Path("data/raw")
+NORMALIZED = Path("data/normalized")
+TRAINING_SPLITS = {split: NORMALIZED / f"{split}.parquet" for split in ("train", "validation")}  # never the test split
+
+BASELINE = Path("models/baseline")
+BEST = Path("models/best.json")  # the search's best configuration
+CANDIDATE = Path("models/candidate")
+CARD = "model.json"  # in a model's folder: what a reader of its weights must know
+
+REPORTS = Path("reports")
+DATA_REPORT = REPORTS / "data.json"
+BASELINE_REPORT = REPORTS / "baseline.json"
+TRIALS = REPORTS / "trials.csv"
+SEARCH_REPORT = REPORTS / "search.json"
+TRAIN_REPORT = REPORTS / "train.json"
+CURVES = REPORTS / "curves.csv"
+EVALUATION = REPORTS / "evaluation.json"
+CONFUSION = REPORTS / "confusion.csv"
+PLOTS = REPORTS / "plots"
+PREDICTIONS = REPORTS / "predictions"
+REGISTRATION = REPORTS / "registration.json"
+REPORT = REPORTS / "index.html"
+
+STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
+SERVICES = STATE / "services.json"
+TIMINGS = STATE / "timings.json"
+RUNS = STATE / "runs"  # checkpoints and trial ledgers of unfinished runs
+RAY_RESULTS = STATE / "ray"  # Tune's and Train's own files; TensorBoard reads the search's curves here
+PREFECT_HOME = STATE / "prefect"
+MLFLOW_DB = STATE / "mlflow.db"
+MLFLOW_ARTIFACTS = STATE / "mlflow"
+
+
+def find_root(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds `params.yaml` and `dvc.yaml`.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (start.resolve(), *start.resolve().parents):
+        if (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise InputError(
+        describe(
+            start.resolve(),
+            "the folder",
+            "be in a mnist-pipe project",
+            got="no params.yaml above it",
+            fix="change to the folder that holds params.yaml and dvc.yaml",
+        )
+    )

@@ -1,0 +1,67 @@
+"""Where a model comes from: the source's revision, the params, the data, the libraries."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe import layout, params
+from mnist_pipe.files import digest
+
+_LIBRARIES = ("dvc", "mlflow", "numpy", "optuna", "prefect", "pyarrow", "ray", "safetensors", "scipy", "torch")
+NO_GIT = "not a git checkout"
+
+
+def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The lineage of the model with that card, whose validation split has that provenance.
+
+    `git_dirty` is null where there is no revision that could have changed.
+
+    Raises:
+        InputError: `params.yaml` under `root` breaks a rule.
+    """
+    revision, dirty = source_revision(root)
+    values = params.load(root / layout.PARAMS, names={}).model_dump(mode="json", by_alias=True)
+    return {
+        "dataset": card["dataset"],
+        "source_sha256": provenance.get("source_sha256"),
+        "data_sha256": card["data_sha256"],
+        "params_sha256": digest(values),
+        "git_revision": revision,
+        "git_dirty": dirty,
+        "versions": {
+            "python": platform.python_version(),
+            "mnist_pipe": version("mnist-pipe"),
+            **{name: version(name) for name in _LIBRARIES},
+        },
+    }
+
+
+def source_revision(root: Path) -> tuple[str, bool | None]:
+    """The commit under `root` and whether the tree differs from it, or why there is none and None.
+
+    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run.
+    """
+    try:
+        # A tree that was unpacked inside somebody's repository is not that repository's.
+        _git(root, "ls-files", "--error-unmatch", str(layout.PARAMS))
+        revision = _git(root, "rev-parse", "HEAD").strip()
+        changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock", f":(exclude){layout.REPORTS}")
+    except FileNotFoundError:
+        return f"{NO_GIT} (git is not installed)", None
+    except subprocess.SubprocessError:
+        return NO_GIT, None
+    return revision, bool(changes.strip())
+
+
+def _git(root: Path, *arguments: str) -> str:
+    # Inside a git hook GIT_DIR and its kin point at another repository or index.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Without safe.directory, git denies that a checkout of another user (a mounted volume) is one.
+    command = ["git", "-c", "safe.directory=*", "-C", str(root), "--no-optional-locks", *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout

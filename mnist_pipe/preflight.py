@@ -1,0 +1,66 @@
+"""What is checked before work starts: names, parameters, workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe import layout, machine
+from mnist_pipe import params as params_file
+from mnist_pipe.data.sources import SOURCES
+from mnist_pipe.errors import InputError, describe
+from mnist_pipe.models import MODELS
+from mnist_pipe.params import Params
+from mnist_pipe.training.optimizers import OPTIMIZERS
+
+NEEDED_BYTES = 1_000_000_000
+"""Free space that a stage starts with: every output together is about 100 MB, Ray's session and MLflow the rest."""
+
+
+def load_params(path: Path) -> Params:
+    """`params.load` with the names that MODELS, OPTIMIZERS and SOURCES hold."""
+    return params_file.load(path, names={"models": MODELS, "optimizers": OPTIMIZERS, "datasets": SOURCES})
+
+
+def section(params: Params, name: str) -> Any:
+    """The section of that name, `register` included, which pydantic keeps for itself."""
+    return params.register_ if name == "register" else getattr(params, name)
+
+
+def check_workers(
+    key: str,
+    asked: int | str,
+    *,
+    num_cpus: int,
+    num_gpus: int,
+    use_gpu: bool | str = "auto",
+    where: str = "this machine",
+) -> None:
+    """Refuse more workers or GPUs than there are. Ray itself would wait for the missing ones for ever.
+
+    Raises:
+        InputError: naming the key and what there is.
+    """
+    if use_gpu is True and not num_gpus:
+        rule = "be auto or false without a GPU"
+        raise InputError(describe(layout.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none"))
+    available, kind = (num_gpus, "GPU") if num_gpus and use_gpu is not False else (num_cpus, "CPU")
+    if asked != "auto" and int(asked) > available:
+        rule = f"be at most {available}, the number of {kind}s of {where}"
+        fix = "lower it or connect a larger cluster with RAY_ADDRESS"
+        raise InputError(describe(layout.PARAMS, key, rule, got=asked, fix=fix))
+
+
+def check_params(params: Params) -> None:
+    """The checks of `check_workers` against this machine, for every section that asks for workers.
+
+    Where RAY_ADDRESS names a cluster, nothing is known yet: the flow asks that cluster.
+    """
+    if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        return
+    cpus, gpus = machine.num_cpus(), machine.num_gpus()
+    train = params.train
+    check_workers("train.num_workers", train.num_workers, use_gpu=train.use_gpu, num_cpus=cpus, num_gpus=gpus)
+    concurrent = params.search.max_concurrent_trials
+    check_workers("search.max_concurrent_trials", concurrent, num_cpus=cpus, num_gpus=gpus)

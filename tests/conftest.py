@@ -1,0 +1,55 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from mnist_pipe.data.table import RawSplit
+
+ROOT = Path(__file__).parents[1]
+
+# As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+# The machine is shared, so no deadline; the same examples each time, so that a red run can be repeated.
+settings.register_profile("mnist-pipe", deadline=None, derandomize=True, database=None)
+settings.load_profile("mnist-pipe")
+
+
+@pytest.fixture
+def raw_splits() -> dict[str, RawSplit]:
+    """A train split of 500 and a test split of 100 random images, every class in both."""
+    random = np.random.default_rng(7)
+    return {
+        name: RawSplit(
+            images=random.integers(0, 256, (rows, 28, 28), dtype=np.uint8),
+            labels=random.permutation(np.arange(rows) % 10).astype(np.uint8),
+            provenance={"dataset": "toy", "fallback_for": None},
+        )
+        for name, rows in (("train", 500), ("test", 100))
+    }
+
+
+@pytest.fixture(scope="session")
+def mnist_mirror() -> Path:
+    """The folder of the four published MNIST files."""
+    folder = ROOT.parent / "shared" / "mnist"
+    if not folder.is_dir():
+        pytest.skip("no mirror directory ../shared/mnist: the published files are not at hand")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A temporary Prefect server and database for the tests that run flows."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield

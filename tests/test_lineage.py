@@ -1,0 +1,114 @@
+"""Where a model comes from, in a checkout, in a changed one, and in a tree without git."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_pipe import lineage
+
+ROOT = Path(__file__).parents[1]
+CARD = {"dataset": "mnist", "data_sha256": {"train": "aa", "validation": "bb"}}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    environment = {"PATH": "/usr/bin:/bin:/usr/local/bin", "HOME": str(folder)}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """The project's params and a source file, as they are unpacked."""
+    root = tmp_path / "project"
+    (root / "reports").mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", root)
+    (root / "code.py").write_text("x = 1\n")
+    (root / "dvc.lock").write_text("schema: '2.0'\n")
+    (root / "reports" / "data.json").write_text("{}\n")
+    return root
+
+
+@pytest.fixture
+def checkout(tree: Path) -> Path:
+    git(tree, "init", "--quiet")
+    git(tree, "add", ".")
+    git(tree, "commit", "--quiet", "-m", "All")
+    return tree
+
+
+def test_a_clean_checkout_is_named_by_its_commit(checkout: Path) -> None:
+    assert lineage.source_revision(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
+
+
+@pytest.mark.parametrize("file", ["code.py", "params.yaml", "new.py"])
+def test_a_changed_or_new_file_makes_it_dirty(checkout: Path, file: str) -> None:
+    with (checkout / file).open("a") as stream:
+        stream.write("# changed\n")
+    assert lineage.source_revision(checkout) == (git(checkout, "rev-parse", "HEAD"), True)
+
+
+def test_what_a_run_itself_writes_does_not_make_it_dirty(checkout: Path) -> None:
+    (checkout / "dvc.lock").write_text("stages: {}\n")
+    (checkout / "reports" / "data.json").write_text("{}")
+    (checkout / "reports" / "new.json").write_text("{}")
+    assert lineage.source_revision(checkout)[1] is False
+
+
+def test_a_tree_without_git_says_so(tree: Path) -> None:
+    assert lineage.source_revision(tree) == ("not a git checkout", None)
+
+
+def test_a_tree_inside_somebody_elses_repository_is_not_a_checkout_of_it(tree: Path) -> None:
+    git(tree.parent, "init", "--quiet")
+    git(tree.parent, "commit", "--quiet", "--allow-empty", "-m", "Theirs")
+    assert lineage.source_revision(tree) == ("not a git checkout", None)
+
+
+def test_a_machine_without_git_says_so(checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert lineage.source_revision(checkout) == ("not a git checkout (git is not installed)", None)
+
+
+def test_the_variables_of_a_git_hook_do_not_lead_astray(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
+    assert lineage.source_revision(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
+
+
+def test_looking_does_not_write_to_the_repository(checkout: Path) -> None:
+    index = checkout / ".git" / "index"
+    (checkout / "code.py").touch()  # a plain `git status` would refresh the index now
+    before = index.stat().st_mtime_ns
+    lineage.source_revision(checkout)
+    assert index.stat().st_mtime_ns == before
+
+
+def test_the_lineage_is_complete(checkout: Path) -> None:
+    found = lineage.collect(checkout, card=CARD, provenance={"source_sha256": "cc"})
+    assert found["dataset"] == "mnist"
+    assert found["source_sha256"] == "cc"
+    assert found["data_sha256"] == CARD["data_sha256"]
+    assert found["git_revision"] == git(checkout, "rev-parse", "HEAD")
+    assert found["git_dirty"] is False
+    assert found["versions"]["python"] == platform.python_version()
+    assert torch.__version__.startswith(found["versions"]["torch"].split("+")[0])
+    assert {"dvc", "mlflow", "mnist_pipe", "numpy", "prefect", "ray", "torch"} <= set(found["versions"])
+
+
+def test_the_params_hash_follows_values_and_not_comments(tree: Path) -> None:
+    def params_hash() -> str:
+        return str(lineage.collect(tree, card=CARD, provenance={})["params_sha256"])
+
+    path = tree / "params.yaml"
+    original = params_hash()
+    path.write_text("# a remark\n" + path.read_text())
+    assert params_hash() == original
+    path.write_text(path.read_text().replace("timeout_seconds: 15", "timeout_seconds: 16"))
+    assert params_hash() != original

@@ -1,0 +1,341 @@
+"""params.yaml: what is right is loaded, and every fault is told in one line that names the key."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+from ruamel.yaml import YAML
+
+from mnist_pipe import params
+from mnist_pipe.errors import InputError
+from mnist_pipe.preflight import load_params
+from tests.conftest import ROOT
+
+SHIPPED = (ROOT / "params.yaml").read_text()
+NAMES = {
+    "models": ["cnn", "convnet", "lenet5", "linear", "mlp"],
+    "optimizers": ["adadelta", "adagrad", "adam", "adamw", "muon", "rmsprop", "sgd"],
+    "datasets": ["digits", "fashion-mnist", "kmnist", "local", "mnist"],
+}
+
+
+@dataclasses.dataclass
+class Edited:
+    """The shipped file with one line changed."""
+
+    path: Path
+
+    def load(self, key: str, replacement: str) -> params.Params:
+        """`replacement` stands for the line of `key`, such as `train.seed`."""
+        self.line, text = edit(key, replacement)
+        self.path.write_text(text)
+        return params.load(self.path, names=NAMES)
+
+    def faults(self, key: str, replacement: str) -> str:
+        """The whole message, without the file's name; L is the number of the line that was changed, M the next."""
+        with pytest.raises(InputError) as caught:
+            self.load(key, replacement)
+        message = str(caught.value)
+        for letter, number in (("L", self.line), ("M", self.line + 1)):
+            message = message.replace(f"{self.path}:{number}: ", f"{letter}: ")
+            message = re.sub(rf"\bline {number}\b", f"line {letter}", message)
+        return message.replace(f"{self.path}: ", "")
+
+
+def edit(key: str, replacement: str) -> tuple[int, str]:
+    lines = SHIPPED.splitlines()
+    number = 0
+    for depth, part in enumerate(key.split(".")):
+        number = next(n for n in range(number, len(lines)) if re.match(f"{'  ' * depth}{part}:", lines[n]))
+    lines[number : number + 1] = replacement.splitlines()
+    return number + 1, "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Edited:
+    return Edited(tmp_path / "params.yaml")
+
+
+def test_the_shipped_file_loads_with_the_names_that_exist() -> None:
+    loaded = load_params(ROOT / "params.yaml")
+    assert loaded.ingest.dataset == "mnist"
+    assert loaded.ingest.mirrors[0] == "../shared/mnist"
+    assert loaded.register_.max_p_value_against_baseline == 0.01
+
+
+def test_every_shipped_value_is_the_one_that_yaml_means() -> None:
+    """The oracle is the parser that DVC uses, so the two never disagree on a number."""
+    content = YAML(typ="safe", pure=True).load(SHIPPED)
+    assert params.load(ROOT / "params.yaml", names=None).model_dump(by_alias=True) == content
+
+
+def test_what_is_loaded_cannot_be_changed() -> None:
+    loaded = params.load(ROOT / "params.yaml", names=NAMES)
+    with pytest.raises(ValueError, match="frozen"):
+        loaded.train.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("key", "replacement", "message"),
+    [
+        ("normalize.seed", "  seed: -1", "L: normalize.seed must be >= 0, but got -1"),
+        ("normalize.seed", "  seed: 4294967296", "L: normalize.seed must be <= 4294967295, but got 4294967296"),
+        ("normalize.seed", "  seed: '3'", "L: normalize.seed must be a whole number, but got '3'"),
+        ("normalize.seed", "  seed: 2.5", "L: normalize.seed must be a whole number, but got 2.5"),
+        ("normalize.seed", "  seed: true", "L: normalize.seed must be a whole number, but got true"),
+        ("normalize.seed", "  seed: yes", "L: normalize.seed must be a whole number, but got 'yes'"),
+        ("normalize.seed", "  seed:", "L: normalize.seed must be a whole number, but got null"),
+        ("normalize.seed", "", "normalize.seed must be set, but got nothing"),
+        (
+            "normalize.seed",
+            "  seeed: 0",
+            "normalize.seed must be set, but got nothing\n"
+            "L: normalize.seeed must be a known key, but got 'seeed'; did you mean 'seed'?",
+        ),
+        (
+            "normalize.seed",
+            "  seed: 0\n  colour: red",
+            "M: normalize.colour must be a known key, but got 'colour'; known here: seed, validation_rows",
+        ),
+        (
+            "normalize.seed",
+            "  seed: 0\n  seed: 1",
+            "normalize.seed must be defined once, but got line L and line M; keep one",
+        ),
+        ("baseline.learning_rate", "  learning_rate: 0", "L: baseline.learning_rate must be > 0, but got 0"),
+        ("baseline.learning_rate", "  learning_rate: 11", "L: baseline.learning_rate must be <= 10, but got 11"),
+        ("evaluate.confidence", "  confidence: .nan", "L: evaluate.confidence must be a finite number, but got nan"),
+        ("evaluate.confidence", "  confidence: -.inf", "L: evaluate.confidence must be a finite number, but got -inf"),
+        ("baseline.learning_rate", "  learning_rate: x", "L: baseline.learning_rate must be a number, but got 'x'"),
+        ("baseline.num_epochs", "  num_epochs: 0", "L: baseline.num_epochs must be >= 1, but got 0"),
+        ("baseline.batch_size", "  batch_size: 65537", "L: baseline.batch_size must be <= 65536, but got 65537"),
+        ("evaluate.confidence", "  confidence: 1", "L: evaluate.confidence must be < 1, but got 1"),
+        ("train.num_workers", "  num_workers: 0", "L: train.num_workers must be >= 1 or auto, but got 0"),
+        (
+            "train.num_workers",
+            "  num_workers: many",
+            "L: train.num_workers must be a whole number or auto, but got 'many'",
+        ),
+        ("train.use_gpu", "  use_gpu: 1", "L: train.use_gpu must be true or false or auto, but got 1"),
+        (
+            "train.precision",
+            "  precision: bf16",
+            "L: train.precision must be one of auto, float32, bfloat16, but got 'bf16'; did you mean 'bfloat16'?",
+        ),
+        ("search.train_rows", "  train_rows: 1", "L: search.train_rows must be >= 100, but got 1"),
+        ("search.scheduler", "  scheduler: 3", "L: search.scheduler must be one of asha, fifo, but got 3"),
+        ("search.space.model", "    model: []", "L: search.space.model must have 1 or more entries, but got []"),
+        ("search.space.model", "    model: cnn", "L: search.space.model must be a list, but got 'cnn'"),
+        (
+            "search.space.model",
+            "    model: [linear, resnet, 3]",
+            "L: search.space.model[1] must be one of cnn, convnet, lenet5, linear, mlp, but got 'resnet'; "
+            "did you mean 'lenet5'?\n"
+            "L: search.space.model[2] must be text, but got 3",
+        ),
+        (
+            "search.space.optimizer",
+            "    optimizer: [sdg]",
+            "L: search.space.optimizer[0] must be one of adadelta, adagrad, adam, adamw, muon, rmsprop, sgd, "
+            "but got 'sdg'; did you mean 'sgd'?",
+        ),
+        (
+            "search.space.learning_rate",
+            "    learning_rate: {sgd: [1, 0.1]}",
+            "search.space.learning_rate.sgd must be [low, high] with low <= high, but got [1.0, 0.1]; swap them",
+        ),
+        (
+            "search.space.learning_rate",
+            "    learning_rate: {sgd: [1], 7: [0.1, 1]}",
+            "L: search.space.learning_rate.sgd must have 2 or more entries, but got [1]\n"
+            "L: search.space.learning_rate.7 must be text, but got 7",
+        ),
+        (
+            "search.space.weight_decay",
+            "    weight_decay: [0, 0.1, 1]",
+            "L: search.space.weight_decay must have 2 or fewer entries, but got [0, 0.1, 1]",
+        ),
+        (
+            "search.space.weight_decay",
+            "    weight_decay: [0, .nan]",
+            "L: search.space.weight_decay[0] must be > 0, but got 0\n"
+            "L: search.space.weight_decay[1] must be <= 1, but got nan",
+        ),
+        (
+            "ingest.dataset",
+            "  dataset: minst",
+            "L: ingest.dataset must be one of digits, fashion-mnist, kmnist, local, mnist, but got 'minst'; "
+            "did you mean 'mnist'?",
+        ),
+        (
+            "ingest.dataset",
+            "  dataset: local",
+            "ingest.folder must name the folder of the four IDX files when ingest.dataset is local, but got null",
+        ),
+        (
+            "ingest.fallback",
+            "  fallback: local",
+            "ingest.folder must name the folder of the four IDX files when ingest.fallback is local, but got null",
+        ),
+        ("ingest.fallback", "  fallback: 3", "L: ingest.fallback must be text, but got 3"),
+        ("ingest.timeout_seconds", "  timeout_seconds: 0", "L: ingest.timeout_seconds must be > 0, but got 0"),
+        (
+            "models.linear",
+            "  linear: 3",
+            "L: models.linear must be a mapping, but got 3",
+        ),
+        (
+            "models.linear",
+            "  liner: {}",
+            "L: models.liner must be one of cnn, convnet, lenet5, linear, mlp, but got 'liner'; did you mean 'linear'?",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
+    assert edited.faults(key, replacement) == message
+
+
+def test_a_section_that_is_no_mapping_is_named(edited: Edited) -> None:
+    assert edited.faults("normalize", "normalize: 3\nspare:").startswith("L: normalize must be a mapping, but got 3\n")
+
+
+@pytest.mark.parametrize(
+    "mirror", ["''", "ftp://example.org", "http://", "http://:80", "http://h:99999", "http://h:x", "http://h/?token=1"]
+)
+def test_a_mirror_is_a_directory_or_a_base_url(edited: Edited, mirror: str) -> None:
+    rule = "have 1 or more characters" if mirror == "''" else "be a directory or an http(s) base URL"
+    shown = mirror if mirror == "''" else repr(mirror)
+    assert edited.faults("ingest.mirrors", f"  mirrors: [{mirror}]\n  _:").splitlines()[0] == (
+        f"L: ingest.mirrors[0] must {rule}, but got {shown}"
+    )
+
+
+def test_a_mirrors_password_is_in_no_message(edited: Edited) -> None:
+    assert "secret" not in edited.faults("ingest.mirrors", "  mirrors: ['http://user:secret@h:x']\n  _:")
+
+
+def test_all_faults_are_told_at_once(edited: Edited) -> None:
+    text = SHIPPED.replace("num_trials:", "num_trails:").replace("confidence: 0.95", "confidence: 2")
+    edited.path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        params.load(edited.path, names=NAMES)
+    line = {key: text[: text.index(key)].count("\n") + 1 for key in ("num_trails:", "confidence:")}
+    assert str(caught.value).splitlines() == [
+        f"{edited.path}: search.num_trials must be set, but got nothing",
+        f"{edited.path}:{line['num_trails:']}: search.num_trails must be a known key, but got 'num_trails'; "
+        "did you mean 'num_trials'?",
+        f"{edited.path}:{line['confidence:']}: evaluate.confidence must be < 1, but got 2",
+    ]
+    assert caught.value.exit_code == 2
+
+
+def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edited) -> None:
+    _, text = edit("ingest.dataset", "  dataset: tomorrow")
+    edited.path.write_text(text)
+    assert params.load(edited.path, names=None).ingest.dataset == "tomorrow"
+    assert params.load(edited.path, names={"models": NAMES["models"]}).ingest.dataset == "tomorrow"
+    edited.path.write_text(text.replace("dataset: tomorrow", "dataset: 3"))
+    with pytest.raises(InputError, match=r"ingest\.dataset must be text, but got 3$"):
+        params.load(edited.path, names=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "params.yaml: the file must be a mapping of sections, but got nothing"),
+        ("3", "params.yaml: the file must be a mapping of sections, but got int"),
+        ("- 1", "params.yaml: the file must be a mapping of sections, but got list"),
+        ("a: [1", "params.yaml:1:6: the file must be YAML, but got expected ',' or ']', but got '<stream end>'"),
+        (
+            "a:\n\tb: 1",
+            r"params.yaml:2:1: the file must be YAML, but got found character '\t' that cannot start any token",
+        ),
+        ("a: *b", "params.yaml:1:4: the file must be YAML, but got found undefined alias 'b'"),
+        ("a: &a [*a]", "params.yaml: the file must be YAML, but got bottomless nesting"),
+        ("a: " + "[" * 3000, "params.yaml: the file must be YAML, but got bottomless nesting"),
+        ("a: !!int x", "params.yaml: the file must be YAML, but got invalid literal for int() with base 10: 'x'"),
+        ("a: !!bool x", "params.yaml: the file must be YAML, but got 'x'"),
+        (
+            "a: !!python/object:os.system x",
+            "params.yaml:1:4: the file must be YAML, but got could not determine a constructor for the tag "
+            "'tag:yaml.org,2002:python/object:os.system'",
+        ),
+        (
+            "a: " + "9" * 5000,
+            "params.yaml: the file must be YAML, but got Exceeds the limit (4300 digits) for integer string "
+            "conversion: value has 5000...",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_yaml_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(text)
+    with pytest.raises(InputError) as caught:
+        params.load(Path("params.yaml"), names=NAMES)
+    assert str(caught.value) == message
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    messages = []
+    Path("binary").write_bytes(b"a: \xff")
+    Path("folder").mkdir()
+    for name in ("missing", "binary", "folder"):
+        with pytest.raises(InputError) as caught:
+            params.load(Path(name), names=NAMES)
+        messages.append(str(caught.value))
+    assert messages == [
+        "missing: the file must be readable text, but got No such file or directory",
+        "binary: the file must be readable text, but got bytes that are not UTF-8",
+        "folder: the file must be readable text, but got Is a directory",
+    ]
+
+
+def leaves(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in section.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        keys += leaves(field.annotation, f"{key}.") if nested else [key]
+    return keys
+
+
+LEAVES = [key for key in leaves(params.Params) if not key.startswith("models") and key != "ingest.mirrors"]
+SCALARS = st.one_of(
+    st.text(max_size=20),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(
+        ["yes", "~", "0x1f", "012", "1e999", "-.inf", ".NaN", "2001-01-01", "!!binary YQ==", "1_0", "auto"]
+    ),
+)
+
+
+@given(st.sampled_from(LEAVES), SCALARS)
+def test_any_scalar_for_any_value_is_loaded_or_refused(key: str, value: Any) -> None:
+    _, text = edit(key, f"{'  ' * key.count('.')}{key.rpartition('.')[2]}: {value}")
+    load_or_refuse(text)
+
+
+@given(st.lists(st.sampled_from(SHIPPED.splitlines()), max_size=12), st.text(max_size=20))
+def test_any_shuffle_of_the_files_lines_is_loaded_or_refused(lines: list[str], more: str) -> None:
+    load_or_refuse("\n".join([*lines, more]))
+
+
+def load_or_refuse(text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "params.yaml"
+        path.write_text(text, encoding="utf-8", errors="surrogatepass")
+        with suppress(InputError):
+            params.load(path, names=NAMES)

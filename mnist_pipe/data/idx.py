@@ -1,0 +1,118 @@
+"""The IDX format that MNIST was published in, decoded strictly: no byte of a file is believed before it is checked.
+
+A file is two zero bytes, a type byte (0x08, unsigned byte), the number of dimensions, each dimension as a big-endian
+uint32, then the values in row-major order (LeCun, Cortes, Burges: "THE IDX FILE FORMAT", yann.lecun.com/exdb/mnist).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_pipe.data.table import SIDE
+from mnist_pipe.errors import CorruptDataError, describe
+
+Kind = Literal["images", "labels"]
+_NUM_DIMENSIONS: dict[Kind, int] = {"images": 3, "labels": 1}
+_UNSIGNED_BYTE = 0x08
+_MAX_DIMENSIONS = 64  # numpy's own limit
+_GZIP = b"\x1f\x8b"
+_CHUNK_BYTES = 1 << 20
+
+
+def encode(array: NDArray[np.uint8]) -> bytes:
+    """`array`, of one or more dimensions, as the bytes of an IDX file."""
+    assert array.dtype == np.uint8
+    assert array.ndim >= 1
+    return struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
+
+
+def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
+    """The array that an IDX file holds, over the same memory as `content`.
+
+    Raises:
+        CorruptDataError: the header is not IDX, or `content` is not exactly as long as the header says.
+    """
+    if len(content) < 4:
+        raise CorruptDataError(describe(where, "the header", "be 4 bytes or more", got=f"{len(content)} bytes"))
+    zero, kind, num_dimensions = struct.unpack_from(">HBB", content)
+    if zero != 0 or kind != _UNSIGNED_BYTE or not 1 <= num_dimensions <= _MAX_DIMENSIONS:
+        rule = f"be 0x00000801 to 0x000008{_MAX_DIMENSIONS:02x}"
+        raise CorruptDataError(describe(where, "the magic number", rule, got=f"0x{content[:4].hex()}"))
+    header_bytes = 4 + 4 * num_dimensions
+    if len(content) < header_bytes:
+        rule = f"be {header_bytes} bytes for {num_dimensions} dimensions"
+        raise CorruptDataError(describe(where, "the header", rule, got=f"{len(content)} bytes"))
+    shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
+    text = "x".join(map(str, shape))
+    if 0 in shape:
+        raise CorruptDataError(describe(where, "every dimension", "be 1 or more", got=text))
+    expected = header_bytes + math.prod(shape)
+    if len(content) != expected:
+        rule = f"hold {expected} bytes for the {text} of its header"
+        raise CorruptDataError(describe(where, "the file", rule, got=f"{len(content)} bytes"))
+    return np.frombuffer(content, dtype=np.uint8, offset=header_bytes).reshape(shape)
+
+
+def read(path: Path, *, kind: Kind, max_bytes: int) -> NDArray[np.uint8]:
+    """The images (rows, 28, 28) or labels (rows,) in an IDX file, which is gzip where its name ends in `.gz`.
+
+    Never holds more than `max_bytes` of content and a chunk, whatever the file decompresses to.
+
+    Raises:
+        CorruptDataError: not gzip, a damaged or cut stream, data after its end, content above `max_bytes`, any fault of
+            `decode`, labels where images are expected or the reverse, images that are not 28x28.
+    """
+    content = bytearray()
+    with path.open("rb") as stream:
+        for chunk in _inflated(stream, where=path) if path.suffix == ".gz" else _chunks(stream):
+            content += chunk
+            if len(content) > max_bytes:
+                raise CorruptDataError(describe(path, "the content", f"be at most {max_bytes} bytes", got="more"))
+    array = decode(content, where=path)
+    if array.ndim != _NUM_DIMENSIONS[kind]:
+        found = next((name for name, number in _NUM_DIMENSIONS.items() if number == array.ndim), "neither")
+        rule = f"be 0x0000080{_NUM_DIMENSIONS[kind]} ({kind})"
+        got = f"0x{content[:4].hex()} ({found})"
+        raise CorruptDataError(describe(path, "the magic number", rule, got=got, fix="are the files swapped?"))
+    if kind == "images" and array.shape[1:] != (SIDE, SIDE):
+        got = f"{array.shape[1]}x{array.shape[2]}"
+        raise CorruptDataError(describe(path, "every image", f"be {SIDE}x{SIDE}", got=got))
+    return array
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    return iter(partial(stream.read, _CHUNK_BYTES), b"")
+
+
+def _inflated(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
+    """The content of a gzip file of one member, at most a chunk at a time: a bomb grows no faster than it is read."""
+    start = stream.read(_CHUNK_BYTES)
+    if not start.startswith(_GZIP):
+        got = f"one that starts with {_shown(start)}" if start else "an empty file"
+        raise CorruptDataError(describe(where, "the file", "be gzip", got=got))
+    inflater = zlib.decompressobj(wbits=31)  # 31: a gzip header and its CRC, nothing else
+    compressed = start
+    while not inflater.eof:
+        if not compressed:
+            raise CorruptDataError(describe(where, "the gzip stream", "be whole", got="one that is cut short"))
+        try:
+            yield inflater.decompress(compressed, _CHUNK_BYTES)
+        except zlib.error as fault:
+            raise CorruptDataError(describe(where, "the gzip stream", "be intact", got=str(fault))) from fault
+        compressed = inflater.unconsumed_tail or stream.read(_CHUNK_BYTES)
+    if inflater.unused_data or compressed:
+        raise CorruptDataError(describe(where, "the gzip stream", "end the file", got="more data after its end"))
+
+
+def _shown(start: bytes) -> str:
+    text = repr(start[:4].decode("ascii", errors="backslashreplace"))
+    return f"{text} (HTML)" if start.lstrip()[:1] == b"<" else text

@@ -1,0 +1,130 @@
+"""A picture that somebody drew, scanned or photographed, made into an image the way MNIST's images were made.
+
+LeCun et al. 1998, section III.A: the digits were "size normalized to fit in a 20x20 pixel box while preserving their
+aspect ratio", the grey levels come from the anti-aliasing of that, and each was "centered in a 28x28 image by computing
+the center of mass of the pixels, and translating the image so as to position this point at the center".
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mnist_pipe.data.table import SIDE
+from mnist_pipe.errors import InputError, PipelineError, describe, one_line
+
+Number = TypeVar("Number", np.uint8, np.float32)
+
+_BOX = 20  # pixels that the longer side of a digit takes
+_WORKING_SIDE = 512  # pixels that the longer side of a picture is reduced to at first, which bounds time and memory
+_MIN_CONTRAST = 0.1  # of full scale, between the background and the ink
+_MIN_INK = 0.1  # of the strongest ink: below it lie the marks of JPEG compression and the last of the anti-aliasing
+_MAX_INK = 0.5  # where a digit that runs into the border looks like noise
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)  # what Pillow raises
+
+
+def load_image(path: Path) -> NDArray[np.float32]:
+    """(28, 28) in [0, 1], a light digit on dark, from a PNG or JPEG of any size.
+
+    The background is the median colour of the border, and ink is the distance from it: dark on light and light on dark
+    are the same. Transparency stands for white.
+
+    Raises:
+        InputError: no such file, not a PNG or JPEG, damaged, too large, or blank.
+    """
+    ink = _ink(_read(path))
+    if ink.max() < _MIN_CONTRAST:
+        raise InputError(
+            describe(path, "the image", "show a digit on a plain background", got=f"a contrast of {ink.max():.0%}")
+        )
+    return centred(_fitted(ink / ink.max()), centre=SIDE / 2)  # pixel (14, 14), as in MNIST
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    """(height, width, 3), upright, at most 512 pixels on a side."""
+    try:
+        if not path.exists():
+            raise InputError(describe(path, "the file", "exist", got="nothing"))
+        if not path.is_file():
+            raise InputError(describe(path, "the file", "be a PNG or JPEG image", got="no regular file"))
+        with path.open("rb") as stream:
+            start = stream.read(8)
+    except OSError as fault:
+        raise InputError(describe(path, "the file", "be readable", got=fault.strerror)) from fault
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                image.verify()  # the checksum of every PNG chunk, which decoding ignores
+            with Image.open(path, formats=("PNG", "JPEG")) as image:
+                return _upright_rgb(image)
+    except UnidentifiedImageError:
+        got = f"bytes that start with {start!r}" if start else "an empty file"
+        raise InputError(describe(path, "the file", "be a PNG or JPEG image", got=got)) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
+        rule = f"have at most {Image.MAX_IMAGE_PIXELS} pixels"
+        raise InputError(describe(path, "the image", rule, got="more")) from fault
+    except PipelineError:
+        raise
+    except _DAMAGE as fault:
+        got = one_line(fault) or type(fault).__name__
+        raise InputError(describe(path, "the image", "be undamaged", got=got)) from fault
+
+
+def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        transparent = image.info.get("transparency")
+        values = np.asarray(ImageOps.exif_transpose(image))
+        image = Image.fromarray(np.where(values == transparent, 255, values / 257).round().astype(np.uint8))
+    elif image.has_transparency_data or image.mode in ("1", "P"):
+        image = image.convert("RGBA")
+    image.thumbnail((_WORKING_SIDE, _WORKING_SIDE))
+    image = ImageOps.exif_transpose(image).convert("RGBA")
+    paper = Image.new("RGBA", image.size, "white")
+    return np.asarray(Image.alpha_composite(paper, image).convert("RGB"))
+
+
+def _ink(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(height, width) in [0, 1]: how far each pixel's colour is from the background's."""
+    background = np.median(_border(picture), axis=0).astype(np.float32)
+    ink: NDArray[np.float32] = np.abs(picture.astype(np.float32) - background).max(axis=2) / 255
+    return ink
+
+
+def _border(picture: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+
+
+def _fitted(ink: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The ink's bounding box, scaled so that its longer side is 20 pixels."""
+    # Four times the 90th percentile is about 6 standard deviations of a camera's noise: no pixel of the background.
+    noise = float(np.quantile(_border(ink), 0.9))
+    is_ink = ink > min(max(_MIN_INK, 4 * noise), _MAX_INK)
+    rows, columns = (np.flatnonzero(is_ink.any(axis=axis)) for axis in (1, 0))
+    box = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    height, width = (max(1, round(side * _BOX / max(box.shape))) for side in box.shape)
+    if box.shape == (height, width):
+        return box
+    resized = Image.fromarray(box).resize((width, height), Image.Resampling.BICUBIC)
+    scaled = np.asarray(resized).clip(0, 1)
+    strongest: NDArray[np.float32] = scaled / scaled.max()
+    return strongest
+
+
+def centred(box: NDArray[Number], *, centre: float) -> NDArray[Number]:
+    """The box in an image of 28x28, its centre of mass on pixel (centre, centre), to the nearest whole pixel."""
+    image = np.zeros((SIDE, SIDE), dtype=box.dtype)
+    place: list[Any] = []
+    for axis, length in enumerate(box.shape):
+        mass = box.sum(axis=1 - axis)
+        found = float((mass * np.arange(length)).sum() / mass.sum())
+        start = min(max(round(centre - found), 0), SIDE - length)
+        place.append(slice(start, start + length))
+    image[tuple(place)] = box
+    return image

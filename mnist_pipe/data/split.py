@@ -1,0 +1,136 @@
+"""The validation split and the standardised images, from the raw splits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
+from mnist_pipe.errors import CorruptDataError, describe
+
+_MAX_OVERLAP = 0.01  # MNIST, measured: none of its 10,000 test images occurs in train
+
+
+def normalize(
+    train: RawSplit, test: RawSplit, *, validation_rows: int, seed: int
+) -> tuple[dict[str, NormalizedSplit], dict[str, Any]]:
+    """Split `train` into training and validation rows and standardise all images.
+
+    Args:
+        validation_rows: rows to hold out, stratified by label; at most a fifth of `train` is taken.
+        seed: chooses the rows.
+
+    Returns:
+        The splits `train`, `validation` and `test`, their rows in the order of the raw split, and the report of
+        `reports/data.json`: rows by split and class, mean and standard deviation, the overlap of train and test.
+
+    Raises:
+        CorruptDataError: too few rows, constant images, or more than 1 % of the test images occur in train.
+    """
+    if len(train.labels) < 5:
+        rule = "have 5 rows or more, a fifth of them for validation"
+        raise CorruptDataError(describe("train", "", rule, got=len(train.labels)))
+    overlap = count_common_images(train.images, test.images)
+    if overlap > _MAX_OVERLAP * len(test.labels):
+        rule = f"share at most {_MAX_OVERLAP:.0%} of its images with train"
+        got = f"{overlap} of {len(test.labels)}"
+        raise CorruptDataError(describe("test", "", rule, got=got, fix="are the files swapped?"))
+    held_out = stratified(train.labels, num_rows=min(validation_rows, len(train.labels) // 5), seed=seed)
+    rows = {
+        "train": np.setdiff1d(np.arange(len(train.labels)), held_out),
+        "validation": held_out,
+        "test": np.arange(len(test.labels)),
+    }
+    mean, std = mean_and_std(train.images[rows["train"]])
+    # One value per grey level, computed in float64 and rounded once: the same bytes on every machine.
+    standardised = ((np.arange(256) / 255 - mean) / std).astype(np.float32)
+    travelling = {name: train.provenance.get(name) for name in ("dataset", "fallback_for")}
+    splits = {}
+    for name, index in rows.items():
+        raw = test if name == "test" else train
+        splits[name] = NormalizedSplit(
+            images=standardised.take(raw.images[index], mode="clip"),  # clip: numpy's fast path; a uint8 is in range
+            labels=raw.labels[index],
+            index=index.astype(np.uint32),
+            provenance={
+                **travelling,
+                "mean": mean,
+                "std": std,
+                "shape": [SIDE, SIDE],
+                "dtype": "float32",
+                "source_sha256": content_sha256(raw),
+            },
+        )
+    report = {
+        **travelling,
+        "mean": mean,
+        "std": std,
+        "test_images_in_train": overlap,
+        "rows": {name: len(split.labels) for name, split in splits.items()},
+        "rows_by_class": {
+            name: {str(label): int(count) for label, count in enumerate(_class_counts(split.labels))}
+            for name, split in splits.items()
+        },
+    }
+    return splits, report
+
+
+def content_sha256(raw: RawSplit) -> str:
+    """Of the images and labels alone: the same data has the same one, whatever wrote its file."""
+    return hashlib.sha256(raw.images.tobytes() + raw.labels.tobytes()).hexdigest()
+
+
+def stratified(labels: NDArray[np.uint8], *, num_rows: int, seed: int) -> NDArray[np.int64]:
+    """`num_rows` distinct row numbers, ascending, each class in its share of `labels` (largest remainders round up)."""
+    random = np.random.default_rng(seed)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in enumerate(quotas(labels, num_rows=num_rows))
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def quotas(labels: NDArray[np.uint8], *, num_rows: int) -> NDArray[np.int64]:
+    """How many of `num_rows` rows each class gets: its share, rounded by largest remainder, the lower label first."""
+    assert num_rows <= len(labels)
+    parts, remainders = np.divmod(_class_counts(labels) * num_rows, len(labels))
+    parts[np.argsort(-remainders, kind="stable")[: num_rows - parts.sum()]] += 1
+    return parts
+
+
+def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
+    """Mean and population standard deviation of all pixels on the [0, 1] scale, from sums that are exact.
+
+    Raises:
+        CorruptDataError: all pixels are equal.
+    """
+    total = total_of_squares = 0
+    for start in range(0, len(images), 1000):
+        # Sums of whole numbers below 2**53 are exact in float64 in any order, so no thread count changes a bit.
+        pixels = images[start : start + 1000].astype(np.float64).ravel()
+        total += int(pixels.sum())
+        total_of_squares += int(pixels @ pixels)
+    variance_numerator = images.size * total_of_squares - total**2
+    if variance_numerator == 0:
+        got = f"{images.flat[0]} in every pixel"
+        raise CorruptDataError(describe("train", "the images", "have more than one grey level", got=got))
+    return total / (255 * images.size), math.sqrt(variance_numerator) / (255 * images.size)
+
+
+def count_common_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> int:
+    """How many images of `test` occur, byte for byte, in `train`."""
+    known = set(_as_bytes(train))
+    return sum(image in known for image in _as_bytes(test))
+
+
+def _as_bytes(images: NDArray[np.uint8]) -> list[bytes]:
+    rows: list[bytes] = np.ascontiguousarray(images).reshape(-1, PIXELS).view(f"V{PIXELS}").ravel().tolist()
+    return rows
+
+
+def _class_counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.bincount(labels, minlength=NUM_CLASSES)

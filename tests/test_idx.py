@@ -1,0 +1,179 @@
+"""The IDX codec: what it writes it reads, and what it did not write it refuses."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import struct
+import tracemalloc
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from mnist_pipe.data import idx
+from mnist_pipe.errors import CorruptDataError
+
+IMAGES = np.arange(3 * 784, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
+LABELS = np.array([7, 2, 1], dtype=np.uint8)
+ANY_BYTES = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=1, max_dims=4, max_side=6))
+
+
+def write(folder: Path, content: bytes, *, name: str = "images.gz") -> Path:
+    path = folder / name
+    path.write_bytes(content)
+    return path
+
+
+def fault(path: Path, *, kind: idx.Kind = "images", max_bytes: int = 10_000) -> str:
+    with pytest.raises(CorruptDataError) as caught:
+        idx.read(path, kind=kind, max_bytes=max_bytes)
+    return str(caught.value).replace(f"{path}", path.name)
+
+
+def test_a_file_assembled_by_hand_is_what_encode_writes() -> None:
+    by_hand = bytes.fromhex("00000801 00000003 070201")
+    assert idx.encode(LABELS) == by_hand
+    assert idx.decode(by_hand, where="hand").tolist() == [7, 2, 1]
+
+
+@given(ANY_BYTES)
+def test_every_array_survives_the_round_trip(array: np.ndarray) -> None:
+    decoded = idx.decode(idx.encode(array), where="array")
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == array.shape
+    assert decoded.tobytes() == array.tobytes()
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_decoded_or_refused(content: bytes) -> None:
+    with suppress(CorruptDataError):
+        assert idx.encode(idx.decode(content, where="random")) == content
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=255), st.binary(max_size=16))
+def test_a_header_that_lies_allocates_nothing(dimensions: list[int], rest: bytes) -> None:
+    content = struct.pack(f">HBB{len(dimensions)}I", 0, 8, len(dimensions), *dimensions) + rest
+    tracemalloc.start()
+    try:
+        idx.decode(content, where="header")
+    except CorruptDataError:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("0000", "x: the header must be 4 bytes or more, but got 2 bytes"),
+        ("01000801 00000001 00", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x01000801"),
+        ("00000d01 00000001 00", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x00000d01"),
+        ("00000800", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x00000800"),
+        ("00000803 00000001", "x: the header must be 16 bytes for 3 dimensions, but got 8 bytes"),
+        ("00000801 00000000", "x: every dimension must be 1 or more, but got 0"),
+        ("00000801 00000003 0702", "x: the file must hold 11 bytes for the 3 of its header, but got 10 bytes"),
+        ("00000801 00000003 07020100", "x: the file must hold 11 bytes for the 3 of its header, but got 12 bytes"),
+        (
+            "00000803 ffffffff ffffffff ffffffff 00",
+            "x: the file must hold 79228162458924105385300197391 bytes for the 4294967295x4294967295x4294967295 of "
+            "its header, but got 17 bytes",
+        ),
+    ],
+)
+def test_a_faulty_header_is_named(content: str, message: str) -> None:
+    with pytest.raises(CorruptDataError, match=f"^{re.escape(message)}$"):
+        idx.decode(bytes.fromhex(content), where="x")
+
+
+@pytest.mark.parametrize("name", ["images.gz", "images"])
+def test_images_and_labels_are_read_gzipped_or_not(tmp_path: Path, name: str) -> None:
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    images = write(tmp_path, pack(idx.encode(IMAGES)), name=name)
+    labels = write(tmp_path, pack(idx.encode(LABELS)), name=name.replace("images", "labels"))
+    np.testing.assert_array_equal(idx.read(images, kind="images", max_bytes=10_000), IMAGES)
+    np.testing.assert_array_equal(idx.read(labels, kind="labels", max_bytes=10_000), LABELS)
+
+
+def test_what_is_not_one_intact_gzip_stream_is_named(tmp_path: Path) -> None:
+    packed = gzip.compress(idx.encode(IMAGES), mtime=0)
+    wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
+    cases = {
+        b"": "images.gz: the file must be gzip, but got an empty file",
+        b"<!DOCTYPE html><html>": "images.gz: the file must be gzip, but got one that starts with '<!DO' (HTML)",
+        idx.encode(IMAGES): r"images.gz: the file must be gzip, but got one that starts with '\x00\x00\x08\x03'",
+        b"PK\xff\xfe": r"images.gz: the file must be gzip, but got one that starts with 'PK\\xff\\xfe'",
+        packed[:-1]: "images.gz: the gzip stream must be whole, but got one that is cut short",
+        packed + b"\0": "images.gz: the gzip stream must end the file, but got more data after its end",
+        packed + packed: "images.gz: the gzip stream must end the file, but got more data after its end",
+        wrong_crc: "images.gz: the gzip stream must be intact, but got Error -3 while decompressing data: "
+        "incorrect data check",
+    }
+    assert {content: fault(write(tmp_path, content)) for content in cases} == cases
+
+
+def test_contents_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path, gzip.compress(idx.encode(LABELS)))
+    assert fault(path) == (
+        "images.gz: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); are the files swapped?"
+    )
+    path = write(tmp_path, gzip.compress(idx.encode(IMAGES)))
+    assert fault(path, kind="labels") == (
+        "images.gz: the magic number must be 0x00000801 (labels), but got 0x00000803 (images); are the files swapped?"
+    )
+    path = write(tmp_path, gzip.compress(idx.encode(IMAGES[0])))
+    assert fault(path) == (
+        "images.gz: the magic number must be 0x00000803 (images), but got 0x00000802 (neither); are the files swapped?"
+    )
+    path = write(tmp_path, gzip.compress(idx.encode(np.zeros((2, 32, 32), np.uint8))))
+    assert fault(path) == "images.gz: every image must be 28x28, but got 32x32"
+
+
+def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
+    packer = zlib.compressobj(level=1, wbits=31)
+    bomb = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(64)), packer.flush()])
+    path = write(tmp_path, bomb)
+    tracemalloc.start()
+    message = fault(path, max_bytes=1 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert message == "images.gz: the content must be at most 1048576 bytes, but got more"
+    assert peak < 8 << 20
+
+
+def test_every_truncation_of_a_gzip_file_is_refused(tmp_path: Path) -> None:
+    packed = gzip.compress(idx.encode(LABELS), mtime=0)
+    for length in range(len(packed)):
+        fault(write(tmp_path, packed[:length]), kind="labels")
+
+
+def test_no_bit_flip_of_a_gzip_file_changes_a_value(tmp_path: Path) -> None:
+    """A flip in the header's time stamp or in padding changes nothing; SOURCES' digests refuse even those."""
+    packed = gzip.compress(idx.encode(LABELS), mtime=0)
+    refused = 0
+    for bit in range(8 * len(packed)):
+        flipped = bytearray(packed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path = write(tmp_path, bytes(flipped))
+        try:
+            assert idx.read(path, kind="labels", max_bytes=10_000).tolist() == LABELS.tolist()
+        except CorruptDataError:
+            refused += 1
+    assert refused > 0.7 * 8 * len(packed)
+
+
+def test_the_published_files_hold_what_the_publisher_says(mnist_mirror: Path) -> None:
+    images = idx.read(mnist_mirror / "t10k-images-idx3-ubyte.gz", kind="images", max_bytes=1 << 24)
+    labels = idx.read(mnist_mirror / "t10k-labels-idx1-ubyte.gz", kind="labels", max_bytes=1 << 24)
+    assert images.shape == (10_000, 28, 28)
+    assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    # A Python that knows nothing of this codec: the header is 16 bytes, the pixels are the rest.
+    content = gzip.decompress((mnist_mirror / "t10k-images-idx3-ubyte.gz").read_bytes())
+    assert images.tobytes() == content[16:]

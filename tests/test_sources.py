@@ -1,0 +1,543 @@
+"""The data sets: every entry of SOURCES, every way in which a mirror can fail, and the flow that falls back."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import importlib
+import re
+import resource
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mnist_pipe.data import idx, sources, table
+from mnist_pipe.data.sources import SOURCES, PublishedFile, Source
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+
+NAMES = [name for pair in sources.SPLITS.values() for name in pair]
+FIRST = f"{NAMES[0]}.gz"
+
+
+def toy_files(rows: dict[str, int] | None = None) -> dict[str, bytes]:
+    """Four small IDX files by name, gzipped; not so small that a bit of theirs could be anything but noise."""
+    random = np.random.default_rng(3)
+    files = {}
+    for split, (images, labels) in sources.SPLITS.items():
+        count = (rows or {"train": 20, "test": 10})[split]
+        files[images] = gzip.compress(idx.encode(random.integers(0, 256, (count, 28, 28), np.uint8)), mtime=0)
+        files[labels] = gzip.compress(idx.encode((np.arange(count) % 10).astype(np.uint8)), mtime=0)
+    return files
+
+
+TOY = toy_files()
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A published data set of four small files, and an empty project to download it to."""
+    published = {
+        name: PublishedFile(
+            num_bytes=len(content), md5=hashlib.md5(content).hexdigest(), sha256=hashlib.sha256(content).hexdigest()
+        )
+        for name, content in TOY.items()
+    }
+    monkeypatch.setitem(SOURCES, "toy", Source(title="Toy", citation="", published=published))
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    """The toy files, well and badly served: the first part of the path is the name of the method that answers."""
+
+    protocol_version = "HTTP/1.1"
+    requests: list[str]
+    released: threading.Event
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        behaviour, name = self.path.strip("/").split("/")
+        with suppress(ConnectionError):  # the client may have seen enough
+            getattr(self, behaviour.partition("-")[0])(TOY[name.removesuffix(".gz")], name)
+
+    def answer(self, content: bytes, *, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for key, value in {"Connection": "close", "Content_Length": str(len(content)), **headers}.items():
+            if value:
+                self.send_header(key.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def good(self, content: bytes, _name: str) -> None:
+        self.answer(content)
+
+    def unannounced(self, content: bytes, _name: str) -> None:
+        self.answer(content, Content_Length="")
+
+    def truncated(self, content: bytes, _name: str) -> None:
+        self.answer(content[:100], Content_Length=str(len(content)))
+
+    def short(self, content: bytes, _name: str) -> None:
+        self.answer(content[:100], Content_Length="")
+
+    def flipped(self, content: bytes, _name: str) -> None:
+        self.answer(content[:-1] + bytes([content[-1] ^ 1]))
+
+    def wrong(self, _content: bytes, _name: str) -> None:
+        self.answer(b"x" * 1000)
+
+    def page(self, _content: bytes, _name: str) -> None:
+        self.answer(b"<!DOCTYPE html><html>please log in</html>", Content_Type="text/html; charset=utf-8")
+
+    def endless(self, content: bytes, _name: str) -> None:
+        self.answer(content, Content_Length="")
+        while not self.released.is_set():
+            self.wfile.write(b"x" * 1000)
+
+    def silent(self, _content: bytes, _name: str) -> None:
+        self.released.wait(10)
+
+    def drip(self, content: bytes, _name: str) -> None:
+        self.answer(b"", Content_Length=str(len(content)))
+        for byte in content:
+            if not self.released.wait(0.05):
+                self.wfile.write(bytes([byte]))
+
+    def unavailable(self, _content: bytes, _name: str) -> None:
+        self.answer(b"", status=503)
+
+    def loop(self, _content: bytes, name: str) -> None:
+        self.answer(b"", status=302, Location=f"/loop/{name}")
+
+    def hops(self, content: bytes, name: str) -> None:
+        left = int(self.path.split("/")[1].removeprefix("hops-"))
+        if left:
+            self.answer(b"", status=302, Location=f"/hops-{left - 1}/{name}")
+        else:
+            self.answer(content)
+
+    def downgrade(self, _content: bytes, name: str) -> None:
+        self.answer(b"", status=302, Location=f"http://127.0.0.1:{self.server.server_address[1]}/good/{name}")
+
+    def private(self, content: bytes, _name: str) -> None:
+        known = self.headers.get("Authorization") == "Basic dXNlcjpzZWNyZXQ="  # user:secret
+        self.answer(content if known else b"", status=200 if known else 401)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@dataclasses.dataclass
+class Server:
+    url: str
+    requests: list[str]
+
+
+def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
+    requests: list[str] = []
+    released = threading.Event()
+    handler = type("Handler", (Mirror,), {"requests": requests, "released": released})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if context:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        scheme = "https" if context else "http"
+        yield Server(url=f"{scheme}://127.0.0.1:{server.server_address[1]}", requests=requests)
+        released.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield from serving()
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1"
+    command += f" -addext subjectAltName=IP:127.0.0.1 -keyout {tmp_path}/key.pem -out {tmp_path}/cert.pem"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert.pem")
+    yield from serving(context)
+
+
+def fetch(*mirrors: object, dataset: str = "toy", log: Callable[[str], None] = print) -> dict[str, Path]:
+    return sources.fetch(dataset, mirrors=[str(m) for m in mirrors], folder=None, timeout_seconds=0.5, log=log)
+
+
+def assert_toy(found: dict[str, Path]) -> None:
+    assert {name: path.read_bytes() for name, path in found.items()} == TOY
+
+
+def no_mirror(*causes: str) -> str:
+    return (
+        f"toy: {FIRST} must come from a mirror, but got {', '.join(causes) or 'no mirror'}; "
+        "check the network, name another in ingest.mirrors or set ingest.dataset to digits"
+    )
+
+
+def leftovers() -> list[str]:
+    return sorted(str(path.relative_to(sources.DOWNLOADS)) for path in sources.DOWNLOADS.rglob("*") if path.is_file())
+
+
+def folder_of(parent: Path, files: dict[str, bytes], *, suffix: str = ".gz") -> Path:
+    parent.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (parent / f"{name}{suffix}").write_bytes(content)
+    return parent
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "toy"])
+def test_an_entry_is_well_formed(name: str) -> None:
+    source = SOURCES[name]
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)
+    assert source.title
+    assert sorted(source.published) in ([], sorted(NAMES))
+    for file in source.published.values():
+        assert re.fullmatch("[0-9a-f]{32}", file.md5)
+        assert re.fullmatch("[0-9a-f]{64}", file.sha256)
+        assert file.num_bytes > 1000
+    assert all(re.fullmatch(r"https?://[a-z0-9./-]+[a-z0-9]", mirror) for mirror in source.mirrors)
+
+
+def test_md5_and_mirrors_are_those_that_torchvision_lists() -> None:
+    importlib.import_module("tests.vision")  # makes torchvision importable
+    from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+
+    peers = {"mnist": MNIST, "fashion-mnist": FashionMNIST, "kmnist": KMNIST}
+    for name, peer in peers.items():
+        ours = {f"{file}.gz": published.md5 for file, published in SOURCES[name].published.items()}
+        assert ours == dict(peer.resources)
+        assert {f"{mirror}/" for mirror in SOURCES[name].mirrors} <= set(peer.mirrors)
+
+
+def test_no_two_published_files_have_a_digest_in_common() -> None:
+    files = [file for name, source in SOURCES.items() if name != "toy" for file in source.published.values()]
+    assert len(files) == 12
+    assert len({file.md5 for file in files}) == len({file.sha256 for file in files}) == 12
+
+
+def test_mnist_is_the_published_one(mnist_mirror: Path) -> None:
+    found = fetch("nowhere", mnist_mirror, dataset="mnist")
+    splits = sources.load("mnist", found)
+    assert {name: split.images.shape for name, split in splits.items()} == {
+        "train": (60_000, 28, 28),
+        "test": (10_000, 28, 28),
+    }
+    # The MD5 of the uncompressed files, headers included, as others publish them.
+    assert {name: hashlib.md5(idx.encode(split.images)).hexdigest() for name, split in splits.items()} == {
+        "train": "6bbc9ace898e44ae57da46a324031adb",
+        "test": "2646ac647ad5339dbf082846283269ea",
+    }
+    assert np.bincount(splits["test"].labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert splits["train"].provenance["files"]["train-images-idx3-ubyte.gz"] == {
+        "bytes": 9_912_422,
+        "sha256": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+    }
+    assert leftovers() == []
+
+
+def test_digits_are_the_scans_of_scikit_learn_enlarged_and_centred() -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    splits = sources.load("digits", fetch(dataset="digits"))
+    train, test = splits["train"], splits["test"]
+    assert (train.images.shape, test.images.shape) == ((1437, 28, 28), (360, 28, 28))
+    scans = load_digits()
+    known = np.bincount(scans.target)
+    assert np.array_equal(np.bincount(train.labels) + np.bincount(test.labels), known)
+    assert np.abs(np.bincount(test.labels) - known / 5).max() < 1
+    for images, labels in ((train.images, train.labels), (test.images, test.labels)):
+        for label in range(10):
+            mass = images[labels == label].astype(float)
+            grid = np.arange(28)
+            y = (mass.sum(2) @ grid) / mass.sum((1, 2))
+            x = (mass.sum(1) @ grid) / mass.sum((1, 2))
+            assert np.abs(y - 13.5).max() <= 0.5 + 1e-9
+            assert np.abs(x - 13.5).max() <= 0.5 + 1e-9
+    # The first zero of the scans is the first zero of the split: shrunk to 8x8 again, it is that scan.
+    zero = train.images[np.flatnonzero(train.labels == 0)[0]]
+    windows = [zero[y : y + 20, x : x + 20] for y in range(9) for x in range(9)]
+    shrunk = [np.asarray(Image.fromarray(window).resize((8, 8), Image.Resampling.BOX)) for window in windows]
+    assert max(np.corrcoef(small.ravel(), scans.images[0].ravel())[0, 1] for small in shrunk) > 0.95
+
+
+def test_digits_are_the_same_bytes_every_time(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        table.write_raw(tmp_path / name, sources.load("digits", {})["train"])
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_local_reads_four_idx_files_of_a_folder(tmp_path: Path, suffix: str) -> None:
+    plain = {name: content if suffix else gzip.decompress(content) for name, content in TOY.items()}
+    folder = folder_of(tmp_path / "mine", plain, suffix=suffix)
+    found = sources.fetch("local", mirrors=[], folder=str(folder), timeout_seconds=1, log=print)
+    splits = sources.load("local", found)
+    assert splits["train"].images.tobytes() == gzip.decompress(TOY[NAMES[0]])[16:]
+    assert splits["test"].labels.tolist() == [*range(10)]
+    assert splits["train"].provenance["files"][f"{NAMES[0]}{suffix}"] == {
+        "bytes": len(plain[NAMES[0]]),
+        "sha256": hashlib.sha256(plain[NAMES[0]]).hexdigest(),
+    }
+    (folder / f"{NAMES[3]}{suffix}").unlink()
+    with pytest.raises(InputError) as caught:
+        sources.fetch("local", mirrors=[], folder=str(folder), timeout_seconds=1, log=print)
+    assert str(caught.value) == (
+        f"ingest: folder must hold t10k-labels-idx1-ubyte.gz or t10k-labels-idx1-ubyte, but got neither in {folder}"
+    )
+
+
+def test_an_unknown_data_set_is_named() -> None:
+    with pytest.raises(InputError) as caught:
+        fetch(dataset="minst")
+    assert str(caught.value) == (
+        "ingest: dataset must be one of digits, fashion-mnist, kmnist, local, mnist, toy, but got 'minst'; "
+        "did you mean 'mnist'?"
+    )
+
+
+def test_images_and_labels_that_differ_in_number_are_refused(tmp_path: Path) -> None:
+    files = TOY | {NAMES[1]: toy_files({"train": 19, "test": 10})[NAMES[1]]}
+    folder = folder_of(tmp_path / "mine", files)
+    with pytest.raises(CorruptDataError) as caught:
+        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+    assert str(caught.value) == "train: must have one label per image, but got 20 images and 19 labels"
+
+
+def test_a_label_above_nine_is_refused(tmp_path: Path) -> None:
+    labels = gzip.compress(idx.encode(np.array([0, 1, 11, 3, 4, 5, 6, 255, 8, 9], np.uint8)))
+    folder = folder_of(tmp_path / "mine", TOY | {NAMES[3]: labels})
+    with pytest.raises(CorruptDataError) as caught:
+        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+    assert str(caught.value) == "test: labels[2] must be 0 to 9, but got 11 (2 such labels)"
+
+
+def test_swapped_files_are_refused(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "mine", TOY | {NAMES[0]: TOY[NAMES[1]], NAMES[1]: TOY[NAMES[0]]})
+    with pytest.raises(CorruptDataError) as caught:
+        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+    assert str(caught.value) == (
+        f"{folder}/{FIRST}: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); "
+        "are the files swapped?"
+    )
+
+
+def test_the_mirror_leaves_no_trace_in_the_data(tmp_path: Path, server: Server) -> None:
+    directory = folder_of(tmp_path / "mirror", TOY)
+    for name, mirror in (("a", directory), ("b", f"{server.url}/good/")):
+        table.write_raw(tmp_path / name, sources.load("toy", fetch(mirror))["train"])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_directory_mirror_is_verified_and_used_where_it_lies(tmp_path: Path) -> None:
+    lines: list[str] = []
+    directory = folder_of(tmp_path / "mirror", TOY)
+    found = fetch("nowhere", directory, log=lines.append)
+    assert_toy(found)
+    assert found[NAMES[0]] == directory / FIRST
+    assert lines == [
+        f"{FIRST}: not from nowhere (no such directory)",
+        *(f"{name}.gz: from {directory}" for name in NAMES),
+    ]
+    assert leftovers() == []
+
+
+def test_a_faulty_directory_mirror_is_named_with_its_cause(tmp_path: Path) -> None:
+    content, published = TOY[NAMES[0]], SOURCES["toy"].published[NAMES[0]]
+    other = content[:-1] + bytes([content[-1] ^ 1])
+    cases = {
+        "empty": ({}, "no such file"),
+        "short": ({NAMES[0]: content[:-1]}, f"{len(content) - 1} bytes, not {len(content)}"),
+        "other": (
+            {NAMES[0]: other},
+            f"sha256 {hashlib.sha256(other).hexdigest()[:12]}, not {published.sha256[:12]}",
+        ),
+    }
+    causes = ["missing (no such directory)"]
+    for name, (files, cause) in cases.items():
+        folder_of(Path(name), files)
+        causes.append(f"{name} ({cause})")
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch("missing", *cases)
+    assert str(caught.value) == no_mirror(*causes)
+    assert_toy(fetch(*cases, folder_of(tmp_path / "good", TOY)))
+
+
+def test_every_bit_flip_and_truncation_in_a_mirror_is_refused(tmp_path: Path) -> None:
+    content = TOY[NAMES[0]]
+    directory = folder_of(tmp_path / "mirror", TOY)
+    random = np.random.default_rng(0)
+    damaged = [content[:length] for length in random.integers(0, len(content), 50)]
+    for bit in [*range(8 * 10), *random.integers(0, 8 * len(content), 300)]:  # the gzip header, then anywhere
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << int(bit) % 8
+        damaged.append(bytes(flipped))
+    for wrong in damaged:
+        (directory / FIRST).write_bytes(wrong)
+        with pytest.raises(sources.NoMirrorFault):
+            fetch(directory, log=lambda _line: None)
+
+
+@pytest.mark.parametrize("way", ["good", "unannounced", "hops-3"])
+def test_a_good_server_supplies_every_file(server: Server, way: str) -> None:
+    assert_toy(fetch(f"{server.url}/{way}"))
+    assert leftovers() == sorted(f"toy/{name}.gz" for name in NAMES)
+
+
+SIZE = len(TOY[NAMES[0]])
+FLIPPED = hashlib.sha256(TOY[NAMES[0]][:-1] + bytes([TOY[NAMES[0]][-1] ^ 1])).hexdigest()
+FAULTS = {
+    "truncated": f"peer closed connection without sending complete message body (received 100 bytes, expected {SIZE})",
+    "short": f"100 bytes, not {SIZE}",
+    "flipped": f"sha256 {FLIPPED[:12]}, not {hashlib.sha256(TOY[NAMES[0]]).hexdigest()[:12]}",
+    "wrong": f"1000 bytes, not {SIZE}",
+    "page": f"41 bytes, a web page, not {SIZE}",
+    "endless": f"more than {SIZE} bytes",
+    "silent": "silent for 0.5 s",
+    "drip": "not done in 0.8 s",
+    "unavailable": "HTTP 503 Service Unavailable",
+    "loop": "more than 3 redirects",
+    "hops-4": "more than 3 redirects",
+    "private": "HTTP 401 Unauthorized",
+}
+
+
+@pytest.mark.parametrize("way", FAULTS)
+def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch(f"{server.url}/{way}")
+    assert str(caught.value) == no_mirror(f"{server.url}/{way} ({FAULTS[way]})")
+    assert time.monotonic() - started < 3
+    assert leftovers() == []
+    assert_toy(fetch(f"{server.url}/{way}", f"{server.url}/good"))
+
+
+def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    mirrors = ["missing", f"http://127.0.0.1:{port}", f"{server.url}/unavailable", "http://no-such-host.invalid/x"]
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch(*mirrors)
+    assert caught.value.exit_code == 3
+    message = re.sub(r"(no-such-host.invalid/x \(no connection: )[^)]+", r"\1the resolver's words", str(caught.value))
+    assert message == no_mirror(
+        "missing (no such directory)",
+        f"http://127.0.0.1:{port} (no connection: Connection refused)",
+        f"{server.url}/unavailable (HTTP 503 Service Unavailable)",
+        "http://no-such-host.invalid/x (no connection: the resolver's words)",
+    )
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch()
+    assert str(caught.value) == no_mirror()
+
+
+def test_a_silent_mirror_is_waited_for_once_and_not_for_each_file(server: Server) -> None:
+    assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good"))
+    assert sum(path.startswith("/silent/") for path in server.requests) == 1
+
+
+def test_the_publishers_own_mirror_comes_last(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = dataclasses.replace(SOURCES["toy"], mirrors=(f"{server.url}/good",))
+    monkeypatch.setitem(SOURCES, "toy", own)
+    assert_toy(fetch(f"{server.url}/unavailable"))
+    assert [path.split("/")[1] for path in server.requests] == ["unavailable", "good"] * 4
+
+
+def test_https_is_verified_and_a_redirect_to_http_refused(tls_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch(f"{tls_server.url}/downgrade")
+    assert str(caught.value) == no_mirror(f"{tls_server.url}/downgrade (a redirect from https to http)")
+    assert_toy(fetch(f"{tls_server.url}/good"))
+    (sources.DOWNLOADS / "toy" / FIRST).unlink()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(sources.NoMirrorFault, match="certificate verify failed: self-signed certificate"):
+        fetch(f"{tls_server.url}/good")
+
+
+def test_credentials_reach_the_mirror_and_no_message(server: Server) -> None:
+    lines: list[str] = []
+    authority = server.url.removeprefix("http://")
+    assert_toy(fetch(f"http://user:secret@{authority}/private", log=lines.append))
+    assert lines == [f"{name}.gz: from http://{authority}/private" for name in NAMES]
+    (sources.DOWNLOADS / "toy" / FIRST).unlink()
+    mirrors = [f"http://user:secret@{authority}/wrong", "http://user:secret@127.0.0.1:port", "http://user:secret@/"]
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        fetch(*mirrors, log=lines.append)
+    assert "secret" not in str(caught.value) + "".join(lines)
+
+
+def test_a_rerun_fetches_only_what_is_missing_or_damaged(server: Server) -> None:
+    fetch(f"{server.url}/good")
+    (sources.DOWNLOADS / "toy" / f"{NAMES[1]}.gz").unlink()
+    damaged = sources.DOWNLOADS / "toy" / f"{NAMES[2]}.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
+    server.requests.clear()
+    assert_toy(fetch(f"{server.url}/good"))
+    assert server.requests == [f"/good/{NAMES[1]}.gz", f"/good/{NAMES[2]}.gz"]
+
+
+def test_a_disk_that_takes_no_download_is_not_the_mirrors_fault(server: Server) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(EnvironmentFault) as caught:
+            fetch(f"{server.url}/good")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == f".state/downloads/toy: the folder must take {SIZE} bytes, but got File too large"
+    assert not isinstance(caught.value, sources.NoMirrorFault)
+    assert leftovers() == []
+
+
+@pytest.mark.usefixtures("prefect_server")
+def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mnist_pipe.params import IngestParams
+    from pipelines.ingest import fetch as fetch_task
+    from pipelines.ingest import ingest
+
+    monkeypatch.setattr(fetch_task, "retry_delay_seconds", 0)
+    params = IngestParams(dataset="toy", mirrors=["missing"], fallback="digits", folder=None, timeout_seconds=1)
+    with pytest.raises(sources.NoMirrorFault) as caught:
+        ingest(params.model_copy(update={"fallback": None}))
+    assert str(caught.value) == no_mirror("missing (no such directory)")
+    assert not Path("data").exists()
+
+    caplog.clear()
+    ingest(params)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == (
+        "FALLBACK: everything from here on is made from digits, not toy. "
+        f"{no_mirror('missing (no such directory)')}. To try again: dvc repro --force ingest"
+    )
+    for name, rows in (("train", 1437), ("test", 360)):
+        split = table.read_raw(Path(f"data/raw/{name}.parquet"))
+        assert (len(split.labels), split.provenance["dataset"], split.provenance["fallback_for"]) == (
+            rows,
+            "digits",
+            "toy",
+        )
+
+    ingest(params.model_copy(update={"mirrors": [str(folder_of(tmp_path / "mirror", TOY))]}))
+    provenance = table.read_raw(Path("data/raw/train.parquet")).provenance
+    assert (provenance["dataset"], provenance["fallback_for"]) == ("toy", None)

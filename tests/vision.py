@@ -1,0 +1,20 @@
+"""torchvision, importable beside a CPU build of torch.
+
+The published wheel of torchvision is compiled for CUDA. Beside a CPU torch its operators do not load, and the import
+itself then fails with `operator torchvision::nms does not exist`; naming the operators first, without an
+implementation, is enough for `transforms`, `models` and `datasets`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+# Keeps the definitions alive: they go when the library object does.
+_LIBRARY = torch.library.Library("torchvision", "DEF")
+if torch.version.cuda is None:
+    for _name in ("nms", "qnms"):
+        _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+from torchvision.transforms import v2 as transforms  # noqa: E402
+
+__all__ = ["transforms"]

@@ -1,0 +1,142 @@
+"""Weights and training state on disk, without pickle: safetensors for tensors, JSON for the rest, a manifest for both.
+
+`torch.load` does not check the zip's CRC (291 of 300 single-bit flips loaded silently wrong, see research), and an
+unpickler runs what it reads. So tensors go to safetensors, and a folder counts only with a manifest that matches.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mnist_pipe import layout, models
+from mnist_pipe.data.table import read_provenance
+from mnist_pipe.errors import CorruptDataError, PipelineError, describe, one_line
+from mnist_pipe.files import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
+
+WEIGHTS = "model.safetensors"
+STATE = "state.safetensors"
+PROGRESS = "progress.json"
+
+
+def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
+    """Write `model.safetensors`, `model.json` and, last, `manifest.json` to `folder`.
+
+    `card` names the architecture (`model`, `model_params`) and whatever else a reader of the weights must know.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_bytes(folder / WEIGHTS, safetensors.torch.save(tensors))
+    write_json(folder / layout.CARD, card)
+    write_manifest(folder)
+
+
+def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in evaluation mode, and its card.
+
+    Raises:
+        CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
+    """
+    verify_manifest(folder)
+    card: dict[str, Any] = read_json(folder / layout.CARD)
+    try:
+        model = models.build(card["model"], **card["model_params"])
+        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+    except (PipelineError, KeyError, RuntimeError) as fault:
+        got = one_line(fault)[:200]
+        raise CorruptDataError(
+            describe(folder / WEIGHTS, "the weights", f"fit {folder / layout.CARD}", got=got)
+        ) from fault
+    return model.eval(), card
+
+
+def save_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
+    """Write everything that a resumed run needs; `progress` is JSON (the epoch, the history).
+
+    The random state is not part of it: every draw comes from a generator seeded by (seed, epoch), see `loop`.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    optimizer_state = optimizer.state_dict()
+    scalars: dict[str, dict[str, Any]] = {}
+    for index, state in optimizer_state["state"].items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            elif value is not None:
+                scalars.setdefault(str(index), {})[key] = value
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(folder / STATE, safetensors.torch.save(content))
+    write_json(folder / PROGRESS, {"progress": progress, "scalars": scalars})
+    write_manifest(folder)
+
+
+def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put a saved state into `model` and `optimizer` and return its progress.
+
+    Raises:
+        CorruptDataError: as `load_model`.
+    """
+    verify_manifest(folder)
+    tensors = safetensors.torch.load_file(folder / STATE)
+    record = read_json(folder / PROGRESS)
+    try:
+        model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+    except RuntimeError as fault:
+        got = one_line(fault)[:200]
+        raise CorruptDataError(describe(folder / STATE, "the weights", "fit the model", got=got)) from fault
+    state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".", 2)
+            state.setdefault(int(index), {})[key] = tensor
+    # The groups are rebuilt by the caller from the same recipe; only what training changed is restored.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    progress: dict[str, Any] = record["progress"]
+    return progress
+
+
+def newest_valid(folders: list[Path]) -> Path | None:
+    """The folder with the most epochs among those whose manifest holds; half-written ones are passed over."""
+    valid: list[tuple[int, Path]] = []
+    for folder in folders:
+        try:
+            verify_manifest(folder)
+            valid.append((int(json.loads((folder / PROGRESS).read_bytes())["progress"]["epoch"]), folder))
+        except (CorruptDataError, OSError, ValueError, KeyError):
+            continue
+    return max(valid)[1] if valid else None
+
+
+def model_card(
+    recipe: dict[str, Any], *, model: nn.Module, metrics: dict[str, float], data: dict[str, Path]
+) -> dict[str, Any]:
+    """What a reader of the weights must know; the same run gives the same bytes, so it holds no time and no host.
+
+    `recipe` is `Recipe.to_dict()`; `data` maps `train` and `validation` to their Parquet files.
+    """
+    provenance = read_provenance(data["train"])
+    settings = {key: value for key, value in recipe.items() if key not in ("model", "model_params")}
+    return {
+        "model": recipe["model"],
+        "model_params": recipe["model_params"],
+        "recipe": settings,
+        "dataset": provenance["dataset"],
+        "mean": provenance["mean"],
+        "std": provenance["std"],
+        "data_sha256": {split: sha256(path) for split, path in data.items()},
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "metrics": {key: metrics[key] for key in ("validation_accuracy", "validation_loss")},
+        "versions": {
+            "python": platform.python_version(),
+            "mnist_pipe": version("mnist-pipe"),
+            **{package: version(package) for package in ("torch", "numpy")},
+        },
+    }

@@ -1,0 +1,239 @@
+"""The training loop: plain torch, one process of `world`, the data as one tensor on the device.
+
+Every random draw comes from a generator seeded by (seed, epoch), so a run that resumes at an epoch goes on exactly as
+one that was never stopped, and ranks agree on every draw without a word between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_pipe import models
+from mnist_pipe.data import augment
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.errors import PipelineError, describe
+from mnist_pipe.training import optimizers
+from mnist_pipe.training.schedules import SCHEDULES
+
+
+class DivergedError(PipelineError):
+    """The loss is no longer a finite number."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run, apart from its data."""
+
+    model: str
+    """A key of MODELS."""
+    model_params: dict[str, Any] = field(default_factory=dict)
+    """Constructor arguments of the model."""
+    optimizer: str
+    """A key of OPTIMIZERS."""
+    learning_rate: float
+    """The peak of the schedule."""
+    weight_decay: float = 0.0
+    batch_size: int
+    """Images a step over all workers together."""
+    num_epochs: int
+    schedule: str = "one_cycle"
+    """A key of SCHEDULES."""
+    label_smoothing: float = 0.0
+    rotation_degrees: float = 0.0
+    """The largest random rotation."""
+    translation_pixels: float = 0.0
+    """The largest random shift."""
+    precision: str = "auto"
+    """auto, float32 or bfloat16."""
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and Ray take it; `Recipe(**d)` is the way back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """A split on its device."""
+
+    images: Tensor
+    """(rows, 1, 28, 28) float32, standardised."""
+    labels: Tensor
+    """(rows,) int64."""
+    background: float
+    """The value of an empty pixel."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process's place among the workers; the default is a run of one."""
+
+    rank: int = 0
+    size: int = 1
+    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    """All-reduce, in place or not, of a small tensor."""
+
+
+ALONE = World()
+
+
+def resident(split: NormalizedSplit, *, device: torch.device, num_rows: int | None = None) -> Data:
+    """The first `num_rows` of `split` (all by default) as tensors on `device`."""
+    return Data(
+        images=torch.tensor(split.images[:num_rows], device=device).unsqueeze(1),
+        labels=torch.tensor(split.labels[:num_rows], device=device, dtype=torch.int64),
+        background=-float(split.provenance["mean"]) / float(split.provenance["std"]),
+    )
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """The autocast context of a recipe's precision; `auto` is bfloat16 only where the hardware computes in it."""
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is arithmetic here and not emulation, which is slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model and its optimizer at step 0; the same seed gives the same weights on every machine."""
+    torch.manual_seed(recipe.seed)
+    model = models.build(recipe.model, **recipe.model_params)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = optimizers.build(
+        recipe.optimizer, model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return model, optimizer
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    training: Data,
+    validation: Data,
+    first_epoch: int = 0,
+    world: World = ALONE,
+) -> Iterator[dict[str, float]]:
+    """Train epoch by epoch from `first_epoch`, yielding each epoch's metrics with the model as it then is.
+
+    Yields `epoch` (from 1), `train_loss` and `validation_loss` (mean negative log-likelihood in nats, without label
+    smoothing), `train_accuracy` and `validation_accuracy` in [0, 1], each a sum over all workers divided once.
+
+    Raises:
+        DivergedError: the loss of an epoch is not finite.
+    """
+    schedule = SCHEDULES[recipe.schedule]
+    num_rows, batch_size = len(training.labels), min(recipe.batch_size, len(training.labels))
+    # Whole batches only: each worker's share is then the same size, and the mean of their gradients is the mean.
+    num_steps = num_rows // batch_size
+    mine = slice(world.rank, None, world.size)
+    for epoch in range(first_epoch, recipe.num_epochs):
+        torch.manual_seed(_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
+        generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
+        order = torch.randperm(num_rows, generator=generator).to(training.labels.device)
+        sums = torch.zeros(3, device=training.labels.device, dtype=torch.float64)
+        model.train()
+        for step in range(num_steps):
+            rows = order[step * batch_size : (step + 1) * batch_size][mine]
+            images, labels = training.images[rows], training.labels[rows]
+            if recipe.rotation_degrees or recipe.translation_pixels:
+                moves = augment.draw(
+                    batch_size,
+                    rotation_degrees=recipe.rotation_degrees,
+                    translation_pixels=recipe.translation_pixels,
+                    generator=generator,
+                )
+                images = augment.affine(images, moves[mine], background=training.background)
+            with autocast(recipe.precision, images.device):
+                logits = model(images).float()
+            loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            multiplier = schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * multiplier
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            sums += _score(logits.detach(), labels)  # stays on the device: no host sync within an epoch
+        train_loss, train_accuracy = _rates(world.sum(sums))
+        validation_loss, validation_accuracy = evaluate(model, validation, world=world)
+        if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):
+            loss_now = train_loss if not np.isfinite(train_loss) else validation_loss
+            fix = "lower the learning rate"
+            raise DivergedError(
+                describe("training", "the loss", "stay finite", got=f"{loss_now} in epoch {epoch + 1}", fix=fix)
+            )
+        yield {
+            "epoch": epoch + 1,
+            "train_loss": train_loss,
+            "train_accuracy": train_accuracy,
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+        }
+
+
+def evaluate(model: nn.Module, data: Data, *, world: World = ALONE) -> tuple[float, float]:
+    """Mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows, in float32."""
+    mine = slice(world.rank, None, world.size)
+    images, labels = data.images[mine], data.labels[mine]
+    sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
+    for start in range(0, len(labels), 1000):
+        stop = start + 1000
+        sums += _score(_forward(model, images[start:stop]), labels[start:stop])
+    return _rates(world.sum(sums))
+
+
+def logits(model: nn.Module, images: NDArray[np.float32], *, batch_size: int = 1000) -> NDArray[np.float32]:
+    """(n, 10) logits of (n, 28, 28) standardised images, in float32 on the model's device."""
+    device = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.tensor(images[start : start + batch_size], device=device).unsqueeze(1)
+        parts.append(_forward(model, batch).cpu())
+    return torch.cat(parts).numpy()
+
+
+@torch.inference_mode()
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    # Not the DDP wrapper: its forward broadcasts buffers, and ranks may have different numbers of batches.
+    inner: nn.Module = getattr(model, "module", model)
+    inner.eval()
+    output: Tensor = inner(images)
+    return output
+
+
+def _score(outputs: Tensor, labels: Tensor) -> Tensor:
+    """(summed negative log-likelihood, number correct, number seen)."""
+    loss = F.cross_entropy(outputs, labels, reduction="sum")
+    correct = (outputs.argmax(1) == labels).sum()
+    return torch.stack([loss, correct, torch.tensor(len(labels), device=labels.device)]).double()
+
+
+def _rates(sums: Tensor) -> tuple[float, float]:
+    loss, correct, seen = sums.tolist()
+    return loss / seen, correct / seen
+
+
+def _seed(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))

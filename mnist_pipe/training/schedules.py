@@ -1,0 +1,23 @@
+"""Learning-rate schedules: pure functions of progress in [0, 1] to a multiple of the peak rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+WARM_UP = 0.25
+
+
+def constant(progress: float) -> float:  # noqa: ARG001
+    """The peak rate throughout."""
+    return 1.0
+
+
+def one_cycle(progress: float) -> float:
+    """Linear warm-up over the first quarter, then a cosine to zero (Smith & Topin 2018, 1708.07120)."""
+    if progress < WARM_UP:
+        return 0.04 + 0.96 * progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "one_cycle": one_cycle}

@@ -1,0 +1,276 @@
+"""Hyper-parameter search with Ray Tune: Optuna proposes, ASHA stops, a ledger remembers.
+
+The ledger is one JSON line for each finished trial, flushed to disk as it ends. A search that was killed and runs again
+asks Optuna for the same proposals (same seed) and a trial that the ledger knows reports its recorded epochs at once, so
+the sampler and the scheduler see exactly what they saw before. Tune's own state is pickle, written in place; it is not
+needed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+import torch
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.errors import PipelineError, describe
+from mnist_pipe.files import digest
+from mnist_pipe.training.distributed import Cluster
+from mnist_pipe.training.loop import DivergedError, Recipe, new_run, resident, train
+from mnist_pipe.training.optimizers import OPTIMIZERS
+
+METRIC = "validation_accuracy"
+
+
+class Space(Protocol):
+    """What `params.yaml` holds under `search.space`; see `params.SpaceParams`."""
+
+    @property
+    def model(self) -> Sequence[str]: ...
+    @property
+    def optimizer(self) -> Sequence[str]: ...
+    @property
+    def learning_rate(self) -> Mapping[str, Sequence[float]]: ...
+    @property
+    def weight_decay(self) -> Sequence[float]: ...
+    @property
+    def batch_size(self) -> Sequence[int]: ...
+    @property
+    def rotation_degrees(self) -> Sequence[float]: ...
+    @property
+    def translation_pixels(self) -> Sequence[float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """A trial that has ended."""
+
+    trial: int
+    """In the order of the proposals, from 1."""
+    status: str
+    """finished, stopped (by the scheduler), diverged or failed."""
+    config: dict[str, Any]
+    """What was searched: one value for each key of `Space`."""
+    history: list[dict[str, float]]
+    """One entry an epoch, as `loop.train` yields them."""
+
+    @property
+    def score(self) -> float:
+        """Validation accuracy after the last epoch; -1 where there is none that counts."""
+        if self.status in ("diverged", "failed") or not self.history:
+            return -1.0
+        return self.history[-1][METRIC]
+
+
+def search(
+    *,
+    space: Space,
+    training: NormalizedSplit,
+    validation: NormalizedSplit,
+    available: Cluster,
+    ledger: Path,
+    storage: Path,
+    name: str,
+    num_trials: int,
+    num_epochs: int,
+    train_rows: int | None,
+    algorithm: str,
+    scheduler: str,
+    reduction_factor: int,
+    max_concurrent_trials: int | str,
+    seed: int,
+    model_params: Mapping[str, dict[str, Any]],
+    on_trial: Callable[[TrialRecord], None] = lambda _: None,
+) -> list[TrialRecord]:
+    """Run the search and return every trial in the order of the proposals; `on_trial` is called as each ends.
+
+    With one trial at a time the result is the same from run to run. With more, ASHA and TPE decide by the order in
+    which trials happen to report.
+
+    Raises:
+        PipelineError: no trial ended with a finite loss.
+    """
+    concurrent = _concurrent_trials(max_concurrent_trials, available=available)
+    on_gpu = available.num_gpus > 0
+    num_threads = max(1, available.num_cpus // concurrent)
+    known = {digest(record.config): record for record in read_ledger(ledger)}
+    sampler = optuna.samplers.RandomSampler(seed) if algorithm == "random" else optuna.samplers.TPESampler(seed=seed)
+    book = _Ledger(ledger, num_epochs=num_epochs, known=known, on_trial=on_trial)
+    # Optuna's own line for every trial would come on top of ours.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainable = tune.with_parameters(
+        _trial,
+        training=training,
+        validation=validation,
+        known={key: record.history for key, record in known.items() if record.status != "failed"},
+        fixed={"num_epochs": num_epochs, "seed": seed, "train_rows": train_rows},
+        model_params=dict(model_params),
+        num_threads=num_threads,
+    )
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            num_samples=num_trials,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,  # a new process for each trial would import torch again
+            search_alg=OptunaSearch(space=partial(_propose, space=space), sampler=sampler, metric=METRIC, mode="max"),
+            scheduler=_scheduler(scheduler, num_epochs=num_epochs, reduction_factor=reduction_factor),
+            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"{name}.{len(list(storage.glob(name + '.*')))}",
+            storage_path=str(storage.resolve()),
+            callbacks=[TBXLoggerCallback(), book],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+    if not any(record.score >= 0 for record in book.records):
+        got = ", ".join(sorted({record.status for record in book.records})) or "no trial"
+        fix = "look at the learning rates in search.space"
+        raise PipelineError(describe("search", "one trial at least", "end with a finite loss", got=got, fix=fix))
+    return sorted(book.records, key=lambda record: record.trial)
+
+
+def best(records: Sequence[TrialRecord]) -> TrialRecord:
+    """The highest validation accuracy; of equals the lower validation loss, then the earlier."""
+    return max(records, key=lambda r: (r.score, -r.history[-1]["validation_loss"] if r.score >= 0 else 0.0, -r.trial))
+
+
+def read_ledger(path: Path) -> list[TrialRecord]:
+    """The trials that had ended; a line that a kill cut short is passed over."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            records.append(TrialRecord(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return records
+
+
+def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int:
+    return max(1, available.num_gpus) if wanted == "auto" else int(wanted)
+
+
+def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialScheduler:
+    if name == "fifo":
+        return FIFOScheduler()
+    return AsyncHyperBandScheduler(
+        time_attr="epoch", max_t=num_epochs, grace_period=1, reduction_factor=reduction_factor
+    )
+
+
+def _propose(trial: optuna.Trial, *, space: Space) -> None:
+    """The space as Optuna draws from it; each optimizer has a learning rate of its own name and range."""
+    trial.suggest_categorical("model", list(space.model))
+    optimizer = trial.suggest_categorical("optimizer", list(space.optimizer))
+    low, high = space.learning_rate.get(optimizer, OPTIMIZERS[optimizer].learning_rate)
+    trial.suggest_float(f"learning_rate.{optimizer}", low, high, log=True)
+    trial.suggest_float("weight_decay", *space.weight_decay, log=True)
+    trial.suggest_categorical("batch_size", list(space.batch_size))
+    trial.suggest_float("rotation_degrees", *space.rotation_degrees)
+    trial.suggest_float("translation_pixels", *space.translation_pixels)
+
+
+def _config(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """A proposal with its one learning rate under its one name."""
+    config = {key: value for key, value in proposal.items() if not key.startswith("learning_rate")}
+    config["learning_rate"] = proposal[f"learning_rate.{proposal['optimizer']}"]
+    return config
+
+
+def _trial(
+    proposal: dict[str, Any],
+    *,
+    training: NormalizedSplit,
+    validation: NormalizedSplit,
+    known: Mapping[str, list[dict[str, float]]],
+    fixed: Mapping[str, Any],
+    model_params: Mapping[str, dict[str, Any]],
+    num_threads: int,
+) -> None:
+    """One trial, in a Ray actor that many trials share."""
+    config = _config(proposal)
+    recorded = known.get(digest(config))
+    if recorded is not None:
+        for metrics in recorded:
+            tune.report(metrics)
+        return
+    torch.set_num_threads(num_threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = Recipe(
+        **config,
+        model_params=model_params.get(config["model"], {}),
+        num_epochs=fixed["num_epochs"],
+        seed=fixed["seed"],
+    )
+    model, optimizer = new_run(recipe, device=device)
+    data = resident(training, device=device, num_rows=fixed["train_rows"])
+    held_out = resident(validation, device=device)
+    try:
+        for metrics in train(recipe, model=model, optimizer=optimizer, training=data, validation=held_out):
+            tune.report(metrics)
+    except DivergedError:
+        # ASHA compares with `<`, which is false for NaN, so a diverged trial would run on and could be best: it reports
+        # the worst finite score and ends.
+        tune.report({"epoch": fixed["num_epochs"], METRIC: 0.0, "diverged": 1})
+
+
+class _Ledger(tune.Callback):  # type: ignore[misc]
+    """Collects the trials as they end, and writes each to disk."""
+
+    def __init__(
+        self, path: Path, *, num_epochs: int, known: Mapping[str, TrialRecord], on_trial: Callable[[TrialRecord], None]
+    ) -> None:
+        self.records: list[TrialRecord] = []
+        self._path, self._num_epochs, self._known, self._on_trial = path, num_epochs, known, on_trial
+        self._histories: dict[str, list[dict[str, float]]] = {}
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
+        self._histories.setdefault(trial.trial_id, []).append({key: result[key] for key in keys if key in result})
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        history = self._histories.get(trial.trial_id, [])
+        diverged = bool(history and history[-1].get("diverged"))
+        ended = bool(history and history[-1]["epoch"] >= self._num_epochs)
+        self._add(trials, trial, "diverged" if diverged else "finished" if ended else "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._add(trials, trial, "failed")
+
+    def _add(self, trials: list[Any], trial: Any, status: str) -> None:
+        record = TrialRecord(
+            trial=trials.index(trial) + 1,  # Tune lists them in the order of the proposals
+            status=status,
+            config=_config(trial.config),
+            history=self._histories.get(trial.trial_id, []),
+        )
+        self.records.append(record)
+        if digest(record.config) not in self._known:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(vars(record)) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        self._on_trial(record)

@@ -1,0 +1,41 @@
+"""A small data set on disk and a recipe for it, for the tests that start Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mnist_pipe.data.table import NormalizedSplit, write_normalized
+from mnist_pipe.training.loop import Recipe
+from tests.test_loop import blobs
+
+RECIPE = Recipe(
+    model="convnet",
+    model_params={"channels": [4, 8]},
+    optimizer="adamw",
+    learning_rate=0.003,
+    batch_size=64,
+    num_epochs=6,
+    rotation_degrees=5,
+    translation_pixels=1,
+    precision="float32",
+)
+
+
+def split(num_rows: int, *, seed: int = 0) -> NormalizedSplit:
+    """Blobs as `normalize` would leave them."""
+    data = blobs(num_rows, seed=seed)
+    return NormalizedSplit(
+        images=data.images[:, 0].numpy(),
+        labels=data.labels.numpy().astype(np.uint8),
+        index=np.arange(num_rows, dtype=np.uint32),
+        provenance={"dataset": "blobs", "mean": 0.1, "std": 0.25},
+    )
+
+
+def write(folder: Path, *, num_rows: int = 3200) -> Path:
+    """Write train and validation splits to `folder`."""
+    write_normalized(folder / "train.parquet", split(num_rows))
+    write_normalized(folder / "validation.parquet", split(501, seed=1))
+    return folder

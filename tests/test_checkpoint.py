@@ -1,0 +1,114 @@
+"""Weights and training state on disk: exact, verified, and without pickle."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mnist_pipe import models
+from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.training import checkpoint, loop, optimizers
+from mnist_pipe.training.optimizers import OPTIMIZERS
+from tests.test_loop import CPU, RECIPE, blobs
+
+CARD = {"model": "convnet", "model_params": {"channels": [4, 8]}}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    torch.manual_seed(3)
+    checkpoint.save_model(tmp_path / "model", models.build("convnet", channels=[4, 8]), card=CARD)
+    return tmp_path / "model"
+
+
+def test_a_loaded_model_is_the_saved_one(saved: Path) -> None:
+    torch.manual_seed(3)
+    original = models.build("convnet", channels=[4, 8]).eval()
+    loaded, card = checkpoint.load_model(saved)
+    assert card == CARD
+    assert not loaded.training
+    images = torch.randn(4, 1, 28, 28)
+    assert torch.equal(loaded(images), original(images))
+
+
+def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
+    model, card = checkpoint.load_model(saved)
+    checkpoint.save_model(tmp_path / "again", model, card=card)
+    assert {p.name: p.read_bytes() for p in saved.iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
+    }
+
+
+def test_no_single_flipped_bit_is_loaded(saved: Path) -> None:
+    weights = saved / checkpoint.WEIGHTS
+    content = bytearray(weights.read_bytes())
+    draw = random.Random(0)
+    for _ in range(200):
+        position, bit = draw.randrange(len(content)), 1 << draw.randrange(8)
+        content[position] ^= bit
+        weights.write_bytes(content)
+        with pytest.raises(CorruptDataError, match="sha256"):
+            checkpoint.load_model(saved)
+        content[position] ^= bit
+
+
+def test_no_truncation_is_loaded(saved: Path) -> None:
+    weights = saved / checkpoint.WEIGHTS
+    content = weights.read_bytes()
+    for length in range(0, len(content), len(content) // 50):
+        weights.write_bytes(content[:length])
+        with pytest.raises(CorruptDataError):
+            checkpoint.load_model(saved)
+
+
+def test_a_folder_without_a_manifest_is_unfinished(saved: Path) -> None:
+    (saved / "manifest.json").unlink()
+    with pytest.raises(CorruptDataError) as caught:
+        checkpoint.load_model(saved)
+    assert str(caught.value) == f"{saved}/manifest.json: the file must exist, but got nothing"
+
+
+def test_weights_of_another_architecture_are_refused(saved: Path, tmp_path: Path) -> None:
+    model, card = checkpoint.load_model(saved)
+    other = tmp_path / "other"
+    checkpoint.save_model(other, model, card={**card, "model": "lenet5", "model_params": {}})
+    with pytest.raises(CorruptDataError, match=r"model.safetensors: the weights must fit .*model.json"):
+        checkpoint.load_model(other)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_restored_run_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -> None:
+    rate = OPTIMIZERS[name].learning_rate[0]
+    recipe = loop.Recipe(**{**RECIPE.to_dict(), "optimizer": name, "learning_rate": rate, "num_epochs": 2})
+    training, validation = blobs(160), blobs(50, seed=1)
+    model, optimizer = loop.new_run(recipe, device=CPU)
+    epochs = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
+    first = next(epochs)
+    checkpoint.save_state(tmp_path, model=model, optimizer=optimizer, progress={"epoch": 1, "history": [first]})
+    expected = next(epochs)
+
+    resumed, fresh = loop.new_run(recipe, device=CPU)
+    assert checkpoint.load_state(tmp_path, model=resumed, optimizer=fresh) == {"epoch": 1, "history": [first]}
+    rest = loop.train(recipe, model=resumed, optimizer=fresh, training=training, validation=validation, first_epoch=1)
+    assert list(rest) == [expected]
+    for ours, theirs in zip(resumed.state_dict().values(), model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
+    model = models.build("linear")
+    optimizer = optimizers.build("sgd", model, learning_rate=0.1, weight_decay=0.0)
+    folders = [tmp_path / name for name in ("b", "a", "half", "flipped", "missing")]
+    for epoch, folder in enumerate(folders[:4]):
+        checkpoint.save_state(folder, model=model, optimizer=optimizer, progress={"epoch": epoch, "history": []})
+    (folders[2] / "manifest.json").unlink()
+    weights = folders[3] / checkpoint.STATE
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert checkpoint.newest_valid(folders) == tmp_path / "a"
+    shutil.rmtree(tmp_path / "a")
+    shutil.rmtree(tmp_path / "b")
+    assert checkpoint.newest_valid(folders) is None

@@ -1,0 +1,166 @@
+"""The training loop: what it computes, what it draws, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mnist_pipe.training import loop
+from mnist_pipe.training.loop import Data, DivergedError, Recipe, World
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    model="convnet",
+    model_params={"channels": [4, 8]},
+    optimizer="sgd",
+    learning_rate=0.05,
+    batch_size=32,
+    num_epochs=3,
+    rotation_degrees=10,
+    translation_pixels=2,
+    label_smoothing=0.1,
+    precision="float32",
+)
+
+
+def blobs(num_rows: int, *, seed: int = 0) -> Data:
+    """Ten classes, each a bright square in a place of its own with noise: learnable in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num_rows) % 10
+    images = 0.3 * torch.randn(num_rows, 1, 28, 28, generator=generator) - 0.4
+    for row, label in enumerate(labels.tolist()):
+        y, x = 4 + 14 * (label // 5), 2 + 5 * (label % 5)
+        images[row, 0, y : y + 5, x : x + 4] += 2.5
+    return Data(images=images, labels=labels, background=-0.4)
+
+
+def run(
+    recipe: Recipe, *, training: Data, validation: Data, **arguments: Any
+) -> tuple[list[dict[str, float]], torch.Tensor]:
+    """Every epoch's metrics and the final weights as one vector."""
+    model, optimizer = loop.new_run(recipe, device=CPU)
+    history = list(
+        loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation, **arguments)
+    )
+    return history, torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+def test_learns() -> None:
+    history, _ = run(RECIPE, training=blobs(640), validation=blobs(200, seed=1))
+    assert history[-1]["validation_accuracy"] > 0.95, history
+
+
+def test_two_runs_are_bitwise_equal() -> None:
+    first, second = (run(RECIPE, training=blobs(320), validation=blobs(100, seed=1)) for _ in range(2))
+    assert first[0] == second[0]
+    assert torch.equal(first[1], second[1])
+
+
+def test_another_seed_is_another_run() -> None:
+    other = dataclasses.replace(RECIPE, seed=1)
+    a, b = (run(r, training=blobs(320), validation=blobs(100, seed=1))[1] for r in (RECIPE, other))
+    assert not torch.equal(a, b)
+
+
+def test_metrics_are_means_over_rows_and_not_over_batches() -> None:
+    # 2,050 rows: the last of evaluate's batches has 50, which a mean of means would weigh as a whole one.
+    data = blobs(2050)
+    model, _ = loop.new_run(RECIPE, device=CPU)
+    loss, accuracy = loop.evaluate(model, data)
+    logits = model.eval()(data.images)
+    assert loss == pytest.approx(F.cross_entropy(logits, data.labels).item(), rel=1e-5)
+    assert accuracy == (logits.argmax(1) == data.labels).double().mean().item()
+
+
+def test_every_row_is_seen_once_an_epoch() -> None:
+    seen: list[int] = []
+    data = blobs(64)
+    data.images[:, 0, 0, 0] = torch.arange(64.0)
+    recipe = dataclasses.replace(RECIPE, rotation_degrees=0, translation_pixels=0, num_epochs=1)
+    model, optimizer = loop.new_run(recipe, device=CPU)
+    model.register_forward_pre_hook(
+        lambda module, args: seen.extend(args[0][:, 0, 0, 0].int().tolist()) if module.training else None
+    )
+    list(loop.train(recipe, model=model, optimizer=optimizer, training=data, validation=blobs(10)))
+    assert sorted(seen) == list(range(64))
+    assert seen != sorted(seen)
+
+
+def test_one_step_is_the_step_written_by_hand() -> None:
+    # The smooth model: where two pixels nearly tie, max-pool's gradient jumps with the order of the rows.
+    smooth = dataclasses.replace(RECIPE, model="mlp", model_params={}, rotation_degrees=0, translation_pixels=0)
+    recipe = dataclasses.replace(smooth, batch_size=64, num_epochs=1, schedule="constant")
+    data = blobs(64)
+    model, optimizer = loop.new_run(recipe, device=CPU)
+    list(loop.train(recipe, model=model, optimizer=optimizer, training=data, validation=data))
+    byhand, _ = loop.new_run(recipe, device=CPU)
+    F.cross_entropy(byhand(data.images), data.labels, label_smoothing=0.1).backward()
+    for ours, theirs in zip(model.parameters(), byhand.parameters(), strict=True):
+        # The first step of Nesterov momentum 0.9 is 1.9 times the gradient.
+        torch.testing.assert_close(ours, theirs - 0.05 * 1.9 * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_continued_at_an_epoch_is_the_run_never_stopped() -> None:
+    training, validation = blobs(320), blobs(100, seed=1)
+    whole, expected = run(RECIPE, training=training, validation=validation)
+    model, optimizer = loop.new_run(RECIPE, device=CPU)
+    arguments: dict[str, Any] = {"model": model, "optimizer": optimizer, "training": training, "validation": validation}
+    first = next(iter(loop.train(RECIPE, **arguments)))
+    rest = list(loop.train(RECIPE, **arguments, first_epoch=1))
+    assert [first, *rest] == whole
+    assert torch.equal(torch.cat([v.flatten().double() for v in model.state_dict().values()]), expected)
+
+
+def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
+    # Both ranks run in threads with a real barrier for the sums; at this rate no gradient need be exchanged.
+    recipe = dataclasses.replace(RECIPE, model="mlp", model_params={}, learning_rate=1e-9, num_epochs=1)
+    training, validation = blobs(320), blobs(101, seed=1)
+    alone, _ = run(recipe, training=training, validation=validation)
+    runs = [loop.new_run(recipe, device=CPU) for _ in range(2)]
+    barrier, slots, results = threading.Barrier(2), [torch.zeros(3)] * 2, [{}, {}]
+
+    def rank(number: int) -> None:
+        def total(values: torch.Tensor) -> torch.Tensor:
+            slots[number] = values
+            barrier.wait()
+            result = slots[0] + slots[1]
+            barrier.wait()
+            return result
+
+        model, optimizer = runs[number]
+        world = World(rank=number, size=2, sum=total)
+        epochs = loop.train(
+            recipe, model=model, optimizer=optimizer, training=training, validation=validation, world=world
+        )
+        results[number] = next(epochs)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for result in results:
+        assert result == pytest.approx(alone[0], rel=1e-5)
+
+
+def test_a_diverging_run_ends_with_the_epoch_it_diverged_in() -> None:
+    recipe = dataclasses.replace(RECIPE, model="lenet5", model_params={}, learning_rate=1e18)
+    with pytest.raises(DivergedError) as caught:
+        run(recipe, training=blobs(320), validation=blobs(100))
+    assert str(caught.value) == ("training: the loss must stay finite, but got nan in epoch 1; lower the learning rate")
+
+
+def test_auto_precision_is_bfloat16_only_where_the_processor_computes_in_it() -> None:
+    with open("/proc/cpuinfo") as stream:  # noqa: PTH123
+        flags = stream.read()
+    assert loop.computes_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def test_logits_of_arrays_are_the_models() -> None:
+    data = blobs(30)
+    model, _ = loop.new_run(RECIPE, device=CPU)
+    got = loop.logits(model, data.images[:, 0].numpy(), batch_size=7)
+    torch.testing.assert_close(torch.tensor(got), model.eval()(data.images), rtol=1e-4, atol=1e-5)

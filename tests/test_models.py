@@ -1,0 +1,108 @@
+"""The contract of every entry of MODELS; a new model inherits it by its one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mnist_pipe import models
+from mnist_pipe.errors import InputError
+from mnist_pipe.models import MODELS
+
+# Counted by hand from the layers: in*out + out for a dense layer, k*k*in*out (+ out) for a convolution.
+PARAMETERS = {
+    "linear": 784 * 10 + 10,
+    "mlp": (784 * 15 + 15) + (15 * 10 + 10),
+    "lenet5": (25 * 6 + 6) + (25 * 6 * 16 + 16) + (400 * 120 + 120) + (120 * 84 + 84) + (84 * 10 + 10),
+    "cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (64 * 14 * 14 * 128 + 128) + (128 * 10 + 10),
+    "convnet": 9 * 16 + 9 * 16 * 32 + 9 * 32 * 64 + 2 * (16 + 32 + 64) + (64 * 3 * 3 * 10 + 10),
+}
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_maps_a_batch_of_images_to_ten_logits_each(name: str) -> None:
+    assert models.build(name)(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+
+
+def test_ends_in_logits_and_not_in_probabilities(name: str) -> None:
+    model = models.build(name)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    outputs = model(torch.randn(64, 1, 28, 28))
+    assert (outputs < 0).any()
+    assert (outputs > 1).any()
+
+
+def test_every_parameter_gets_a_gradient(name: str) -> None:
+    model = models.build(name)
+    F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8)).backward()
+    without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert without == []
+
+
+def test_learns_32_images_by_heart(name: str) -> None:
+    torch.manual_seed(0)
+    model, images, labels = models.build(name), torch.randn(32, 1, 28, 28), torch.arange(32) % 10
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    assert (model(images).argmax(1) == labels).all()
+
+
+def test_the_same_seed_gives_the_same_weights(name: str) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        states.append(models.build(name).state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_prediction_of_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    model = models.build(name).eval()
+    images = torch.randn(16, 1, 28, 28)
+    torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
+
+
+def test_has_the_parameters_that_its_layers_say(name: str) -> None:
+    assert sum(parameter.numel() for parameter in models.build(name).parameters()) == PARAMETERS[name]
+
+
+def test_sizes_of_the_mlp_are_parameters() -> None:
+    model = models.build("mlp", hidden=[300, 100], activation="tanh")
+    shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
+    assert shapes == [(300, 784), (100, 300), (10, 100)]
+    assert any(isinstance(module, torch.nn.Tanh) for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("lenet", {}, "models: model must be one of cnn, convnet, lenet5, linear, mlp, but got 'lenet'; "
+         "did you mean 'lenet5'?"),
+        ("mlp", {"hiden": [3]}, "params.yaml: models.mlp.hiden must be a known argument, but got 'hiden'; "
+         "did you mean 'hidden'?"),
+        ("mlp", {"activation": "rely"}, "params.yaml: models.mlp.activation must be 'sigmoid', 'tanh' or 'relu', "
+         "but got 'rely'"),
+        ("convnet", {"channels": [0]}, "params.yaml: models.convnet.channels.0 must be greater than or equal to 1, "
+         "but got 0"),
+        ("linear", {"width": 3}, "params.yaml: models.linear.width must be a known argument, but got 'width'; "
+         "known: none"),
+    ],
+)  # fmt: skip
+def test_a_wrong_name_or_argument_is_told_in_one_line(name: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        models.build(name, **arguments)
+    assert str(caught.value) == message
+
+
+def test_check_tells_every_fault_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        models.check({"mlp": {"hidden": [-1]}, "convnet": {"chanels": [1]}})
+    assert len(str(caught.value).splitlines()) == 2

@@ -1,0 +1,186 @@
+"""Ray Tune: reproducible, resumable, and a diverging trial is never best."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_pipe.errors import PipelineError
+from mnist_pipe.training import distributed
+from mnist_pipe.training.distributed import Cluster
+from mnist_pipe.training.search import TrialRecord, best, read_ledger, search
+from tests import ray_data
+
+ray = pytest.mark.ray
+NUM_TRIALS = 8
+
+DRIVER = """
+import sys
+from pathlib import Path
+from mnist_pipe.training import distributed
+from tests.test_search import run
+with distributed.cluster() as available:
+    run(available, folder=Path(sys.argv[1]))
+"""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A small space; see `params.SpaceParams`."""
+
+    model: list[str] = field(default_factory=lambda: ["mlp", "convnet"])
+    optimizer: list[str] = field(default_factory=lambda: ["adam", "sgd"])
+    learning_rate: dict[str, list[float]] = field(default_factory=dict)
+    weight_decay: list[float] = field(default_factory=lambda: [1e-6, 1e-4])
+    batch_size: list[int] = field(default_factory=lambda: [32, 64])
+    rotation_degrees: list[float] = field(default_factory=lambda: [0.0, 5.0])
+    translation_pixels: list[float] = field(default_factory=lambda: [0.0, 2.0])
+
+
+def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord]:
+    """A search over blobs, with its ledger and results in `folder`."""
+    arguments: dict[str, Any] = {
+        "space": Space(),
+        "num_trials": NUM_TRIALS,
+        "num_epochs": 3,
+        "train_rows": 1000,
+        "algorithm": "tpe",
+        "scheduler": "asha",
+        "reduction_factor": 3,
+        "max_concurrent_trials": "auto",
+        "seed": 0,
+        "model_params": {"convnet": {"channels": [4, 8]}},
+    }
+    return search(
+        training=ray_data.split(3200),
+        validation=ray_data.split(501, seed=1),
+        available=available,
+        ledger=folder / "trials.jsonl",
+        storage=folder / "ray",
+        name="search",
+        **{**arguments, **changes},
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with distributed.cluster() as available:
+        yield available
+
+
+@pytest.fixture(scope="module")
+def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TrialRecord], Path]:
+    """A search that nothing disturbed, and its folder."""
+    folder = tmp_path_factory.mktemp("reference")
+    return run(cluster, folder=folder), folder
+
+
+@ray
+def test_every_trial_is_in_the_result_and_in_the_ledger(reference: tuple[list[TrialRecord], Path]) -> None:
+    records, folder = reference
+    assert [record.trial for record in records] == list(range(1, NUM_TRIALS + 1))
+    assert sorted(read_ledger(folder / "trials.jsonl"), key=lambda r: r.trial) == records
+
+
+@ray
+def test_asha_stops_some_trials_and_finishes_the_best(reference: tuple[list[TrialRecord], Path]) -> None:
+    records, _ = reference
+    epochs = {status: {len(r.history) for r in records if r.status == status} for status in ("finished", "stopped")}
+    assert epochs["finished"] == {3}
+    assert epochs["stopped"] <= {1, 2}
+    assert epochs["stopped"]
+    assert best(records).status == "finished"
+
+
+@ray
+def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRecord], Path]) -> None:
+    assert len(list((reference[1] / "ray").glob("search.0/trial-*/events.out.tfevents.*"))) == NUM_TRIALS
+
+
+@ray
+def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
+    cluster: Cluster, reference: tuple[list[TrialRecord], Path], tmp_path: Path
+) -> None:
+    root, ledger = Path(__file__).parent.parent, tmp_path / "trials.jsonl"
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    first = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 90
+    while len(read_ledger(ledger)) < 2:
+        assert first.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    known = read_ledger(ledger)
+    assert 2 <= len(known) < NUM_TRIALS
+    # A mark in a recorded figure tells a trial that was remembered from one that was run again, and the line that the
+    # kill cut short is passed over.
+    lines = ledger.read_text().splitlines()
+    marked = json.loads(lines[0])
+    figure = marked["history"][0]["train_loss"]
+    marked["history"][0]["train_loss"] = 123.0
+    ledger.write_text("\n".join([json.dumps(marked), *lines[1:]]) + '\n{"trial": 7, "sta\n')
+
+    subprocess.run(command, cwd=root, env=environment, check=True)
+    resumed = sorted(read_ledger(ledger), key=lambda r: r.trial)
+    assert [record.trial for record in resumed] == list(range(1, NUM_TRIALS + 1))
+    remembered = resumed[marked["trial"] - 1].history[0]
+    assert remembered["train_loss"] == 123.0
+    remembered["train_loss"] = figure
+    assert resumed == reference[0]
+
+
+@ray
+def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tmp_path: Path) -> None:
+    space = Space(model=["lenet5"], optimizer=["sgd", "adam"], learning_rate={"sgd": [1e18, 1e19]})
+    records = run(
+        cluster, folder=tmp_path, space=space, num_trials=5, num_epochs=1, algorithm="random", scheduler="fifo"
+    )
+    by_optimizer = {record.config["optimizer"]: record.status for record in records}
+    assert by_optimizer == {"sgd": "diverged", "adam": "finished"}
+    assert best(records).config["optimizer"] == "adam"
+
+
+@ray
+def test_when_every_trial_diverges_the_search_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    space = Space(model=["lenet5"], optimizer=["sgd"], learning_rate={"sgd": [1e18, 1e19]})
+    with pytest.raises(PipelineError) as caught:
+        run(cluster, folder=tmp_path, space=space, num_trials=2, num_epochs=1)
+    assert str(caught.value) == (
+        "search: one trial at least must end with a finite loss, but got diverged; "
+        "look at the learning rates in search.space"
+    )
+
+
+@ray
+@pytest.mark.slow
+def test_trials_side_by_side_are_the_trials_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"algorithm": "random", "scheduler": "fifo", "num_trials": 4, "num_epochs": 1}
+    two = run(cluster, folder=tmp_path / "two", max_concurrent_trials=2, **arguments)
+    one = run(cluster, folder=tmp_path / "one", max_concurrent_trials=1, **arguments)
+    assert [record.config for record in two] == [record.config for record in one]
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.score == pytest.approx(theirs.score, abs=0.02)  # one thread each against all of them
+
+
+def _record(trial: int, *, accuracy: float, loss: float = 0.1, status: str = "finished") -> TrialRecord:
+    history = [{"epoch": 1, "validation_accuracy": accuracy, "validation_loss": loss}]
+    return TrialRecord(trial=trial, status=status, config={}, history=history)
+
+
+def test_best_is_the_most_accurate_then_the_lowest_loss_then_the_first() -> None:
+    assert best([_record(1, accuracy=0.9), _record(2, accuracy=0.95)]).trial == 2
+    assert best([_record(1, accuracy=0.9, loss=0.3), _record(2, accuracy=0.9, loss=0.2)]).trial == 2
+    assert best([_record(1, accuracy=0.9), _record(2, accuracy=0.9)]).trial == 1
+    assert best([_record(1, accuracy=0.5), _record(2, accuracy=0.99, status="diverged")]).trial == 1

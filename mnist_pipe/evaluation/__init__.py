@@ -1,0 +1,1 @@
+"""From logits to figures, comparisons, pictures and the report."""

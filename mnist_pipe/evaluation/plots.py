@@ -1,0 +1,318 @@
+"""The pictures of the report: small figures that stay readable on a phone, drawn without pyplot or a display.
+
+Each function draws one PNG to `path`, whole or not at all; the same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
+from numpy.typing import NDArray
+
+from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE
+from mnist_pipe.evaluation.scores import CalibrationBins, ClassScore, wilson_interval
+from mnist_pipe.files import replacing
+
+WIDTH_INCHES = 5.2
+"""Of every figure: at the width of a phone 9-point text is still legible."""
+INK, MUTED, FAINT, BLUE, RED = "#1f2328", "#6a727c", "#e4e7eb", "#1f5fa8", "#b8431b"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c9c", "#1f2328")  # Okabe and Ito
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.size": 9,
+    "text.color": INK,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#b4bac2",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": "#b4bac2",
+    "ytick.color": "#b4bac2",
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+
+
+def confusion(path: Path, matrix: NDArray[np.int64]) -> None:
+    """(10, 10) counts. Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would vanish."""
+    mistakes = matrix * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
+    colours = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f3c2a6", RED])
+    with _drawing(path, height=4.9) as figure:
+        axes = figure.subplots()
+        axes.imshow(mistakes, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=max(1, int(mistakes.max()))))
+        for actual, predicted in np.ndindex(matrix.shape):
+            count, hit = int(matrix[actual, predicted]), actual == predicted
+            if hit:
+                axes.add_patch(Rectangle((predicted - 0.5, actual - 0.5), 1, 1, facecolor="#f1f3f5"))
+            if count:
+                dark = not hit and count > 0.45 * mistakes.max()
+                colour = MUTED if hit else "white" if dark else INK
+                axes.text(predicted, actual, str(count), ha="center", va="center", color=colour)
+        num_mistakes, num_rows = int(mistakes.sum()), int(matrix.sum())
+        axes.set_title(f"{num_mistakes:,} of {num_rows:,} predicted wrong")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("actual class")
+        axes.set_xticks(range(NUM_CLASSES))
+        axes.set_yticks(range(NUM_CLASSES))
+        axes.tick_params(length=0)
+        axes.grid(False)
+        axes.set_xticks(np.arange(NUM_CLASSES + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(NUM_CLASSES + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color=FAINT)
+        axes.tick_params(which="minor", length=0)
+        axes.spines[:].set_visible(False)
+
+
+def curves(path: Path, table: pd.DataFrame) -> None:
+    """Loss and accuracy by epoch; columns as in `reports/curves.csv`."""
+    epochs = table["epoch"].to_numpy()
+    with _drawing(path, height=4.9) as figure:
+        upper, lower = figure.subplots(2, sharex=True)
+        for axes, name, label in ((upper, "loss", "{:.3f}"), (lower, "accuracy", "{:.2%}")):
+            lines = {split: table[f"{split}_{name}"].to_numpy() for split in ("train", "validation")}
+            height = _accuracy_axis(axes, np.concatenate(list(lines.values()))) if name == "accuracy" else np.asarray
+            ends = []
+            for (split, values), colour in zip(lines.items(), (MUTED, BLUE), strict=True):
+                axes.plot(epochs, height(values), color=colour, marker="o", markersize=3.5)
+                text = f"{split} {label.format(values[-1]).replace('%', ' %')}"
+                ends.append((float(height(values)[-1]), text, colour))
+            axes.set_title(name)
+            _label_ends(axes, x=float(epochs[-1]), ends=ends)
+        upper.yaxis.set_major_locator(MaxNLocator(5))
+        upper.set_xlim(epochs[0] - max(0.04 * len(epochs), 0.1), epochs[-1] + 0.1)
+        lower.set_xlabel("epoch")
+        lower.xaxis.set_major_locator(FixedLocator(list(epochs)) if len(epochs) < 10 else MaxNLocator(10, integer=True))
+
+
+def worst_mistakes(
+    labels: NDArray[np.uint8],
+    predictions: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    *,
+    num_worst: int,
+) -> NDArray[np.int64]:
+    """The rows, at most `num_worst`, that were predicted wrong with the highest probabilities; of equals the first."""
+    wrong = np.flatnonzero(predictions != labels)
+    return wrong[np.argsort(-probabilities[wrong], kind="stable")][:num_worst]
+
+
+def mistakes(
+    path: Path,
+    images: NDArray[np.float32],
+    *,
+    labels: NDArray[np.uint8],
+    predictions: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    num_worst: int,
+) -> None:
+    """Those of the (rows, 28, 28) images that the model was surest of and wrong about."""
+    worst = worst_mistakes(labels, predictions, probabilities, num_worst=num_worst)
+    num_wrong = int((predictions != labels).sum())
+    columns = 5
+    rows = max(1, -(-len(worst) // columns))
+    with _drawing(path, height=0.35 + 1.22 * rows) as figure:
+        title = f"{len(worst)} of {num_wrong} mistakes, the surest first" if num_wrong else "no mistakes"
+        figure.suptitle(title, x=0.02, ha="left", fontsize=10)
+        for axes, row in _tiles(figure, rows, columns, items=list(worst)):
+            axes.imshow(images[row], cmap="gray_r")
+            axes.set_title(
+                f"{labels[row]} → {predictions[row]}  {probabilities[row]:.0%}".replace("%", " %"),
+                loc="center",
+                fontsize=9,
+                pad=4,
+            )
+
+
+def templates(path: Path, weights: NDArray[np.float32]) -> None:
+    """The (10, 784) weights of the linear model as images: blue pixels speak for the class, red ones against it."""
+    assert weights.shape == (NUM_CLASSES, PIXELS)
+    limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would wash out the rest
+    colours = LinearSegmentedColormap.from_list("templates", [RED, "#ffffff", BLUE])
+    with _drawing(path, height=2.75) as figure:
+        for axes, label in _tiles(figure, 2, 5, items=list(range(NUM_CLASSES))):
+            axes.imshow(weights[label].reshape(SIDE, SIDE), cmap=colours, vmin=-limit, vmax=limit)
+            axes.set_title(str(label), loc="center", pad=4)
+
+
+def search(path: Path, trials: pd.DataFrame) -> None:
+    """Each trial's validation accuracy against its learning rate; columns as in `reports/trials.csv`."""
+    scored = trials[trials["status"].isin(["finished", "stopped"]) & np.isfinite(trials["validation_accuracy"])]
+    unscored = trials.drop(scored.index)
+    colours = dict(zip(sorted(trials["optimizer"].unique()), COLOURS * 9, strict=False))
+    markers = dict(zip(sorted(trials["model"].unique()), MARKERS * 9, strict=False))
+    with _drawing(path, height=4.9) as figure:
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        height = _accuracy_axis(axes, scored["validation_accuracy"].to_numpy())
+        for trial in scored.itertuples():
+            colour = colours[trial.optimizer]
+            axes.plot(
+                trial.learning_rate,
+                height(trial.validation_accuracy),
+                marker=markers[trial.model],
+                markersize=7,
+                color=colour,
+                markerfacecolor=colour if trial.status == "finished" else "white",
+                markeredgewidth=1.4,
+                alpha=0.9,
+            )
+        for trial in unscored.itertuples():  # on the axis, for they have no height
+            axes.plot(
+                trial.learning_rate,
+                0.02,
+                "x",
+                color=colours[trial.optimizer],
+                markersize=6,
+                markeredgewidth=1.6,
+                transform=axes.get_xaxis_transform(),
+            )
+        axes.set_title("validation accuracy of each trial")
+        axes.set_xlabel("learning rate")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+        def handle(label: str, **style: Any) -> Line2D:
+            return Line2D([], [], linestyle="none", label=label, markersize=6, **style)
+
+        optimizers = [handle(name, marker="o", color=colour) for name, colour in colours.items()]
+        others = [handle(name, marker=marker, color=MUTED) for name, marker in markers.items()]
+        if (scored["status"] != "finished").any():
+            others.append(handle("stopped early", marker="o", color=MUTED, markerfacecolor="white"))
+        if len(unscored):
+            others.append(handle("diverged or failed", marker="x", color=MUTED))
+
+        def legend(handles: list[Line2D], loc: Any) -> None:
+            labels = [str(one.get_label()) for one in handles]
+            columns = -(-len(handles) // 3)
+            figure.legend(handles, labels, loc=loc, ncols=columns, fontsize=8, handletextpad=0.1, columnspacing=1)
+
+        legend(optimizers, "outside lower left")
+        legend(others, "outside lower right")
+
+
+def reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
+    """Accuracy against claimed probability by bin, with Wilson intervals; below, how many rows each bin holds."""
+    with _drawing(path, height=4.9) as figure:
+        upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
+        upper.plot([0, 1], [0, 1], color="#b4bac2", linewidth=1)
+        for count, correct, total in zip(bins.counts, bins.num_correct, bins.confidence_sums, strict=True):
+            if count:
+                low, high = wilson_interval(int(correct), num_rows=int(count), confidence=confidence)
+                upper.plot([total / count] * 2, [low, high], color=BLUE, alpha=0.45)
+                upper.plot(total / count, correct / count, "o", color=BLUE, markersize=5)
+        upper.set_title(f"calibration error {bins.error:.4f}")
+        upper.set_ylabel("accuracy")
+        upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
+        lower.bar(bins.edges[:-1], bins.counts, width=np.diff(bins.edges) * 0.86, align="edge", color=BLUE, alpha=0.75)
+        lower.set_yscale("log")
+        lower.yaxis.set_major_locator(LogLocator(numticks=8))
+        lower.set_ylim(bottom=0.7)
+        lower.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else ""))
+        lower.minorticks_off()
+        lower.set_ylabel("rows")
+        lower.set_xlabel("probability of the predicted class")
+
+
+def classes(path: Path, scores: Sequence[ClassScore], *, confidence: float) -> None:
+    """The share of each class that was recognised, with its Wilson interval."""
+    with _drawing(path, height=3.4) as figure:
+        axes = figure.subplots()
+        lows = []
+        for score in scores:
+            if score.recall is None:
+                continue
+            low, high = wilson_interval(score.num_correct, num_rows=score.num_rows, confidence=confidence)
+            lows.append(low)
+            axes.plot([low, high], [score.label] * 2, color=BLUE, alpha=0.4, linewidth=3, solid_capstyle="butt")
+            axes.plot(score.recall, score.label, "o", color=BLUE, markersize=6)
+        axes.set_title("share of each class recognised")
+        axes.set_yticks(range(NUM_CLASSES))
+        axes.invert_yaxis()
+        axes.set_ylabel("actual class")
+        lowest = min(lows, default=0.0)
+        axes.set_xlim(lowest - 0.03 * (1 - lowest), 1 + 0.03 * (1 - lowest))
+        axes.xaxis.set_major_formatter(_PERCENT)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", visible=False)
+
+
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
+
+
+@contextmanager
+def _drawing(path: Path, *, height: float) -> Iterator[Figure]:
+    """A figure in the house style, saved to `path` when the block ends."""
+    with matplotlib.style.context(("default", _STYLE)):  # default first, so that a user's matplotlibrc changes nothing
+        figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
+        yield figure
+        with replacing(path) as temporary:
+            # The software's version in the file would change its bytes with every upgrade.
+            figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
+
+
+def _tiles(figure: Figure, rows: int, columns: int, *, items: list[Any]) -> Iterator[tuple[Axes, Any]]:
+    """One frame without scales for each item, row by row; the frames left over are hidden."""
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(True)
+        axes.spines[:].set_color(FAINT)
+    for axes in grid.flat[len(items) :]:
+        axes.set_visible(False)
+    yield from zip(grid.flat, items, strict=False)
+
+
+def _accuracy_axis(axes: Axes, accuracies: NDArray[np.floating[Any]]) -> Callable[[Any], NDArray[np.float64]]:
+    """A y axis on which 99 to 99.9 % takes as much room as 90 to 99 %; returns the height of an accuracy on it."""
+    errors = 1 - accuracies
+    floor = float(errors[errors > 0].min(initial=0.01)) / 2  # where 100 % is drawn
+
+    def height(accuracy: Any) -> NDArray[np.float64]:
+        result: NDArray[np.float64] = -np.log10(np.maximum(1 - np.asarray(accuracy, dtype=np.float64), floor))
+        return result
+
+    heights = height(accuracies) if accuracies.size else np.array([0.0, 1.0])
+    low, high = heights.min(), heights.max()
+    room = max(0.08 * (high - low), 0.25 if high == low else 0.1)
+    axes.set_ylim(low - room, high + room)
+    steps = (1.0, 0.3) if high - low > 1.5 else (1.0, 0.5, 0.3, 0.2)
+    ticks = [1 - step * 10.0**-decade for decade in range(5) for step in steps]
+    ticks = [tick for tick in ticks if low - room <= height(tick) <= high + room and 1 - tick > 1.5 * floor]
+    ticks += [1.0] if (errors <= 0).any() else []
+    axes.set_yticks([float(height(tick)) for tick in ticks], [_PERCENT(tick) for tick in ticks])
+    return height
+
+
+def _label_ends(axes: Axes, *, x: float, ends: list[tuple[float, str, str]]) -> None:
+    """Name each line beside its last point; two names that would touch are moved apart."""
+    points = sorted(axes.transData.transform((x, value))[1] for value, _, _ in ends)
+    touching = len(points) > 1 and points[-1] - points[0] < 14 * axes.figure.dpi / 72
+    for rank, (value, text, colour) in enumerate(sorted(ends)):
+        shift = (-6 if rank == 0 else 6) if touching else 0
+        axes.annotate(
+            text, (x, value), xytext=(7, shift), textcoords="offset points", color=colour, va="center", fontsize=8.5
+        )

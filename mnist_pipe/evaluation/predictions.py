@@ -1,0 +1,114 @@
+"""Every prediction of the candidate and the baseline on one split, as Parquet.
+
+The paired tests and the pictures are made from these files, so that a model is run over a split once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mnist_pipe.data.table import NUM_CLASSES, column_values, read, write
+from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.evaluation.scores import log_probabilities
+
+SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.uint32(), nullable=False),
+        pa.field("label", pa.uint8(), nullable=False),
+        pa.field("baseline_prediction", pa.uint8(), nullable=False),
+        pa.field("prediction", pa.uint8(), nullable=False),
+        pa.field("probability", pa.float32(), nullable=False),
+        pa.field("true_probability", pa.float32(), nullable=False),
+    ]
+)
+_FIX = "run: dvc repro --force evaluate"
+
+
+def predict(
+    logits: NDArray[np.float32],
+    baseline_logits: NDArray[np.float32],
+    *,
+    labels: NDArray[np.uint8],
+    index: NDArray[np.uint32],
+    provenance: dict[str, Any],
+) -> Predictions:
+    """The predictions that (rows, 10) logits of the candidate and of the baseline stand for.
+
+    Raises:
+        CorruptDataError: a logit is not finite.
+    """
+    logs = log_probabilities(logits, where="the candidate's output")
+    baseline = log_probabilities(baseline_logits, where="the baseline's output")
+    rows = np.arange(len(labels))
+    return Predictions(
+        index=index,
+        label=labels,
+        baseline_prediction=baseline.argmax(axis=1).astype(np.uint8),
+        prediction=logs.argmax(axis=1).astype(np.uint8),
+        probability=np.exp(logs.max(axis=1)).astype(np.float32),
+        true_probability=np.exp(logs[rows, labels]).astype(np.float32),
+        provenance=provenance,
+    )
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write `predictions` to `path`, whole or not at all."""
+    columns = {name: getattr(predictions, name) for name in SCHEMA.names}
+    write(path, SCHEMA, columns, predictions.provenance)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read the predictions on one split.
+
+    Raises:
+        CorruptDataError: not Parquet, another schema, a failed page checksum, no rows, a class above 9, a probability
+            outside [0, 1].
+    """
+    table, provenance = read(path, SCHEMA, fix=_FIX)
+    columns = {
+        field.name: column_values(table, field.name, np.dtype(field.type.to_pandas_dtype()), 1).reshape(-1)
+        for field in SCHEMA
+    }
+    for name, values in columns.items():
+        if name == "index":
+            continue
+        limit, rule = (1, "be in [0, 1]") if values.dtype == np.float32 else (NUM_CLASSES - 1, "be 0 to 9")
+        wrong = np.flatnonzero(~((values >= 0) & (values <= limit)))  # so written, it finds NaN too
+        if wrong.size:
+            raise CorruptDataError(describe(path, f"{name}[{wrong[0]}]", rule, got=values[wrong[0]], fix=_FIX))
+    return Predictions(**columns, provenance=provenance)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """One entry a row of the split, in its order."""
+
+    index: NDArray[np.uint32]
+    """The row in the raw split."""
+    label: NDArray[np.uint8]
+    baseline_prediction: NDArray[np.uint8]
+    prediction: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    """Of the predicted class."""
+    true_probability: NDArray[np.float32]
+    """Of the true class."""
+    provenance: dict[str, Any]
+    """As the split's: at least `dataset`."""
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Where the candidate is right, (rows,)."""
+        correct: NDArray[np.bool_] = self.prediction == self.label
+        return correct
+
+    @property
+    def baseline_correct(self) -> NDArray[np.bool_]:
+        """Where the baseline is right, (rows,)."""
+        correct: NDArray[np.bool_] = self.baseline_prediction == self.label
+        return correct

@@ -1,0 +1,138 @@
+"""The report: one HTML page that holds everything it shows, so that it opens offline, anywhere, years from now.
+
+The page runs no script and loads nothing: pictures are inlined, and its content security policy forbids the rest. All
+values are escaped by the template engine.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mnist_pipe import layout
+from mnist_pipe.data.sources import SOURCES
+from mnist_pipe.errors import CorruptDataError, describe, one_line
+from mnist_pipe.files import read_json
+
+MAX_TRIALS = 200
+"""Rows of the trial table; a search may have far more."""
+_TEMPLATE = Path(__file__).with_name("report.html")
+_FIX = "run: dvc repro"
+_CREDENTIALS = re.compile(r"://[^/\s]+@")  # of a mirror; a page is passed on more readily than params.yaml
+
+
+def page(root: Path, *, stages: Sequence[str] = ()) -> str:
+    """The report on what lies under `root`, as HTML; times are listed in the order of `stages`.
+
+    Raises:
+        CorruptDataError: a file that it is made from is missing or incomplete.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, count=count, figure=figure, p_value=p_value, duration=duration)
+    try:
+        return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
+    except (jinja2.UndefinedError, KeyError, TypeError) as fault:
+        raise CorruptDataError(
+            describe(root / layout.REPORTS, "the figures", "be complete", got=one_line(fault), fix=_FIX)
+        ) from fault
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """`0.9935` as `99.35 %`; a dash where there is nothing."""
+    return "–" if share is None else f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def count(number: int) -> str:
+    """`10000` as `10,000`."""
+    return f"{number:,}"
+
+
+def figure(value: Any) -> str:
+    """A number to four digits, or anything else as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return count(value) if isinstance(value, int) else f"{value:.4g}"
+
+
+def p_value(p: float) -> str:
+    """`3.2e-17` as `3 × 10⁻¹⁷`; what underflowed as less than the smallest."""
+    if p == 0:
+        return "< 10⁻³⁰⁰"
+    if p >= 0.001:
+        return f"{p:.2g}"
+    digit, exponent = f"{p:.0e}".split("e")
+    return f"{digit} × 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def duration(seconds: float) -> str:
+    """`95.2` as `1 min 35 s`."""
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
+
+
+def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
+    def load(path: Path) -> Any:
+        return read_json(root / path, fix=_FIX)
+
+    evaluation = load(layout.EVALUATION)
+    source = SOURCES.get(evaluation["dataset"])
+    trials = sorted(_table(root / layout.TRIALS), key=_rank)
+    timings = load(layout.TIMINGS) if (root / layout.TIMINGS).exists() else {}
+    known = [stage for stage in stages if stage in timings]
+    return {
+        "registration": load(layout.REGISTRATION),
+        "evaluation": evaluation,
+        "title": source.title if source else evaluation["dataset"],
+        "citation": source.citation if source else "",
+        "data": load(layout.DATA_REPORT),
+        "card": load(layout.CANDIDATE / layout.CARD),
+        "best_trial": str(load(layout.BEST)["trial"]),
+        "trials": trials[:MAX_TRIALS],
+        "num_trials": len(trials),
+        "statuses": dict(sorted(Counter(trial["status"] for trial in trials).items())),
+        "epochs": _table(root / layout.CURVES),
+        "confusions": _confusions(root / layout.CONFUSION),
+        "timings": {stage: timings[stage] for stage in [*known, *sorted(timings.keys() - set(known))]},
+        "params": _CREDENTIALS.sub("://…@", (root / layout.PARAMS).read_text(encoding="utf-8")),
+        "images": {path.stem: _inline(path) for path in sorted((root / layout.PLOTS).glob("*.png"))},
+    }
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            return list(csv.DictReader(stream))
+    except FileNotFoundError:
+        raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix=_FIX)) from None
+
+
+def _rank(trial: dict[str, str]) -> tuple[bool, float, int]:
+    """Best first; a trial without a score that counts comes last."""
+    scored = trial["status"] in ("finished", "stopped") and trial["validation_accuracy"] != ""
+    return not scored, -float(trial["validation_accuracy"]) if scored else 0.0, int(trial["trial"])
+
+
+def _confusions(path: Path) -> list[tuple[str, str, int]]:
+    """(actual, predicted, rows) of each kind of mistake, the most frequent first."""
+    pairs = Counter((row["actual"], row["predicted"]) for row in _table(path))
+    mistakes = [(actual, predicted, rows) for (actual, predicted), rows in pairs.items() if actual != predicted]
+    return sorted(mistakes, key=lambda mistake: (-mistake[2], mistake))
+
+
+def _inline(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

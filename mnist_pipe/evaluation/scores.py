@@ -1,0 +1,159 @@
+"""What a model's logits are worth: accuracy, likelihood, calibration, per-class figures. numpy and scipy only.
+
+Everything is a sum and a count, divided once: an average of batch averages would weigh a short last batch too much.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.errors import CorruptDataError, describe
+
+
+def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> NDArray[np.float64]:
+    """Logarithm of the softmax, (rows, 10), in float64; the largest finite logit does not overflow it.
+
+    Raises:
+        CorruptDataError: a logit is not finite; the message names `where` and the first such row.
+    """
+    wrong = np.argwhere(~np.isfinite(logits))
+    if wrong.size:
+        row, column = wrong[0]
+        rows = len(np.unique(wrong[:, 0]))
+        more = f" ({rows} such rows)" if rows > 1 else ""
+        raise CorruptDataError(
+            describe(where, f"logits[{row}, {column}]", "be finite", got=f"{logits[row, column]}{more}")
+        )
+    result: NDArray[np.float64] = log_softmax(logits.astype(np.float64), axis=1)
+    return result
+
+
+def wilson_interval(num_correct: int, *, num_rows: int, confidence: float) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927); unlike the normal one it stays inside [0, 1] near 100 %."""
+    interval = binomtest(num_correct, num_rows).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def calibration_bins(
+    confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_], *, num_bins: int
+) -> CalibrationBins:
+    """Rows counted by the probability that their predicted class was given: bins (k/n, (k+1)/n] (Guo et al. 2017)."""
+    edges = np.linspace(0, 1, num_bins + 1)
+    bins = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)
+    return CalibrationBins(
+        edges=edges,
+        counts=np.bincount(bins, minlength=num_bins),
+        num_correct=np.bincount(bins, weights=correct, minlength=num_bins).astype(np.int64),
+        confidence_sums=np.bincount(bins, weights=confidences, minlength=num_bins).astype(np.float64),
+    )
+
+
+def confusion_matrix(labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(10, 10) counts: the row is the actual class, the column the predicted one."""
+    cells = labels.astype(np.int64) * NUM_CLASSES + predictions
+    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+
+
+def per_class(matrix: NDArray[np.int64]) -> list[ClassScore]:
+    """Precision, recall and F1 of each class; None where there was nothing to divide by."""
+
+    def ratio(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    scores = []
+    for label in range(NUM_CLASSES):
+        hits, actual, predicted = (int(n) for n in (matrix[label, label], matrix[label].sum(), matrix[:, label].sum()))
+        scores.append(
+            ClassScore(
+                label=label,
+                num_rows=actual,
+                num_correct=hits,
+                precision=ratio(hits, predicted),
+                recall=ratio(hits, actual),
+                f1=ratio(2 * hits, actual + predicted),
+            )
+        )
+    return scores
+
+
+def score(
+    logits: NDArray[np.floating[Any]],
+    labels: NDArray[np.uint8],
+    *,
+    confidence: float,
+    num_bins: int,
+    where: object = "logits",
+) -> Score:
+    """Every figure of one model on one split, from (rows, 10) logits and (rows,) labels.
+
+    Raises:
+        CorruptDataError: a logit is not finite.
+    """
+    logs = log_probabilities(logits, where=where)
+    predictions = logs.argmax(axis=1)
+    correct = predictions == labels
+    num_rows, num_correct = len(labels), int(correct.sum())
+    target = np.eye(NUM_CLASSES)[labels]
+    bins = calibration_bins(np.exp(logs.max(axis=1)), correct, num_bins=num_bins)
+    return Score(
+        num_rows=num_rows,
+        num_correct=num_correct,
+        accuracy=num_correct / num_rows,
+        interval=wilson_interval(num_correct, num_rows=num_rows, confidence=confidence),
+        nll=float(-logs[np.arange(num_rows), labels].sum() / num_rows),
+        calibration_error=bins.error,
+        brier=float(((np.exp(logs) - target) ** 2).sum() / num_rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One model on one split."""
+
+    num_rows: int
+    num_correct: int
+    accuracy: float
+    """num_correct / num_rows."""
+    interval: tuple[float, float]
+    """Wilson interval of the accuracy."""
+    nll: float
+    """Mean negative log-likelihood of the true class, in nats."""
+    calibration_error: float
+    """Expected calibration error, 0 to 1."""
+    brier: float
+    """Mean squared distance between the probabilities and the one-hot truth, 0 to 2 (Brier 1950)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScore:
+    """One class of one split."""
+
+    label: int
+    num_rows: int
+    num_correct: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBins:
+    """What a reliability diagram is drawn from: one entry a bin."""
+
+    edges: NDArray[np.float64]
+    """(bins + 1,), 0 to 1."""
+    counts: NDArray[np.int64]
+    num_correct: NDArray[np.int64]
+    confidence_sums: NDArray[np.float64]
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: sum over bins of |correct - confidence| / rows (Guo et al. 2017, eq. 3)."""
+        return float(np.abs(self.num_correct - self.confidence_sums).sum() / self.counts.sum())

@@ -1,0 +1,76 @@
+"""The registered model at work: what digit each picture shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mnist_pipe import layout, registry
+from mnist_pipe.data.images import load_image
+from mnist_pipe.errors import EnvironmentFault, InputError, PipelineError, describe
+from mnist_pipe.evaluation.scores import log_probabilities
+from mnist_pipe.training.checkpoint import load_model
+from mnist_pipe.training.loop import logits
+
+
+def classify(paths: Sequence[Path], *, root: Path, model: str | None = None) -> list[Prediction | PipelineError]:
+    """What the model sees in each picture, in the order of `paths`; a picture that cannot be read yields its fault.
+
+    `model` is `NAME@ALIAS` or `NAME/VERSION`; None takes the champion of the data set that was registered last.
+
+    Raises:
+        InputError: no such model.
+        EnvironmentFault: there is no champion yet, or the registry does not answer.
+        CorruptDataError: the model's files are damaged.
+    """
+    registered = registry.find(model, root=root) if model else _default_champion(root)
+    network, card = load_model(registry.download(registered, root=root))
+    results: list[Prediction | PipelineError] = []
+    for path in paths:
+        try:
+            image = (load_image(path) - np.float32(card["mean"])) / np.float32(card["std"])
+        except InputError as fault:
+            results.append(fault)
+            continue
+        probabilities = np.exp(log_probabilities(logits(network, image[np.newaxis]), where=path))[0]
+        digit = int(probabilities.argmax())
+        results.append(
+            Prediction(
+                path=path, digit=digit, probability=float(probabilities[digit]), probabilities=probabilities.tolist()
+            )
+        )
+    return results
+
+
+def _default_champion(root: Path) -> registry.RegisteredModel:
+    """The champion of the name in `reports/registration.json`, or else the only one that there is."""
+    try:
+        name = str(json.loads((root / layout.REGISTRATION).read_bytes())["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        name, champions = "the registry", registry.champions(root=root)
+    else:
+        champion = registry.champion(name, root=root)
+        champions = [champion] if champion else []
+    if len(champions) > 1:
+        known = ", ".join(f"{model.name}@{registry.CHAMPION}" for model in champions)
+        raise InputError(describe("--model", "the name", "be given", got="nothing", fix=f"known: {known}"))
+    if not champions:
+        raise EnvironmentFault(describe(name, "", "have a champion", got="none", fix="run: dvc repro"))
+    return champions[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model sees in one picture."""
+
+    path: Path
+    digit: int
+    """The most probable one."""
+    probability: float
+    """Of `digit`."""
+    probabilities: list[float]
+    """Of 0 to 9; they add up to 1."""

@@ -1,0 +1,229 @@
+"""What `mnist-pipe doctor` finds, and the checks that a stage makes before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mnist_pipe import doctor, files, layout, services
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
+from tests.conftest import ROOT
+
+MiniMount = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A healthy project."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n")
+    (tmp_path / ".git").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> MiniMount:
+    """Run Python code in a folder on a file system of 1 MiB that nobody else sees."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+
+    def run(code: str, *, prepare: str) -> subprocess.CompletedProcess[str]:
+        mount = f"mount -t tmpfs -o size=1m none {folder} && cd {folder} && {prepare}"
+        probe = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, text=True, check=False)
+        if probe.returncode:
+            pytest.skip(f"this user may not mount: {probe.stderr.strip()}")
+        script = f'{mount}; exec "$0" -c "$1"'
+        return subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, sys.executable, code],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+FULL = "touch params.yaml dvc.yaml && ! dd if=/dev/zero of=filler bs=64k 2>/dev/null"
+READ_ONLY = "touch params.yaml dvc.yaml && mount -o remount,ro ."
+
+
+def fault(name: str, root: Path) -> PipelineError:
+    found = dict(doctor.examine(root))[name]
+    assert isinstance(found, PipelineError), found
+    return found
+
+
+def test_a_healthy_project_passes_every_check(project: Path) -> None:
+    faults = {name: str(found) for name, found in doctor.examine(project) if isinstance(found, PipelineError)}
+    assert faults == {}
+
+
+def test_this_checkout_has_the_locked_packages() -> None:
+    assert dict(doctor.examine(ROOT))["packages"] == fault_free_packages()
+
+
+def fault_free_packages() -> str:
+    pinned = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and line[0] != "#"]
+    return f"{len(pinned)} packages pinned, none differs"
+
+
+def test_another_version_than_the_locked_one_is_named(project: Path) -> None:
+    (project / "requirements.lock").write_text("# numpy==0 is a comment\nnumpy==1.0\nabsent-and-optional==3\n")
+    assert str(fault("packages", project)) == (
+        f"requirements.lock: the packages must have the pinned versions, but got numpy {metadata.version('numpy')} "
+        f"instead of 1.0; run: {sys.executable} -m pip install -c requirements.lock -e ."
+    )
+
+
+def test_a_build_of_the_locked_version_is_that_version(project: Path) -> None:
+    public = metadata.version("torch").partition("+")[0]
+    (project / "requirements.lock").write_text(f"torch=={public}\n")
+    assert dict(doctor.examine(project))["packages"] == "1 packages pinned, none differs"
+
+
+def test_params_are_checked_with_the_names_that_exist(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(text.replace("dataset: mnist #", "dataset: mnits #"))
+    found = fault("params", project)
+    assert isinstance(found, InputError)
+    assert "ingest.dataset must be one of" in str(found)
+    assert str(found).endswith("but got 'mnits'; did you mean 'mnist'?")
+
+
+def test_more_workers_than_processors_are_refused(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    assert "num_workers: auto" in text
+    (project / "params.yaml").write_text(text.replace("num_workers: auto", "num_workers: 999"))
+    assert "train.num_workers must be at most" in str(fault("params", project))
+
+
+def test_too_little_space_is_told_with_both_numbers(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        doctor.check_disk(tmp_path, needed_bytes=10**18)
+    free = f"{shutil.disk_usage(tmp_path).free / 1e6:,.0f} MB"
+    assert str(caught.value).split(",000 MB")[0] == f"{tmp_path}: free space must be at least 1,000,000,000"
+    assert str(caught.value).endswith("; delete something, or move the project to a larger disk")
+    assert free[:-6] in str(caught.value)
+    assert doctor.check_disk(tmp_path, needed_bytes=1).endswith(" MB free")
+
+
+CHECK = "from pathlib import Path; from mnist_pipe import doctor; doctor.check_writable(Path.cwd())"
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"), [(READ_ONLY, "read-only file system"), (FULL, "no space left on device")]
+)
+def test_a_folder_that_cannot_be_written_is_named(
+    mounted: MiniMount, tmp_path: Path, prepare: str, reason: str
+) -> None:
+    done = mounted(CHECK, prepare=prepare)
+    assert done.stderr.splitlines()[-1] == (
+        f"mnist_pipe.errors.EnvironmentFault: {tmp_path / 'mounted'}: the folder must be writable, but got {reason}; "
+        "free some space or use another folder"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_somebody_elses_folder_is_not_writable(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o500)
+    with pytest.raises(EnvironmentFault, match="permission denied"):
+        doctor.check_writable(tmp_path / "theirs")
+
+
+def test_a_check_leaves_no_file(tmp_path: Path) -> None:
+    doctor.check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["up", "down"])
+@pytest.mark.parametrize(
+    ("prepare", "reason"), [(READ_ONLY, "read-only file system"), (FULL, "no space left on device")]
+)
+def test_services_in_such_a_folder_are_one_line_and_no_process(
+    mounted: MiniMount, command: str, prepare: str, reason: str
+) -> None:
+    if command == "down" and prepare == FULL:
+        pytest.skip("nothing is written where nothing was started")
+    done = mounted(f"import sys; from mnist_pipe.cli import main; sys.exit(main([{command!r}]))", prepare=prepare)
+    assert done.returncode == 3
+    [line] = done.stderr.splitlines()
+    assert line.endswith(f": the path must be readable and writable, but got {reason}")
+
+
+def test_neither_git_nor_no_scm_is_a_fault_with_its_fix(project: Path) -> None:
+    (project / ".git").rmdir()
+    if any((parent / ".git").exists() for parent in project.parents):
+        pytest.skip("the temporary folder lies in a Git repository")
+    assert str(fault("versioning", project)) == (
+        f"{project}: the project must be in a Git repository, but got none; run: dvc config --local core.no_scm true"
+    )
+    (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
+    assert dict(doctor.examine(project))["versioning"] == "DVC without Git; the lineage says so"
+
+
+def test_git_that_is_not_installed_is_a_fault(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    fix = "install it, or run: dvc config --local core.no_scm true"
+    assert str(fault("versioning", project)) == f"PATH: git must be installed, but got nothing; {fix}"
+
+
+def test_no_dvc_repository_is_a_fault(project: Path) -> None:
+    shutil.rmtree(project / ".dvc")
+    assert str(fault("versioning", project)) == (
+        f"{project / '.dvc'}: the DVC repository must exist, but got nothing; "
+        "run: dvc init (or dvc init --no-scm where there is no Git)"
+    )
+
+
+def test_a_lock_that_a_killed_dvc_left_half_written_is_a_fault(project: Path) -> None:
+    lock = project / ".dvc" / "tmp" / "rwlock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text('{"/project/models": {"wri')
+    fault = dict(doctor.examine(project))["dvc's lock"]
+    assert isinstance(fault, CorruptDataError)
+    assert str(fault).startswith(f"{lock}: the file must be JSON, but got ")
+    assert str(fault).endswith("; delete it, unless a dvc is running")
+
+
+def test_a_taken_port_is_told_and_no_fault(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind((services.LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setattr(services, "PREFECT_PORT", port)
+        found = dict(doctor.examine(project))["ports"]
+    assert isinstance(found, str)
+    assert str(port) in found
+    assert found.endswith("taken by another program; `mnist-pipe up` uses the next free ones")
+
+
+def test_a_service_that_died_is_a_fault_with_its_log(project: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    service = services.Service(
+        name="prefect", pid=ended.pid, created=0.0, port=1, address="", url="http://127.0.0.1:1", secret="",
+        log="prefect.log", folder="",
+    )  # fmt: skip
+    files.write_json(project / layout.SERVICES, {"prefect": asdict(service)})
+    assert str(fault("services", project)) == (
+        "prefect.log: prefect must answer, but got a service that died; run: mnist-pipe up"
+    )
+
+
+def test_too_few_open_files_are_a_fault(project: Path) -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "from pathlib import Path; from mnist_pipe import doctor\n"
+        f"print(dict(doctor.examine(Path({str(project)!r})))['open files'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "this shell: open files must be at least 1024, but got 256; run: ulimit -n 4096\n"

@@ -1,0 +1,465 @@
+"""The local services, real ones: what they open, whom they let in, what they leave behind."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mnist_pipe import files, layout, services
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault
+from mnist_pipe.services import Service, State
+
+NAMES = ("prefect", "ray")
+
+
+@pytest.fixture(autouse=True)
+def clean_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the person who runs the tests has set must not decide them."""
+    for name in list(os.environ):
+        if name.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_", "DO_NOT_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+
+
+def new_root(folder: Path) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        (folder / name).touch()
+    return folder
+
+
+def command(root: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`mnist-pipe` as a person runs it: a process that has ended before anything is looked at."""
+    program = [sys.executable, "-m", "mnist_pipe.cli", *arguments]
+    return subprocess.Popen(program, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(root: Path, *arguments: str) -> str:
+    process = command(root, *arguments)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
+
+
+def recorded(root: Path) -> dict[str, Service]:
+    return {name: Service(**record) for name, record in files.read_json(root / layout.SERVICES).items()}
+
+
+def family(*pids: int) -> list[psutil.Process]:
+    """The living processes of these sessions, and everything below them."""
+    found = {}
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) in pids:
+                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return [p for p in found.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def works_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder
+    except psutil.Error:
+        return False
+
+
+def request(url: str, *, authorization: str = "", data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of a GET, or of a POST where there is data."""
+    if authorization:
+        headers["Authorization"] = authorization
+    if data is not None:
+        headers["Content-Type"] = "application/json"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=10) as reply:
+            return reply.status, reply.read()
+    except urllib.error.HTTPError as fault:
+        return fault.code, fault.read()
+
+
+def basic(service: Service) -> str:
+    return "Basic " + base64.b64encode(Path(service.secret).read_bytes()).decode()
+
+
+def bearer(service: Service) -> str:
+    return "Bearer " + Path(service.secret).read_text()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project whose services two impatient people have started at once, on a machine whose ports are taken."""
+    root = new_root(tmp_path_factory.mktemp("project"))
+    with ExitStack() as stack:
+        for port in (services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT):
+            if services.is_free(port):
+                listener = stack.enter_context(socket.socket())
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, else it lingers
+                listener.bind((services.LOOPBACK, port))
+                listener.listen()
+        try:
+            both = [command(root, "up"), command(root, "up")]
+            outputs = [process.communicate(timeout=250)[0] for process in both]
+            assert [process.returncode for process in both] == [0, 0], outputs
+            assert outputs[0] == outputs[1]
+            yield root
+        finally:
+            run(root, "down")
+
+
+@pytest.mark.ray
+def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
+    found = recorded(root)
+    assert found["prefect"].port > services.PREFECT_PORT
+    assert found["ray"].port > services.RAY_PORT
+    assert services.DASHBOARD_PORT not in found["ray"].ports
+
+
+@pytest.mark.ray
+def test_two_that_start_at_once_start_one_of_each(root: Path) -> None:
+    first_processes = {p.pid for p in psutil.process_iter() if works_in(p, root) and os.getsid(p.pid) == p.pid}
+    assert first_processes == {service.pid for service in recorded(root).values()}
+
+
+@pytest.mark.ray
+def test_every_listener_is_on_loopback(root: Path) -> None:
+    listeners = [
+        connection.laddr
+        for process in family(*(service.pid for service in recorded(root).values()))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {port for _, port in listeners} >= {port for service in recorded(root).values() for port in service.ports}
+    assert len(listeners) >= 10  # Prefect, GCS, raylet, dashboard, agents, client server
+    assert {ip.removeprefix("::ffff:") for ip, _ in listeners} == {"127.0.0.1"}
+
+
+@pytest.mark.ray
+def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
+    server = recorded(root)["prefect"]
+    for path in ("admin/version", "admin/settings", "csrf-token?client=x"):
+        assert request(f"{server.address}/{path}")[0] == 401, path
+        assert request(f"{server.address}/{path}", authorization="Basic bm86bm8=")[0] == 401, path
+        assert request(f"{server.address}/{path}", authorization=basic(server))[0] == 200, path
+    assert request(f"{server.address}/flows/count", data=b"{}")[0] == 403
+
+
+@pytest.mark.ray
+def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path) -> None:
+    server = recorded(root)["prefect"]
+    status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=basic(server))
+    assert (status, json.loads(body)) == (403, {"detail": "Missing CSRF token."})
+    for origin, allowed in (("http://evil.example", None), (server.url, server.url)):
+        asked = urllib.request.Request(f"{server.address}/health", headers={"Origin": origin})
+        with urllib.request.urlopen(asked, timeout=10) as reply:
+            assert reply.headers["Access-Control-Allow-Origin"] == allowed
+
+
+@pytest.mark.ray
+def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
+    head = recorded(root)["ray"]
+    for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
+        assert request(head.url + path)[0] == 401, path
+        assert request(head.url + path, authorization="Bearer " + "0" * 64)[0] == 403, path
+        assert request(head.url + path, authorization=bearer(head))[0] == 200, path
+    assert request(head.url + "/api/jobs/", data=b'{"entrypoint": "id"}')[0] == 401
+
+
+@pytest.mark.ray
+def test_secrets_are_for_their_owner_alone(root: Path) -> None:
+    found = recorded(root)
+    assert (root / layout.SERVICES).stat().st_mode & 0o777 == 0o600
+    assert (root / services.SECRETS).stat().st_mode & 0o777 == 0o700
+    lines = [" ".join(process.cmdline()) for process in family(*(service.pid for service in found.values()))]
+    printed = run(root, "status")
+    for service in found.values():
+        assert Path(service.secret).stat().st_mode & 0o777 == 0o600
+        secret = Path(service.secret).read_text()
+        assert len(secret) >= 64
+        assert not [line for line in [*lines, printed, Path(service.log).read_text()] if secret in line]
+
+
+@pytest.mark.ray
+def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
+    for service in recorded(root).values():
+        assert os.getsid(service.pid) == service.pid  # a terminal signals its own session only
+        assert psutil.Process(service.pid).ppid() != os.getpid()
+
+
+@pytest.mark.ray
+def test_up_again_changes_nothing(root: Path) -> None:
+    before = (root / layout.SERVICES).read_bytes()
+    started = time.monotonic()
+    assert run(root, "up").splitlines()[-1] == "stop         mnist-pipe down"
+    assert time.monotonic() - started < 3
+    assert (root / layout.SERVICES).read_bytes() == before
+
+
+STAGE = """
+import os, sys
+from pathlib import Path
+from mnist_pipe import services
+os.environ.update(services.environment(Path.cwd()))
+import ray
+from prefect import flow, task
+from prefect.client.orchestration import get_client
+
+@task
+def square(number: int) -> int:
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(**({"address": address} if address else {"address": "local", "include_dashboard": False}))
+    return ray.get(ray.remote(lambda: (number * number, os.getsid(0))).remote())
+
+@flow
+def toy(number: int) -> list[int]:
+    return square(number)
+
+result = toy(7)
+import psutil
+own = [psutil.Process(), *psutil.Process().children(recursive=True)]
+ips = {c.laddr.ip.removeprefix("::ffff:") for p in own for c in p.net_connections("inet") if c.status == "LISTEN"}
+with get_client(sync_client=True) as client:
+    runs = len(client.read_flow_runs())
+print("RESULT", *result, runs, *sorted(ips))
+"""
+
+
+def stage(root: Path) -> list[str]:
+    """Run a flow with a Ray task in a process that knows no more than `environment` tells it."""
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE], cwd=root, capture_output=True, text=True, timeout=200, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    assert lines, done.stdout + done.stderr
+    return lines[0].split()[1:]
+
+
+@pytest.mark.ray
+def test_a_stage_joins_both(root: Path) -> None:
+    result, session, runs, *ips = stage(root)
+    assert result == "49"
+    assert int(session) == recorded(root)["ray"].pid  # the task ran in the head's own worker
+    assert runs == "1"
+    assert ips in ([], ["127.0.0.1"])
+
+
+@pytest.mark.ray
+def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> None:
+    before = recorded(root)
+    os.kill(before["prefect"].pid, signal.SIGSTOP)
+    assert [state for state, _ in services.status(root).values()] == [State.SILENT, State.RUNNING]
+    for service in before.values():
+        os.kill(service.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while any(state is not State.DEAD for state, _ in services.status(root).values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not services.environment(root).keys() & {"PREFECT_API_URL", "RAY_ADDRESS"}
+    run(root, "up")
+    after = recorded(root)
+    assert [state for state, _ in services.status(root).values()] == [State.RUNNING] * 2
+    assert not {s.pid for s in before.values()} & {s.pid for s in after.values()}
+    assert family(*(service.pid for service in before.values())) == []
+    assert not Path(before["ray"].folder).exists()
+    assert services.environment(root)["PREFECT_API_URL"] == after["prefect"].address
+    assert services.environment(root)["RAY_ADDRESS"] == after["ray"].address
+
+
+@pytest.mark.ray
+def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
+    found = recorded(root)
+    # A Ray of somebody else looks like this to `ray stop`, which would end it.
+    code = "import time; time.sleep(300)"
+    stranger = subprocess.Popen([sys.executable, "-c", code, "raylet", "gcs_server", "ray start --head"])
+    try:
+        assert len(family(*(service.pid for service in found.values()))) > 10
+        assert run(root, "down") == "stopped prefect and ray\n"
+        assert family(*(service.pid for service in found.values())) == []
+        assert all(services.is_free(port) for service in found.values() for port in service.ports)
+        assert not Path(found["ray"].folder).exists()
+        assert not (root / layout.SERVICES).exists()
+        assert stranger.poll() is None
+        assert run(root, "down") == "nothing was running\n"
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+@pytest.mark.ray
+def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_path: Path) -> None:
+    root = new_root(tmp_path)
+    variables = os.environ | {"PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "nonsense"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mnist_pipe.cli", "up"],
+        cwd=root, env=variables, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    first, *log = done.stderr.splitlines()
+    assert done.returncode == 3
+    assert first == (
+        f"{root / services.LOGS / 'prefect.log'}: prefect must answer within 120 seconds, but got exit code 1; "
+        "it printed (more in the file):"
+    )
+    assert "nonsense" in "".join(log)
+    assert not (root / layout.SERVICES).exists()
+    assert [p for p in psutil.process_iter() if p.pid != os.getpid() and works_in(p, root)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
+    roots = [new_root(path) for path in (tmp_path / "a", tmp_path / "b") if path.mkdir() is None]
+    try:
+        both = [command(root, "up") for root in roots]
+        assert [process.wait(timeout=280) for process in both] == [0, 0]
+        assert stage(roots[0])[:3] == ["49", str(recorded(roots[0])["ray"].pid), "1"]
+        run(roots[0], "down")
+        assert stage(roots[1])[:3] == ["49", str(recorded(roots[1])["ray"].pid), "1"]
+    finally:
+        for root in roots:
+            run(root, "down")
+
+
+# --- without services
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_without_services_a_stage_brings_its_own_on_loopback(tmp_path: Path) -> None:
+    result, _, runs, *ips = stage(tmp_path)
+    assert (result, runs, ips) == ("49", "1", ["127.0.0.1"])
+    assert (tmp_path / layout.PREFECT_HOME / "prefect.db").is_file()
+
+
+def test_environment_turns_off_telemetry_and_pickles_and_makes_secrets(tmp_path: Path) -> None:
+    variables = services.environment(tmp_path)
+    assert (
+        variables.items()
+        >= {
+            "PREFECT_HOME": str(tmp_path / ".state/prefect"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+            "DO_NOT_TRACK": "true",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(tmp_path / ".state/secrets/ray"),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "DVC_NO_ANALYTICS": "1",
+        }.items()
+    )
+    assert not variables.keys() & {"PREFECT_API_URL", "RAY_ADDRESS"}
+    assert variables["PREFECT_API_AUTH_STRING"] == variables["PREFECT_SERVER_API_AUTH_STRING"]
+    assert services.environment(tmp_path) == variables
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / ".state/secrets").glob("[a-z]*")}
+    assert modes["prefect"] == modes["ray"] == 0o600
+
+
+def test_two_projects_have_two_secrets(tmp_path: Path) -> None:
+    first, second = (services.environment(tmp_path / name) for name in ("a", "b") if (tmp_path / name).mkdir() is None)
+    assert first["PREFECT_API_AUTH_STRING"] != second["PREFECT_API_AUTH_STRING"]
+
+
+def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    assert not services.environment(tmp_path).keys() & {"PREFECT_HOME", "RAY_USAGE_STATS_ENABLED"}
+
+
+def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listener:
+        listener.bind((services.LOOPBACK, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+        variables = services.environment(tmp_path)
+    # Such a cluster has other nodes, which could not reach a driver on loopback.
+    assert not [
+        name for name in variables if name.startswith("RAY_AUTH") or name == "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    ]
+    assert "PREFECT_API_AUTH_STRING" in variables
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_a_prefect_server_that_does_not_answer_is_a_fault_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    with socket.socket() as listener:
+        listener.bind((services.LOOPBACK, 0))
+        if silent:
+            listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("PREFECT_API_URL", f"http://me:hidden@127.0.0.1:{port}/api")
+        started = time.monotonic()
+        with pytest.raises(EnvironmentFault) as caught:
+            services.environment(tmp_path)
+    assert time.monotonic() - started < 4
+    assert str(caught.value) == (
+        f"PREFECT_API_URL: http://127.0.0.1:{port}/api must answer, but got no reply; "
+        "start that server or unset the variable"
+    )
+
+
+def test_a_cluster_that_does_not_answer_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as unused:
+        unused.bind((services.LOOPBACK, 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(EnvironmentFault) as caught:
+        services.environment(tmp_path)
+    fix = "start that cluster or unset the variable"
+    assert str(caught.value) == f"RAY_ADDRESS: {address} must answer, but got no reply; {fix}"
+
+
+def test_a_proxy_is_not_asked_for_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("NO_PROXY", "intranet.example")
+    variables = services.environment(tmp_path)
+    assert variables["NO_PROXY"] == variables["no_proxy"] == "intranet.example,127.0.0.1,localhost"
+
+
+def test_a_pid_that_is_someone_elses_now_is_never_ended(tmp_path: Path) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+    try:
+        service = Service(
+            name="prefect", pid=stranger.pid, created=psutil.Process(stranger.pid).create_time() - 60, port=1,
+            address="", url="http://127.0.0.1:1", secret="", log="", folder=str(tmp_path),
+        )  # fmt: skip
+        files.write_json(tmp_path / layout.SERVICES, {"prefect": asdict(service)})
+        assert services.status(tmp_path)["prefect"][0] is State.DEAD
+        assert services.down(tmp_path) == []
+        assert stranger.poll() is None
+        assert tmp_path.exists()  # and no folder is removed that `up` did not make
+        assert not (tmp_path / layout.SERVICES).exists()
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_status_of_nothing(tmp_path: Path) -> None:
+    assert services.status(tmp_path) == dict.fromkeys(NAMES, (State.STOPPED, None))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / layout.SERVICES
+    path.parent.mkdir()
+    path.write_text("{")
+    with pytest.raises(CorruptDataError) as caught:
+        services.status(tmp_path)
+    assert str(caught.value) == (
+        f"{path}: the file must be JSON, but got Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1); delete it and end the services by hand"
+    )

@@ -1,0 +1,106 @@
+"""A supervised command leaves nothing behind, however it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+SUPERVISE = "import sys; from mnist_pipe.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
+
+# A child that starts a daemon (double fork, own session) and a plain subprocess, says so, and then works.
+WORK = """
+import os, subprocess, sys, time, signal
+{setup}
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1] + "/daemon", "w").write(str(os.getpid()))
+        time.sleep(600)
+    os._exit(0)
+plain = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open(sys.argv[1] + "/plain", "w").write(str(plain.pid))
+while not os.path.exists(sys.argv[1] + "/daemon"): time.sleep(0.01)
+open(sys.argv[1] + "/ready", "w").close()
+{work}
+"""
+
+
+def start(tmp_path: Path, *, work: str = "time.sleep(600)", setup: str = "") -> subprocess.Popen[str]:
+    script = tmp_path / "work.py"
+    script.write_text(WORK.format(work=work, setup=setup))
+    process = subprocess.Popen([sys.executable, "-c", SUPERVISE, sys.executable, str(script), str(tmp_path)], text=True)
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def left(tmp_path: Path) -> list[int]:
+    """Which of the two background processes are still there."""
+    pids = [int((tmp_path / name).read_text()) for name in ("daemon", "plain")]
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_passes_the_exit_code_on_and_ends_what_the_command_left(tmp_path: Path, code: int) -> None:
+    process = start(tmp_path, work=f"sys.exit({code})")
+    assert process.wait(timeout=10) == code
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("setup", ["", "signal.signal(signal.SIGINT, signal.SIG_IGN)"], ids=["cooperative", "deaf"])
+def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: signal.Signals, setup: str) -> None:
+    process = start(tmp_path, setup=setup)
+    began = time.monotonic()
+    process.send_signal(number)
+    assert process.wait(timeout=10) == 128 + number
+    assert time.monotonic() - began < 5
+    assert left(tmp_path) == []
+
+
+def test_the_command_gets_the_time_to_clean_up(tmp_path: Path) -> None:
+    work = (
+        "\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    time.sleep(1); open(sys.argv[1] + '/clean', 'w')"
+    )
+    process = start(tmp_path, work=work)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 143
+    assert (tmp_path / "clean").exists()
+
+
+def test_ends_when_the_process_that_started_it_dies(tmp_path: Path) -> None:
+    # As when `dvc repro` gets SIGTERM: it dies at once and tells its stage nothing.
+    script = tmp_path / "work.py"
+    script.write_text(WORK.format(work="time.sleep(600)", setup=""))
+    code = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+    command = [sys.executable, "-c", SUPERVISE, sys.executable, str(script), str(tmp_path)]
+    launcher = subprocess.Popen([sys.executable, "-c", code, *command])
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    supervisor = psutil.Process(launcher.pid).children()[0]
+    launcher.kill()
+    launcher.wait()
+    psutil.wait_procs([supervisor], timeout=5)
+    assert not supervisor.is_running()
+    assert left(tmp_path) == []
+
+
+def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> None:
+    setup = "from mnist_pipe import supervisor; supervisor.die_with_parent()"
+    process = start(tmp_path, setup=setup)
+    child = psutil.Process(process.pid).children()[0]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    gone, _ = psutil.wait_procs([child], timeout=5)
+    assert gone
+    for pid in left(tmp_path):  # the daemon: nobody was left to adopt it
+        os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,14 @@
+"""One Prefect flow a DVC stage. `STAGES` names them all, in the order of the DAG."""
+
+from __future__ import annotations
+
+STAGES: dict[str, tuple[str, ...]] = {  # stage: the sections of params.yaml that its flow takes
+    "ingest": ("ingest",),
+    "normalize": ("normalize",),
+    "baseline": ("baseline",),
+    "search": ("search", "models"),
+    "train": ("train", "models"),
+    "evaluate": ("evaluate",),
+    "register": ("register",),
+    "report": (),
+}

@@ -1,0 +1,90 @@
+"""`python -m pipelines <stage>`: run one stage's flow, as `dvc.yaml` does.
+
+Exits 0 when the flow completed; otherwise prints one line and exits as errors.py says (2 bad input, 3 environment, 4
+corrupt data, 75 busy), 130 on Ctrl-C and 143 on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe import layout, supervisor
+from mnist_pipe.errors import line, unknown
+from pipelines import STAGES
+
+_INNER = "MNIST_PIPE_SUPERVISED"
+
+
+def main() -> int:
+    """Parse the command line and run the stage under a supervisor."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines", description=__doc__.split("\n")[0])
+    parser.add_argument("stage", help=f"one of {', '.join(STAGES)}")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    arguments = parser.parse_args()
+    try:
+        if arguments.stage not in STAGES:
+            raise unknown("python -m pipelines", "stage", arguments.stage, STAGES)
+        if _INNER not in os.environ:
+            os.environ[_INNER] = "1"
+            return supervisor.supervise([sys.executable, "-m", "pipelines", *sys.argv[1:]])
+        supervisor.die_with_parent()
+        run(arguments.stage, debug=arguments.debug)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as fault:
+        if arguments.debug:
+            raise
+        text, code = line(fault)
+        print(text, file=sys.stderr)
+        return code
+    return 0
+
+
+def run(stage: str, *, debug: bool = False) -> None:
+    """Check everything that can be known before work starts, then run the stage's flow in this process.
+
+    Raises:
+        PipelineError: with the whole message for the user.
+    """
+    from mnist_pipe import doctor, files, models, preflight, services
+
+    root = Path.cwd()
+    params = preflight.load_params(layout.PARAMS)
+    preflight.check_params(params)
+    if "models" in STAGES[stage]:
+        models.check(params.models)
+    os.environ.update(services.environment(root))
+    doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
+    with files.locked(layout.STATE / "stage.lock", purpose="a stage"):
+        started = time.monotonic()
+        flow = getattr(importlib.import_module(f"pipelines.{stage}"), stage)
+        if not debug:
+            for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
+                handler.addFilter(_told_once)
+        flow(*(preflight.section(params, name) for name in STAGES[stage]))
+        _record_time(stage, time.monotonic() - started)
+
+
+def _told_once(record: logging.LogRecord) -> bool:
+    """Whether the terminal shows a record: Prefect tells a fault four times, twice with a traceback; we once, last."""
+    return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
+
+
+def _record_time(stage: str, seconds: float) -> None:
+    from mnist_pipe import files
+
+    timings: dict[str, Any] = {}
+    if layout.TIMINGS.exists():
+        timings = files.read_json(layout.TIMINGS)
+    files.write_json(layout.TIMINGS, {**timings, stage: round(seconds, 2)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

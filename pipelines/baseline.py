@@ -1,0 +1,38 @@
+"""The linear softmax classifier: the number that every other model must beat."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, task
+
+from mnist_pipe import layout
+from mnist_pipe.params import BaselineParams
+
+
+@task
+def train_linear(params: BaselineParams) -> dict[str, float]:
+    """Train on this machine's processors, write `models/baseline`, and return the last epoch's metrics."""
+    import torch
+
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training import checkpoint, loop
+
+    recipe = loop.Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
+    cpu = torch.device("cpu")
+    training, validation = (
+        loop.resident(read_normalized(path), device=cpu) for path in layout.TRAINING_SPLITS.values()
+    )
+    model, optimizer = loop.new_run(recipe, device=cpu)
+    *_, metrics = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
+    card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=layout.TRAINING_SPLITS)
+    checkpoint.save_model(layout.BASELINE, model, card=card)
+    return metrics
+
+
+@flow(name="baseline")
+def baseline(params: BaselineParams) -> None:
+    """Train the baseline and report its metrics."""
+    from mnist_pipe.files import write_json
+
+    metrics = train_linear(params)
+    write_json(layout.BASELINE_REPORT, metrics)
+    get_run_logger().info("baseline: validation accuracy %.2f %%", 100 * metrics["validation_accuracy"])

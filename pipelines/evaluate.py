@@ -1,0 +1,103 @@
+"""Stage `evaluate`: the candidate and the baseline on the validation and the test split, in figures and pictures.
+
+The only stage that reads the test split; nothing is chosen by what it finds there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from mnist_pipe import files, layout
+from mnist_pipe.data.table import read_normalized, read_provenance
+from mnist_pipe.evaluation import plots, scores
+from mnist_pipe.evaluation.compare import mcnemar
+from mnist_pipe.evaluation.predictions import predict, read_predictions, write_predictions
+from mnist_pipe.params import EvaluateParams
+from mnist_pipe.training import checkpoint, loop
+
+SPLITS = ("validation", "test")
+Figures = dict[str, Any]
+
+
+@flow(name="evaluate")
+def evaluate(params: EvaluateParams) -> None:
+    """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the pictures."""
+    by_split = {split: score_split(split, params) for split in SPLITS}
+    evaluation = summarise(by_split, params)
+    draw(params)
+    test, baseline = evaluation["test"], evaluation["baseline"]["test"]
+    headline = (
+        f"{evaluation['model']} on the test split of {evaluation['dataset']}: {test['accuracy']:.2%} "
+        f"({params.confidence:.0%} interval {test['interval'][0]:.2%} to {test['interval'][1]:.2%}), "
+        f"baseline {baseline['accuracy']:.2%}"
+    )
+    get_run_logger().info(headline)
+    create_markdown_artifact(f"{headline}.", key="evaluation", description="Headline of the evaluation")
+    create_table_artifact(evaluation["per_class"], key="per-class", description="Test split, by actual class")
+
+
+@task
+def score_split(split: str, params: EvaluateParams) -> Figures:
+    """Run both models over a split, write each prediction, return the figures."""
+    data = read_normalized(layout.NORMALIZED / f"{split}.parquet")
+    models = {"candidate": layout.CANDIDATE, "baseline": layout.BASELINE}
+    logits = {name: loop.logits(checkpoint.load_model(folder)[0], data.images) for name, folder in models.items()}
+    predictions = predict(
+        logits["candidate"], logits["baseline"], labels=data.labels, index=data.index, provenance=data.provenance
+    )
+    write_predictions(layout.PREDICTIONS / f"{split}.parquet", predictions)
+    options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
+    comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
+    figures = {name: asdict(scores.score(output, data.labels, **options)) for name, output in logits.items()}
+    return {**figures, "mcnemar": asdict(comparison)}
+
+
+@task
+def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
+    """Write `reports/evaluation.json` and `reports/confusion.csv`."""
+    provenance = read_provenance(layout.NORMALIZED / "test.parquet")
+    test = read_predictions(layout.PREDICTIONS / "test.parquet")
+    matrix = scores.confusion_matrix(test.label, test.prediction)
+    evaluation = {
+        "dataset": provenance["dataset"],
+        "fallback_for": provenance.get("fallback_for"),
+        "model": files.read_json(layout.CANDIDATE / layout.CARD)["model"],
+        "confidence": params.confidence,
+        **{split: figures["candidate"] for split, figures in by_split.items()},
+        "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
+        "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
+        "per_class": [asdict(one) for one in scores.per_class(matrix)],
+    }
+    files.write_json(layout.EVALUATION, evaluation)
+    pairs = pd.DataFrame({"actual": test.label, "predicted": test.prediction})
+    files.write_bytes(layout.CONFUSION, pairs.to_csv(index=False, lineterminator="\n").encode())
+    return evaluation
+
+
+@task
+def draw(params: EvaluateParams) -> None:
+    """Every picture of `reports/plots`."""
+    test = read_predictions(layout.PREDICTIONS / "test.parquet")
+    matrix = scores.confusion_matrix(test.label, test.prediction)
+    bins = scores.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
+    weights = next(p for p in checkpoint.load_model(layout.BASELINE)[0].parameters() if p.ndim == 2)
+    plots.confusion(layout.PLOTS / "confusion.png", matrix)
+    plots.classes(layout.PLOTS / "classes.png", scores.per_class(matrix), confidence=params.confidence)
+    plots.reliability(layout.PLOTS / "reliability.png", bins, confidence=params.confidence)
+    plots.templates(layout.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
+    plots.curves(layout.PLOTS / "curves.png", pd.read_csv(layout.CURVES))
+    plots.search(layout.PLOTS / "search.png", pd.read_csv(layout.TRIALS))
+    plots.mistakes(
+        layout.PLOTS / "mistakes.png",
+        read_normalized(layout.NORMALIZED / "test.parquet").images,
+        labels=test.label,
+        predictions=test.prediction,
+        probabilities=test.probability,
+        num_worst=params.num_worst_mistakes,
+    )

@@ -1,0 +1,56 @@
+"""ingest: the published files, fetched, verified and written as Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+
+from mnist_pipe import layout
+from mnist_pipe.data import sources, table
+from mnist_pipe.data.sources import NoMirrorFault
+from mnist_pipe.params import IngestParams
+from pipelines import retries
+
+
+@task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorFault))
+def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
+    """The verified files of `dataset`; what an earlier try finished is not fetched again."""
+    return sources.fetch(
+        dataset,
+        mirrors=params.mirrors,
+        folder=params.folder,
+        timeout_seconds=params.timeout_seconds,
+        log=get_run_logger().info,
+    )
+
+
+@task
+def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> dict[str, int]:
+    """Check the files and write them as Parquet; returns the rows of each split."""
+    splits = sources.load(dataset, found, fallback_for=fallback_for)
+    for name, split in splits.items():
+        table.write_raw(layout.RAW / f"{name}.parquet", split)
+    return {name: len(split.labels) for name, split in splits.items()}
+
+
+@flow(name="ingest")
+def ingest(params: IngestParams) -> None:
+    """Write `data/raw/{train,test}.parquet`."""
+    log = get_run_logger()
+    dataset, fallback_for = params.dataset, None
+    try:
+        found = fetch(dataset, params)
+    except NoMirrorFault as fault:
+        if params.fallback is None:
+            raise
+        dataset, fallback_for = params.fallback, params.dataset
+        log.warning(
+            "FALLBACK: everything from here on is made from %s, not %s. %s. To try again: dvc repro --force ingest",
+            dataset,
+            fallback_for,
+            fault,
+        )
+        found = fetch(dataset, params)
+    rows = convert(dataset, found, fallback_for)
+    log.info("%s: %s training and %s test images", dataset, f"{rows['train']:,}", f"{rows['test']:,}")

@@ -1,0 +1,35 @@
+"""normalize: the checked, split and standardised images."""
+
+from __future__ import annotations
+
+from prefect import flow, get_run_logger, task
+
+from mnist_pipe import files, layout
+from mnist_pipe.data import split, table
+from mnist_pipe.params import NormalizeParams
+
+
+@task
+def standardise(params: NormalizeParams) -> dict[str, int]:
+    """Write the three splits and the report; returns the rows of each split."""
+    raw = {name: table.read_raw(layout.RAW / f"{name}.parquet") for name in ("train", "test")}
+    splits, report = split.normalize(
+        raw["train"],
+        raw["test"],
+        validation_rows=params.validation_rows,
+        seed=params.seed,
+    )
+    for name, normalized in splits.items():
+        table.write_normalized(layout.NORMALIZED / f"{name}.parquet", normalized)
+    files.write_json(layout.DATA_REPORT, report)
+    return {name: len(normalized.labels) for name, normalized in splits.items()}
+
+
+@flow(name="normalize")
+def normalize(params: NormalizeParams) -> None:
+    """Write `data/normalized/{train,validation,test}.parquet` and `reports/data.json`."""
+    rows = standardise(params)
+    if rows["validation"] < params.validation_rows:
+        asked, got = params.validation_rows, rows["validation"]
+        get_run_logger().warning("validation_rows: %s asked, %s taken, a fifth of the training split", asked, got)
+    get_run_logger().info("rows: %s", ", ".join(f"{name} {number:,}" for name, number in rows.items()))

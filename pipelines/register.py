@@ -1,0 +1,58 @@
+"""register: the candidate as a version of the registry and, where every gate passes, as its champion."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+
+from mnist_pipe import files, layout, lineage, registry
+from mnist_pipe.data.table import read_provenance
+from mnist_pipe.errors import EnvironmentFault
+from mnist_pipe.params import RegisterParams
+from pipelines import retries
+
+VALIDATION = layout.PREDICTIONS / "validation.parquet"
+
+
+@task
+def trace() -> dict[str, Any]:
+    """Where the candidate comes from."""
+    card = files.read_json(layout.CANDIDATE / layout.CARD, fix="run: dvc repro train")
+    return lineage.collect(Path.cwd(), card=card, provenance=read_provenance(VALIDATION))
+
+
+@task(
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
+)  # another writer may hold the database
+def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
+    """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""
+    registration = registry.register(
+        layout.CANDIDATE,
+        root=Path.cwd(),
+        name=origin["dataset"] + registry.CLASSIFIER,
+        predictions=VALIDATION,
+        metrics=files.read_json(layout.EVALUATION, fix="run: dvc repro evaluate"),
+        lineage=origin,
+        params=params,
+    )
+    files.write_json(layout.REGISTRATION, asdict(registration))
+    return asdict(registration)
+
+
+@flow(name="register")
+def register(params: RegisterParams) -> None:
+    """Register the candidate and show its gates."""
+    outcome = record(params, trace())
+    title = f"{outcome['name']} version {outcome['version']}"
+    log, rows = get_run_logger(), ["| gate | | |", "|---|---|---|"]
+    for gate in outcome["gates"]:
+        verdict = "passed" if gate["passed"] else "failed"
+        rows.append(f"| {gate['name']} | {verdict} | {gate['text']} |")
+        log.info("gate %s %s: %s", gate["name"], verdict, gate["text"])
+    log.info("%s: %s", title, outcome["reason"])
+    table = "\n".join(rows)
+    create_markdown_artifact(f"**{title}.** {outcome['reason']}\n\n{table}\n", key="gates", description=title)

@@ -1,0 +1,137 @@
+"""The hyper-parameter search: Ray Tune over models, optimizers and their settings, on the validation split."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+
+from mnist_pipe import layout
+from mnist_pipe.errors import EnvironmentFault
+from mnist_pipe.params import SearchParams
+from pipelines import retries
+
+COLUMNS = (
+    "model",
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "batch_size",
+    "rotation_degrees",
+    "translation_pixels",
+)
+
+
+@task
+def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str) -> list[dict[str, Any]]:
+    """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
+    from mnist_pipe import preflight
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training.distributed import cluster
+    from mnist_pipe.training.search import TrialRecord, search
+
+    logger = get_run_logger()
+
+    def show(trial: TrialRecord) -> None:
+        what = f"{trial.config['model']} {trial.config['optimizer']} lr {trial.config['learning_rate']:.2g}"
+        result = f"{trial.score:.2%} after {len(trial.history)} epochs" if trial.score >= 0 else ""
+        logger.info("trial %d of %d: %s, %s %s", trial.trial, params.num_trials, what, trial.status, result)
+
+    with cluster() as available:
+        preflight.check_workers(
+            "search.max_concurrent_trials",
+            params.max_concurrent_trials,
+            num_cpus=available.num_cpus,
+            num_gpus=available.num_gpus,
+            where="the cluster",
+        )
+        trials = search(
+            training=read_normalized(layout.TRAINING_SPLITS["train"]),
+            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
+            available=available,
+            ledger=layout.RUNS / run_name / "trials.jsonl",
+            storage=layout.RAY_RESULTS,
+            name=run_name,
+            model_params=models,
+            on_trial=show,
+            space=params.space,
+            **params.model_dump(exclude={"space"}),
+        )
+    return [vars(trial) for trial in trials]
+
+
+@task(
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
+)  # another writer may hold the database
+def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
+    """One MLflow run a trial."""
+    from pathlib import Path
+
+    from mnist_pipe.data.table import read_provenance
+    from mnist_pipe.registry import log_search
+
+    dataset = read_provenance(layout.TRAINING_SPLITS["train"])["dataset"]
+    log_search(f"{dataset}-search", trials, root=Path.cwd(), search_id=run_name)
+
+
+@task
+def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the trial table, the best configuration and the search's metrics; return the best trial."""
+    import pandas as pd
+
+    from mnist_pipe.files import replacing, write_json
+    from mnist_pipe.training.search import TrialRecord, best
+
+    winner = best([TrialRecord(**trial) for trial in trials])
+    with replacing(layout.TRIALS) as temporary:
+        pd.DataFrame([_row(trial) for trial in trials]).to_csv(temporary, index=False)
+    result = {
+        "config": winner.config,
+        "trial": winner.trial,
+        "validation_accuracy": winner.score,
+        "validation_loss": winner.history[-1]["validation_loss"],
+    }
+    write_json(layout.BEST, result)
+    statuses = [trial["status"] for trial in trials]
+    write_json(
+        layout.SEARCH_REPORT,
+        {
+            "num_trials": len(trials),
+            **{f"num_{status}": statuses.count(status) for status in ("finished", "stopped", "diverged", "failed")},
+            "best_trial": winner.trial,
+            "best_validation_accuracy": winner.score,
+        },
+    )
+    return result
+
+
+@flow(name="search")
+def search(params: SearchParams, models: dict[str, dict[str, Any]]) -> None:
+    """Search, record every trial, and hand the best configuration on."""
+    from mnist_pipe.identity import run_name as name_of
+
+    made_from = {"search": params.model_dump(), "models": models}
+    run_name = name_of("search", params=made_from, inputs=layout.TRAINING_SPLITS.values())
+    trials = tune(params, models, run_name)
+    result = write_results(trials)
+    log_to_mlflow(trials, run_name)
+    create_table_artifact(key="trials", table=[_row(trial) for trial in trials], description="All trials")
+    get_run_logger().info(
+        "best: trial %d, validation accuracy %.2f %%", result["trial"], 100 * result["validation_accuracy"]
+    )
+    # What a killed search resumes from; a finished one, asked for again, is to be searched again.
+    shutil.rmtree(layout.RUNS / run_name, ignore_errors=True)
+
+
+def _row(trial: Mapping[str, Any]) -> dict[str, Any]:
+    last = trial["history"][-1] if trial["history"] else {}
+    return {
+        "trial": trial["trial"],
+        "status": trial["status"],
+        **{column: trial["config"][column] for column in COLUMNS},
+        "epochs": len(trial["history"]),
+        **{key: last.get(key) for key in ("train_loss", "validation_loss", "validation_accuracy")},
+    }

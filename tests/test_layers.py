@@ -1,0 +1,115 @@
+"""The laws of the house, read from the source."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from mnist_pipe import layout
+from pipelines import STAGES
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for folder in ("mnist_pipe", "pipelines")
+    for path in (ROOT / folder).rglob("*.py")
+}
+# A module may import from its own layer and from those before it.
+LAYERS = [
+    {"errors", "files", "layout", "params", "identity", "lineage", "supervisor", "machine"},
+    {"data", "models", "evaluation", "gates"},
+    {"training"},
+    {"training.distributed", "training.search", "registry", "prediction"},
+    {"preflight", "services", "doctor"},
+    {"pipelines"},
+    {"cli"},
+]
+ONLY = {
+    "ray": {"mnist_pipe.training.distributed", "mnist_pipe.training.search"},
+    "mlflow": {"mnist_pipe.registry"},
+    "prefect": {name for name in MODULES if name.startswith("pipelines")},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the source names, function-level imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return found
+
+
+def layer(module: str) -> int:
+    """The layer of the longest name that matches."""
+    name = module.removeprefix("mnist_pipe.")
+    matches = [(len(n), i) for i, names in enumerate(LAYERS) for n in names if name == n or name.startswith(n + ".")]
+    assert matches, f"{module} has no layer"
+    return max(matches)[1]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m != "mnist_pipe"])
+def test_imports_only_point_down(module: str) -> None:
+    for imported in imports(MODULES[module]) & set(MODULES):
+        if imported != "mnist_pipe":
+            assert layer(imported) <= layer(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("library", ONLY)
+def test_each_orchestrator_has_its_own_modules(library: str) -> None:
+    users = {name for name, path in MODULES.items() if any(i.split(".")[0] == library for i in imports(path))}
+    assert users <= ONLY[library]
+    assert users
+
+
+HEAVY = {"mnist_pipe.registry", "mnist_pipe.prediction"}  # imported where they are used
+
+
+def test_importing_the_library_has_no_effect(tmp_path: Path) -> None:
+    # In a fresh process and an empty folder: no file, no output, no thread, nothing heavy.
+    names = [m for m in MODULES if m.count(".") <= 1 and m.startswith("mnist_pipe") and m not in HEAVY]
+    code = (
+        f"import sys, threading, importlib\nfor name in {names!r}: importlib.import_module(name)\n"
+        "assert threading.active_count() == 1, threading.enumerate()\n"
+        "heavy = {'torch', 'ray', 'prefect', 'mlflow', 'sklearn', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_is_no_utils() -> None:
+    assert not {name for name in MODULES if name.split(".")[-1] in ("utils", "common", "helpers", "misc")}
+
+
+def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:
+    stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
+    assert list(stages) == list(STAGES)
+    for name, sections in STAGES.items():
+        assert stages[name]["cmd"] == f"exec python -m pipelines {name}"
+        if name != "report":  # which prints all of params.yaml
+            assert tuple(stages[name]["params"]) == sections, name
+
+
+def test_dvc_yaml_names_the_paths_of_the_layout() -> None:
+    known = {str(value) for value in vars(layout).values() if isinstance(value, Path)}
+    for name, stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
+        outputs = [*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())]
+        for output in outputs:
+            path = next(iter(output)) if isinstance(output, dict) else output
+            assert path in known or str(Path(path).parent) in known, f"{name}: {path}"
+
+
+def test_every_dependency_of_a_stage_on_code_exists() -> None:
+    for stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values():
+        for dependency in stage["deps"]:
+            if dependency.split("/")[0] in ("mnist_pipe", "pipelines"):
+                assert (ROOT / dependency).exists(), dependency

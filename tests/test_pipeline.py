@@ -1,0 +1,298 @@
+"""The whole DAG through `dvc repro`, as a user runs it, in a temporary clone on the data set that needs no network."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from mnist_pipe import machine
+from pipelines import STAGES
+from tests.conftest import ROOT
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SMALL = {
+    "ingest.dataset": "digits",
+    "baseline.num_epochs": 3,
+    "search.num_trials": 4,
+    "search.num_epochs": 2,
+    "search.train_rows": 500,
+    "search.space.model": ["convnet", "mlp"],
+    "search.space.batch_size": [32, 64],
+    "train.num_epochs": 15,
+}
+GENERATED = {
+    *(".git", ".venv", ".state", "data", "models", "dvc.lock", "reports"),
+    *(".dvc/cache", ".dvc/tmp", ".dvc/config.local", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"),
+}
+
+
+def environment() -> dict[str, str]:
+    """This process's, with the environment's commands first and no service but the clone's own."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_"))}
+    # dvc runs a stage through $SHELL, and dash, unlike bash, stays between the two.
+    return {**inherited, "PATH": path, "PYTHONPATH": ".", "SHELL": "/bin/sh"}
+
+
+def run(folder: Path, *command: str, code: int = 0) -> str:
+    """What the command printed; it must end with `code`."""
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    assert done.returncode == code, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}"
+    return done.stdout
+
+
+def stages_run(output: str) -> list[str]:
+    return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+
+def set_params(folder: Path, **changes: object) -> None:
+    yaml = YAML()
+    params = yaml.load(folder / "params.yaml")
+    for key, value in changes.items():
+        section = params
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section[parent]
+        section[last] = value
+    yaml.dump(params, folder / "params.yaml")
+
+
+def copy_tree(folder: Path) -> Path:
+    """The project's files without anything generated, as an unpacked archive has them."""
+
+    def ignored(parent: str, names: list[str]) -> set[str]:
+        here = Path(parent).relative_to(ROOT)
+        return {name for name in names if str(here / name) in GENERATED or name == "__pycache__"}
+
+    shutil.copytree(ROOT, folder, ignore=ignored)
+    set_params(folder, **SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Git clone with its own services, rebuilt once from nothing."""
+    folder = copy_tree(tmp_path_factory.mktemp("clone") / "main")
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
+    run(folder, "mnist-pipe", "up")
+    try:
+        (folder / "first.log").write_text(run(folder, "dvc", "repro"))
+        yield folder
+    finally:
+        run(folder, "mnist-pipe", "down")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Every stage output that must be the same bytes each time: not the page, which shows durations."""
+    files = [p for top in ("data", "models", "reports") for p in (folder / top).rglob("*") if p.is_file()]
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.name not in ("index.html", "registration.json", ".gitignore")
+    }
+
+
+def test_every_stage_ran_once_in_order(clone: Path) -> None:
+    ran = stages_run((clone / "first.log").read_text())
+    assert sorted(ran) == sorted(STAGES)
+    assert [stage for stage in ran if stage not in ("baseline", "search")] == [
+        stage for stage in STAGES if stage not in ("baseline", "search")
+    ]
+
+
+def test_the_data_set_names_the_registered_model(clone: Path) -> None:
+    registration = json.loads((clone / "reports/registration.json").read_text())
+    assert registration["name"] == "digits-classifier"
+    assert registration["version"] == 1
+    assert len(registration["lineage"]["git_revision"]) == 40
+    assert [gate["name"] for gate in registration["gates"]] == ["baseline", "calibration", "champion"]
+
+
+def test_the_candidate_beats_the_baseline_on_real_scans(clone: Path) -> None:
+    evaluation = json.loads((clone / "reports/evaluation.json").read_text())
+    assert evaluation["test"]["accuracy"] > 0.9
+    assert evaluation["test"]["accuracy"] > evaluation["baseline"]["test"]["accuracy"]
+
+
+def test_a_second_repro_does_nothing(clone: Path) -> None:
+    compiled = clone / "mnist_pipe/models/__pycache__/stray.pyc"  # as another machine, or none, would have it
+    compiled.parent.mkdir(exist_ok=True)
+    compiled.write_bytes(b"")
+    output = run(clone, "dvc", "repro")
+    assert stages_run(output) == []
+    assert "Data and pipelines are up to date." in output
+
+
+def test_prefect_shows_a_completed_flow_run_for_every_stage(clone: Path) -> None:
+    code = (
+        "import asyncio, os; from pathlib import Path; from mnist_pipe import services;"
+        "os.environ.update(services.environment(Path.cwd()));"
+        "from prefect.client.orchestration import get_client\n"
+        "async def main():\n"
+        "    async with get_client() as client:\n"
+        "        flows = {f.id: f.name for f in await client.read_flows()}\n"
+        "        for r in await client.read_flow_runs(): print('RUN', flows[r.flow_id], r.state.type.value)\n"
+        "asyncio.run(main())"
+    )
+    runs = {tuple(line.split()[1:]) for line in run(clone, sys.executable, "-c", code).splitlines() if "RUN" in line}
+    assert {(stage, "COMPLETED") for stage in STAGES} <= runs
+
+
+def test_one_changed_key_reruns_only_what_depends_on_it(clone: Path) -> None:
+    set_params(clone, **{"register.max_p_value_against_champion": 0.04})
+    assert stages_run(run(clone, "dvc", "repro")) == ["register", "report"]
+
+
+def test_data_weights_and_metrics_are_the_same_bytes_again(clone: Path) -> None:
+    before = digests(clone)
+    for stage in ("ingest", "normalize", "baseline", "evaluate"):  # search: test_search.py; train: below
+        assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", stage)) == [stage]
+    assert digests(clone) == before
+    assert any(name.endswith(".safetensors") for name in before)
+
+
+def test_the_commands_that_a_dvc_user_knows_work(clone: Path) -> None:
+    assert "reports/evaluation.json" in run(clone, "dvc", "metrics", "show")
+    assert "search" in run(clone, "dvc", "dag")
+    set_params(clone, **{"search.num_trials": 3})
+    assert "search.num_trials" in run(clone, "dvc", "params", "diff")
+    set_params(clone, **{"search.num_trials": 4})
+    page = run(clone, "dvc", "plots", "show").splitlines()[-1].removeprefix("file://")
+    assert "vega" in Path(page).read_text()
+    run(clone, "git", "add", "-A")
+    run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "results")
+    assert stages_run(run(clone, "dvc", "exp", "run", "search", "-S", "search.num_trials=2")) == ["search"]
+    assert "reports/search.json" in run(clone, "dvc", "metrics", "diff")
+    run(clone, "git", "checkout", "-q", "--", ".")
+    run(clone, "dvc", "checkout", "-q", "--force")
+
+
+def test_the_summary_names_the_model_the_report_and_how_to_stop(clone: Path) -> None:
+    summary = run(clone, "mnist-pipe", "summary")
+    for part in ("digits-classifier version", "validation", "test", "reports/index.html", "mnist-pipe down", "http://"):
+        assert part in summary
+
+
+def test_an_interrupted_train_leaves_nothing_and_goes_on_where_it_was(clone: Path) -> None:
+    expected = hashlib.sha256((clone / "models/candidate/model.safetensors").read_bytes()).hexdigest()
+    # A terminal's Ctrl-C reaches the whole group; SIGTERM, as a scheduler sends it, reaches dvc alone; and a power cut
+    # leaves nobody to clean up.
+    first = interrupt(clone, stop=lambda process: os.killpg(process.pid, signal.SIGINT))
+    second = interrupt(clone, stop=lambda process: process.send_signal(signal.SIGTERM))
+    third = interrupt(clone, stop=kill_all)
+    fourth = run(clone, *RETRAIN)
+    starts = [int(re.search(r"epoch (\d+)/", log).group(1)) for log in (first, second, third, fourth)]
+    assert starts[0] == 1
+    assert starts == sorted(set(starts)), starts
+    assert hashlib.sha256((clone / "models/candidate/model.safetensors").read_bytes()).hexdigest() == expected
+
+
+def kill_all(process: subprocess.Popen[bytes]) -> None:
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()  # first: a dvc that sees its stage die writes its lock, and a kill within that leaves half of it
+    for child in family:
+        child.kill()
+
+
+RETRAIN = ("dvc", "repro", "--force", "--single-item", "train")
+
+
+def interrupt(clone: Path, *, stop: Callable[[subprocess.Popen[bytes]], None]) -> str:
+    """Train until an epoch is printed, then `stop` dvc; what was printed. Nothing may be left after 5 s."""
+    log = clone / "train.log"
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            RETRAIN, cwd=clone, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while "- epoch " not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    began = time.monotonic()
+    stop(process)
+    assert process.wait(timeout=20) != 0
+    _, alive = psutil.wait_procs(family, timeout=max(0.0, began + 5 - time.monotonic()))
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    return log.read_text()
+
+
+@pytest.mark.slow
+def test_a_stage_without_services_brings_its_own(clone: Path) -> None:
+    run(clone, "mnist-pipe", "down")
+    before = {p.pid for p in psutil.process_iter()}
+    assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", "search")) == ["search"]
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
+    assert [p.info["cmdline"] for p in left if str(clone) in " ".join(p.info["cmdline"] or ())] == []
+
+
+@pytest.mark.slow
+def test_without_git_the_pipeline_runs_and_the_lineage_says_so(clone: Path, tmp_path: Path) -> None:
+    folder = copy_tree(tmp_path / "unpacked")
+    run(folder, "dvc", "config", "--local", "core.no_scm", "true")  # as the Makefile does
+    for name in ("data", "models", "reports"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder / name)
+        shutil.copytree(clone / name, folder / name)
+    assert stages_run(run(folder, "dvc", "repro", "--single-item", "register")) == ["register"]
+    lineage = json.loads((folder / "reports/registration.json").read_text())["lineage"]
+    assert lineage["git_revision"] == "not a git checkout"
+    assert lineage["git_dirty"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "code", "line"),
+    [
+        ({"train.num_workers": 64}, "ingest", 2,
+         "params.yaml: train.num_workers must be at most {cpus}, the number of CPUs of this machine, but got 64; "
+         "lower it or connect a larger cluster with RAY_ADDRESS"),
+        ({"train.use_gpu": True}, "ingest", 2,
+         "params.yaml: train.use_gpu must be auto or false without a GPU, but got true, while this machine has none"),
+        ({"search.space.model": ["convnet", "resnet"]}, "ingest", 2,
+         "params.yaml:{line}: search.space.model[1] must be one of cnn, convnet, lenet5, linear, mlp, "
+         "but got 'resnet'; did you mean 'lenet5'?"),
+        ({"models.mlp.hidden": [0]}, "search", 2,
+         "params.yaml: models.mlp.hidden.0 must be greater than or equal to 1, but got 0"),
+    ],
+    ids=["workers", "gpu", "model", "arguments"],
+)  # fmt: skip
+def test_what_can_be_known_before_work_starts_is_told_in_one_line(
+    tmp_path: Path, changes: dict[str, object], stage: str, code: int, line: str
+) -> None:
+    folder = copy_tree(tmp_path / "main")
+    set_params(folder, **changes)
+    began = time.monotonic()
+    output = run(folder, sys.executable, "-m", "pipelines", stage, code=code)
+    assert time.monotonic() - began < 5
+    number = next(
+        (n for n, text in enumerate((folder / "params.yaml").read_text().splitlines(), 1) if "resnet" in text), 0
+    )
+    assert output == line.format(cpus=machine.num_cpus(), line=number) + "\n"
+    assert not (folder / "data").exists()
+
+
+def test_an_unknown_stage_is_told_in_one_line() -> None:
+    output = run(ROOT, sys.executable, "-m", "pipelines", "trian", code=2)
+    assert output == (
+        "python -m pipelines: stage must be one of baseline, evaluate, ingest, normalize, register, report, search, "
+        "train, but got 'trian'; did you mean 'train'?\n"
+    )

@@ -1,0 +1,46 @@
+# The verbs of the README. Everything runs in .venv, which the first verb builds from requirements.lock.
+
+PYTHON ?= python3.11
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.PHONY: run test test-all lint up down clean
+
+run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
+	@mnist-pipe up
+	dvc repro
+	@mnist-pipe summary
+
+test: $(VENV)/.test ## the default tier
+	pytest -q
+
+test-all: $(VENV)/.test ## also what takes minutes
+	pytest -q -m ""
+
+lint: $(VENV)/.test
+	ruff check .
+	ruff format --check .
+	mypy
+
+up: $(VENV)/.run ## start the Prefect server and the Ray head
+	mnist-pipe up
+
+down: $(VENV)/.run ## stop what `up` started
+	mnist-pipe down
+
+clean: ## remove what is generated; the environment and the registry stay
+	rm -rf data models reports/plots reports/predictions reports/index.html
+
+# The lock is a constraint file: pip checks it against pyproject.toml, and a CUDA build of torch may bring its own
+# libraries. Without build isolation, setuptools too is the locked one.
+$(VENV)/.run: pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "make: Python must be 3.11, but $(PYTHON) was not found; set PYTHON=/path/to/python3.11" >&2; exit 3; }
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -c requirements.lock setuptools
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e .
+	@git rev-parse --git-dir >/dev/null 2>&1 || $(VENV)/bin/dvc config --local core.no_scm true
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test]'
+	@touch $@

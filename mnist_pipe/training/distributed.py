@@ -225,11 +225,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             if world.rank > 0:
                 ray.train.report(metrics)
                 continue
-            config["progress"].put(metrics)
             with tempfile.TemporaryDirectory() as folder:
                 progress = {"epoch": len(history), "history": history}
                 checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=progress)
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            # Only now, with the checkpoint in storage: an epoch that is shown is never trained again.
+            config["progress"].put(metrics)
     except DivergedError as fault:
         # A retry would diverge again, so this is a result and not a failure.
         return {"history": history, "diverged": str(fault)}

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mnist_pipe.training import loop
+from mnist_pipe import models
+from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.loop import Data, DivergedError, Recipe, World
 
 CPU = torch.device("cpu")
@@ -164,3 +166,42 @@ def test_logits_of_arrays_are_the_models() -> None:
     model, _ = loop.new_run(RECIPE, device=CPU)
     got = loop.logits(model, data.images[:, 0].numpy(), batch_size=7)
     torch.testing.assert_close(torch.tensor(got), model.eval()(data.images), rtol=1e-4, atol=1e-5)
+
+
+class FirstCalls(TorchDispatchMode):
+    """How many elements each function of MKL's vector library is given first."""
+
+    FUNCTIONS = (
+        *("acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma"),
+        *("log", "log10", "log1p", "log2", "sin", "sinh", "sqrt", "tan", "tanh"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__.strip("_").removeprefix("foreach_")
+        if name in self.FUNCTIONS:
+            tensors = args[0] if isinstance(args[0], list) else args[:1]
+            self.num_elements.setdefault(name, sum(tensor.numel() for tensor in tensors))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer"),
+    [*((name, "sgd") for name in models.MODELS), *(("mlp", name) for name in optimizers.OPTIMIZERS)],
+)
+def test_no_two_threads_make_the_first_call_of_a_function_of_mkl(model: str, optimizer: str) -> None:
+    activation = {"activation": "tanh"} if model == "mlp" else {}
+    recipe = dataclasses.replace(
+        RECIPE, model=model, model_params=activation, optimizer=optimizer, num_epochs=1, learning_rate=0.001
+    )
+    data = blobs(64)
+    with FirstCalls() as first:
+        net, its_optimizer = loop.new_run(recipe, device=CPU)
+        list(loop.train(recipe, model=net, optimizer=its_optimizer, training=data, validation=data))
+    assert set(first.num_elements.values()) == {1}, first.num_elements
+    with FirstCalls() as first:
+        loop.logits(net, data.images[:, 0].numpy())
+    assert set(first.num_elements.values()) == {1}, first.num_elements

@@ -113,8 +113,19 @@ def computes_bfloat16(device: torch.device) -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def _choose_kernels() -> None:
+    """Call every function that MKL computes for us once, in one thread.
+
+    MKL chooses a function's kernel at its first call. When two threads make that call at once, one of them may compute
+    its share with a less exact kernel (pytorch/pytorch#188792): the same seed then gives other bits, once in a while.
+    """
+    for function in (torch.sqrt, torch.tanh, torch.cos, torch.sin):
+        function(torch.ones(1))
+
+
 def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and its optimizer at step 0; the same seed gives the same weights on every machine."""
+    _choose_kernels()
     torch.manual_seed(recipe.seed)
     model = models.build(recipe.model, **recipe.model_params)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -206,6 +217,7 @@ def evaluate(model: nn.Module, data: Data, *, world: World = ALONE) -> tuple[flo
 
 def logits(model: nn.Module, images: NDArray[np.float32], *, batch_size: int = 1000) -> NDArray[np.float32]:
     """(n, 10) logits of (n, 28, 28) standardised images, in float32 on the model's device."""
+    _choose_kernels()
     device = next(model.parameters()).device
     parts = []
     for start in range(0, len(images), batch_size):

@@ -280,12 +280,9 @@ def test_what_can_be_known_before_work_starts_is_told_in_one_line(
 ) -> None:
     folder = copy_tree(tmp_path / "main")
     set_params(folder, **changes)
-    took_seconds = []
-    for _ in range(3):  # the fastest of three: the rest is the machine's other load
-        began = time.monotonic()
-        output = run(folder, sys.executable, "-m", "pipelines", stage, code=code)
-        took_seconds.append(time.monotonic() - began)
-    assert min(took_seconds) < 5
+    began = time.monotonic()
+    output = run(folder, sys.executable, "-m", "pipelines", stage, code=code)
+    assert time.monotonic() - began < 5
     number = next(
         (n for n, text in enumerate((folder / "params.yaml").read_text().splitlines(), 1) if "resnet" in text), 0
     )

@@ -1,0 +1,175 @@
+"""The storage: one contract, which a directory and an S3 bucket both keep."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mnist_pipe import storage
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+from mnist_pipe.files import sha256
+from mnist_pipe.storage import Storage
+
+SECRET = "planted-secret-key"
+
+
+@pytest.fixture(scope="module")
+def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An S3 server with the bucket `bucket`, which AWS_ENDPOINT_URL names; it fails while the yielded file exists."""
+    import boto3
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    flag = tmp_path_factory.mktemp("s3") / "outage"
+    log = (flag.parent / "log").open("wb")
+    command = [sys.executable, "-m", "tests.cluster.s3", "127.0.0.1", str(port), str(flag)]
+    server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield flag
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(params=["directory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "directory":
+        return storage.open_uri(str(tmp_path))
+    request.getfixturevalue("outage")
+    return storage.open_uri(f"s3://bucket/{tmp_path.name}")
+
+
+def test_what_was_written_is_read_and_what_was_not_is_none(place: Storage) -> None:
+    place.check()
+    place.write_json("runs/a/request.json", {"stage": "train"})
+    place.write("runs/a/fetched", b"")
+    assert place.read_json("runs/a/request.json") == {"stage": "train"}
+    assert place.read("runs/a/fetched") == b""
+    assert place.read("runs/b/fetched") is None
+    assert place.read_json("runs/b/request.json") is None
+    assert place.names("runs/a") == ["fetched", "request.json"]
+    assert place.names("runs") == ["a"]
+    assert place.names("nothing") == []
+
+
+def test_a_file_comes_back_whole_under_its_digest_and_is_sent_once(place: Storage, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "deep" / "target"
+    source.write_bytes(os.urandom(3_000_000))
+    assert place.put(source) == sha256(source)
+    first = place.filesystem.get_file_info(place.path(f"objects/{sha256(source)}")).mtime
+    place.put(source)
+    assert place.filesystem.get_file_info(place.path(f"objects/{sha256(source)}")).mtime == first
+    place.get(sha256(source), target)
+    assert target.read_bytes() == source.read_bytes()
+
+
+def test_other_bytes_than_named_are_refused_and_leave_no_file(place: Storage, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    place.write(f"objects/{'0' * 64}", b"forged")
+    with pytest.raises(CorruptDataError, match="sha256 must be 000000000000, but got"):
+        place.get("0" * 64, target)
+    with pytest.raises(CorruptDataError, match="the object must exist, but got none"):
+        place.get("1" * 64, target)
+    assert not target.exists()
+
+
+def test_a_folder_is_fetched_and_removed(place: Storage, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        place.write(f"ray/run/checkpoint_1/{name}", name.encode())
+    place.fetch("ray/run/checkpoint_1", tmp_path / "into")
+    assert {path.name: path.read_text() for path in (tmp_path / "into").iterdir()} == {"a": "a", "b": "b"}
+    place.remove("ray/run")
+    place.remove("ray/never")
+    assert place.names("ray") == []
+
+
+def test_it_travels_to_another_process_without_credentials(place: Storage) -> None:
+    place.write("x/y", b"1")
+    content = pickle.dumps(place)
+    assert SECRET.encode() not in content
+    assert pickle.loads(content).names("x") == ["y"]
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    place = storage.open_uri(str(tmp_path))
+    content = (b"x" for _ in [1])
+    with pytest.raises(TypeError):
+        place.write("runs/a", content)  # type: ignore[arg-type]
+    assert place.names("runs") == []
+
+
+@pytest.mark.slow
+def test_a_storage_that_is_away_for_half_a_minute_loses_nothing(outage: Path) -> None:
+    place = storage.open_uri("s3://bucket/outage")
+    outage.touch()
+    threading.Timer(30, outage.unlink).start()
+    place.write("a", b"1")
+    assert not outage.exists()
+    assert place.read("a") == b"1"
+
+
+def test_a_bucket_or_directory_that_is_not_there_is_told_within_seconds(outage: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    for uri, kind in (("s3://no-such-bucket/a", "bucket"), (f"{tmp_path}/none", "directory")):
+        with pytest.raises(EnvironmentFault) as caught:
+            storage.open_uri(uri).check()
+        assert str(caught.value) == (
+            f"MNIST_PIPE_STORAGE: {uri} must name a {kind} that exists, but got none; make the {kind}"
+        )
+    outage.touch()
+    with pytest.raises(EnvironmentFault, match="MNIST_PIPE_STORAGE: s3://bucket/a must answer, but got"):
+        storage.open_uri("s3://bucket/a").check()
+    outage.unlink()
+    assert time.monotonic() - started < 20
+
+
+def test_a_server_that_is_not_there_is_told_within_seconds(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not outage.exists()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(EnvironmentFault, match="MNIST_PIPE_STORAGE: s3://bucket/a must answer, but got"):
+        storage.open_uri("s3://bucket/a").check()
+
+
+@pytest.mark.parametrize(
+    "uri", ["relative/folder", "gs://bucket/a", "s3://", "s3://Bucket", "s3://b/../c", "s3://b?x=1"]
+)
+def test_what_names_no_storage_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="the address must be s3://bucket/prefix, without credentials, or an absolute"):
+        storage.open_uri(uri)
+
+
+def test_credentials_in_the_address_are_refused_and_not_shown() -> None:
+    with pytest.raises(InputError) as caught:
+        storage.open_uri(f"s3://key:{SECRET}@bucket/a")
+    assert SECRET not in str(caught.value)
+
+
+def test_without_the_variable_it_is_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
+    assert storage.of(tmp_path).root == str(tmp_path / ".state")
+    monkeypatch.setenv("MNIST_PIPE_STORAGE", "s3://bucket/prefix/")
+    assert storage.of(tmp_path).root == "bucket/prefix"

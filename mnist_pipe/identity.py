@@ -23,5 +23,14 @@ def run_name(stage: str, *, params: Any, inputs: Iterable[Path]) -> str:
 
 def code_version() -> str:
     """A hash over the source of what computes numbers: data, models and training."""
-    sources = (path for folder in ("data", "models", "training") for path in (PACKAGE / folder).rglob("*.py"))
-    return digest([[str(path.relative_to(PACKAGE)), sha256(path)] for path in sorted(sources)])
+    return _digest(PACKAGE / folder for folder in ("data", "models", "training"))
+
+
+def source_version() -> str:
+    """A hash over all source of the project: what two machines that work on one run must agree in."""
+    return _digest([PACKAGE, PACKAGE.parent / "pipelines"])
+
+
+def _digest(folders: Iterable[Path]) -> str:
+    sources = sorted(path for folder in folders for kind in ("*.py", "*.html") for path in folder.rglob(kind))
+    return digest([[str(path.relative_to(PACKAGE.parent)), sha256(path)] for path in sources])

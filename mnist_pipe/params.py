@@ -56,6 +56,7 @@ Probability = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Degrees = Annotated[float, Field(ge=0, le=45, allow_inf_nan=False)]
 Pixels = Annotated[float, Field(ge=0, le=6, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
+Workers = Annotated[int, Field(ge=1, le=10_000)]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
@@ -126,7 +127,8 @@ class SearchParams(Section):
     reduction_factor: Annotated[int, Field(ge=2, le=16)]
     """ASHA keeps one trial in so many at each rung."""
     max_concurrent_trials: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-    """auto: one per GPU of the cluster; without a GPU one at a time on every core, which makes it reproducible."""
+    """auto: on several machines as many as there is room for; on one, a trial on each GPU or one at a time on all
+    cores, which makes it reproducible."""
     seed: Seed
     space: SpaceParams
 
@@ -134,9 +136,12 @@ class SearchParams(Section):
 class TrainParams(Section):
     """The final training of the search's best configuration."""
 
+    data: Literal["memory", "stream"]
+    """Where the training rows are: in the memory of every worker, or read from disk by Ray Data as they are needed."""
     num_epochs: Epochs
-    num_workers: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-    """auto: every GPU of the cluster, or one CPU worker."""
+    num_workers: Workers | Annotated[list[Workers], Field(min_length=2, max_length=2)] | Literal["auto"]
+    """auto: one on every GPU of the cluster; without GPUs one on every machine. [low, high]: as many of these as there
+    are at any moment; several machines make `auto` elastic too, so that the loss of one costs no run."""
     use_gpu: bool | Literal["auto"]
     label_smoothing: Smoothing
     precision: Precision
@@ -342,16 +347,17 @@ def _cross_checks(path: Path, params: Params) -> list[str]:
     """The rules that need more than one key."""
     faults = []
     space = params.search.space
-    ranges = {
-        **{f"learning_rate.{name}": low_high for name, low_high in space.learning_rate.items()},
-        "weight_decay": space.weight_decay,
-        "rotation_degrees": space.rotation_degrees,
-        "translation_pixels": space.translation_pixels,
+    ranges: dict[str, Any] = {
+        **{f"search.space.learning_rate.{name}": low_high for name, low_high in space.learning_rate.items()},
+        "search.space.weight_decay": space.weight_decay,
+        "search.space.rotation_degrees": space.rotation_degrees,
+        "search.space.translation_pixels": space.translation_pixels,
+        "train.num_workers": params.train.num_workers,
     }
-    for name, (low, high) in ranges.items():
-        if low > high:
+    for name, values in ranges.items():
+        if isinstance(values, list) and values[0] > values[1]:
             rule = "be [low, high] with low <= high"
-            faults.append(describe(path, f"search.space.{name}", rule, got=[low, high], fix="swap them"))
+            faults.append(describe(path, name, rule, got=values, fix="swap them"))
     for name, dataset in (("dataset", params.ingest.dataset), ("fallback", params.ingest.fallback)):
         if dataset == "local" and params.ingest.folder is None:
             rule = f"name the folder of the four IDX files when ingest.{name} is local"

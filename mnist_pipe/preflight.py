@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_pipe import layout, machine
 from mnist_pipe import params as params_file
 from mnist_pipe.data.sources import SOURCES
-from mnist_pipe.errors import InputError, describe
+from mnist_pipe.errors import EnvironmentFault, InputError, describe
 from mnist_pipe.models import MODELS
 from mnist_pipe.params import Params
 from mnist_pipe.training.optimizers import OPTIMIZERS
@@ -23,14 +24,15 @@ def load_params(path: Path) -> Params:
     return params_file.load(path, names={"models": MODELS, "optimizers": OPTIMIZERS, "datasets": SOURCES})
 
 
-def section(params: Params, name: str) -> Any:
-    """The section of that name, `register` included, which pydantic keeps for itself."""
-    return params.register_ if name == "register" else getattr(params, name)
+def sections(params: Params, names: Iterable[str]) -> dict[str, Any]:
+    """The sections of those names as JSON has them."""
+    values = params.model_dump(mode="json", by_alias=True)
+    return {name: values[name] for name in names}
 
 
 def check_workers(
     key: str,
-    asked: int | str,
+    asked: int | str | Sequence[int],
     *,
     num_cpus: int,
     num_gpus: int,
@@ -39,14 +41,21 @@ def check_workers(
 ) -> None:
     """Refuse more workers or GPUs than there are. Ray itself would wait for the missing ones for ever.
 
+    Of an elastic `[low, high]` the low must be there.
+
     Raises:
         InputError: naming the key and what there is.
+        EnvironmentFault: there is no processor at all: a cluster whose machines have not joined.
     """
+    if not num_cpus:
+        fix = "start deploy/node on one that trains"
+        raise EnvironmentFault(describe(where, "", "have a machine with processors for Ray", got="none", fix=fix))
     if use_gpu is True and not num_gpus:
         rule = "be auto or false without a GPU"
         raise InputError(describe(layout.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none"))
     available, kind = (num_gpus, "GPU") if num_gpus and use_gpu is not False else (num_cpus, "CPU")
-    if asked != "auto" and int(asked) > available:
+    least = 0 if asked == "auto" else asked if isinstance(asked, int) else int(asked[0])
+    if least > available:
         rule = f"be at most {available}, the number of {kind}s of {where}"
         fix = "lower it or connect a larger cluster with RAY_ADDRESS"
         raise InputError(describe(layout.PARAMS, key, rule, got=asked, fix=fix))

@@ -1,12 +1,10 @@
-"""A small data set on disk and a recipe for it, for the tests that start Ray."""
+"""A small data set and a recipe for it, for the tests that start Ray."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
-from mnist_pipe.data.table import NormalizedSplit, write_normalized
+from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training.loop import Recipe
 from tests.test_loop import blobs
 
@@ -32,10 +30,3 @@ def split(num_rows: int, *, seed: int = 0) -> NormalizedSplit:
         index=np.arange(num_rows, dtype=np.uint32),
         provenance={"dataset": "blobs", "mean": 0.1, "std": 0.25},
     )
-
-
-def write(folder: Path, *, num_rows: int = 3200) -> Path:
-    """Write train and validation splits to `folder`."""
-    write_normalized(folder / "train.parquet", split(num_rows))
-    write_normalized(folder / "validation.parquet", split(501, seed=1))
-    return folder

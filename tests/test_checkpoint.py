@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from mnist_pipe import models
 from mnist_pipe.errors import CorruptDataError
-from mnist_pipe.training import checkpoint, loop, optimizers
+from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from tests.test_loop import CPU, RECIPE, blobs
 
@@ -93,22 +92,9 @@ def test_a_restored_run_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -
 
     resumed, fresh = loop.new_run(recipe, device=CPU)
     assert checkpoint.load_state(tmp_path, model=resumed, optimizer=fresh) == {"epoch": 1, "history": [first]}
-    rest = loop.train(recipe, model=resumed, optimizer=fresh, training=training, validation=validation, first_epoch=1)
+    rest = loop.train(
+        recipe, model=resumed, optimizer=fresh, training=training, validation=validation, start=loop.Position(epoch=1)
+    )
     assert list(rest) == [expected]
     for ours, theirs in zip(resumed.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
-    model = models.build("linear")
-    optimizer = optimizers.build("sgd", model, learning_rate=0.1, weight_decay=0.0)
-    folders = [tmp_path / name for name in ("b", "a", "half", "flipped", "missing")]
-    for epoch, folder in enumerate(folders[:4]):
-        checkpoint.save_state(folder, model=model, optimizer=optimizer, progress={"epoch": epoch, "history": []})
-    (folders[2] / "manifest.json").unlink()
-    weights = folders[3] / checkpoint.STATE
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    assert checkpoint.newest_valid(folders) == tmp_path / "a"
-    shutil.rmtree(tmp_path / "a")
-    shutil.rmtree(tmp_path / "b")
-    assert checkpoint.newest_valid(folders) is None

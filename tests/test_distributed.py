@@ -10,68 +10,100 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import safetensors.torch
 import torch
 
-from mnist_pipe import machine
-from mnist_pipe.errors import InputError
-from mnist_pipe.training import checkpoint, distributed
+from mnist_pipe import machine, models, storage
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.errors import EnvironmentFault, InputError
+from mnist_pipe.training import checkpoint, distributed, loop, optimizers
 from mnist_pipe.training.distributed import Cluster, Scale, TrainingResult
 from mnist_pipe.training.loop import DivergedError, Recipe
+from mnist_pipe.training.stream import Shards
 from tests import ray_data
 
+ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
-ONE = Scale(num_workers=1, use_gpu=False, cpus_per_worker=1)
-TWO = Scale(num_workers=2, use_gpu=False, cpus_per_worker=1)
+
+
+def workers(number: int, *, use_gpu: bool = False, cpus_per_worker: int = 1) -> Scale:
+    """So many workers on one machine."""
+    return Scale(min_workers=number, max_workers=number, use_gpu=use_gpu, cpus_per_worker=cpus_per_worker, num_nodes=1)
+
+
+ONE, TWO = workers(1), workers(2)
 
 DRIVER = """
-import os, sys
+import sys
 from pathlib import Path
 from mnist_pipe.training import distributed
-from tests import ray_data
-from tests.test_distributed import ONE
-data, storage = Path(sys.argv[1]), Path(sys.argv[2])
+from tests.test_distributed import fit
 def show(metrics): print("epoch", metrics["epoch"])
-with distributed.cluster():
-    result = distributed.fit(ray_data.RECIPE, data=data, name="run", storage=storage, scale=ONE, on_epoch=show)
-    print(result.state)
+with distributed.cluster("a-test"):
+    fit(Path(sys.argv[1]), on_epoch=show)
 """
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return ray_data.write(tmp_path_factory.mktemp("data"))
+def fit(
+    folder: Path,
+    *,
+    recipe: Recipe = ray_data.RECIPE,
+    training: NormalizedSplit | Shards | None = None,
+    scale: Scale = ONE,
+    **handlers: Any,
+) -> TrainingResult:
+    """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
+    return distributed.fit(
+        recipe,
+        training=training or ray_data.split(3200),
+        validation=ray_data.split(501, seed=1),
+        name="run",
+        storage=storage.open_uri(str(folder)),
+        state=folder / "state",
+        scale=scale,
+        **handlers,
+    )
+
+
+def progress(folder: Path) -> dict[str, Any] | None:
+    """Of the checkpoint under `folder` that got farthest."""
+    if distributed.restore(storage.open_uri(str(folder)), name="run", into=folder / "found") is None:
+        return None
+    content: dict[str, Any] = json.loads((folder / "found" / checkpoint.PROGRESS).read_text())["progress"]
+    return content
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with distributed.cluster() as available:
+    with distributed.cluster("a-test") as available:
         yield available
 
 
 @pytest.fixture(scope="module")
-def reference(data: Path, cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> TrainingResult:  # noqa: ARG001
-    """A run of one worker that nothing disturbed."""
-    storage = tmp_path_factory.mktemp("reference")
-    return distributed.fit(ray_data.RECIPE, data=data, name="run", storage=storage, scale=ONE)
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    return tmp_path_factory.mktemp("reference")
 
 
-def weights(state: Path) -> torch.Tensor:
-    tensors = safetensors.torch.load_file(state / checkpoint.STATE)
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> TrainingResult:
+    """A run of one worker that nothing disturbed; its last state is in `folder/state`."""
+    return fit(folder)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    tensors = safetensors.torch.load_file(folder / "state" / checkpoint.STATE)
     return torch.cat([tensors[key].flatten().double() for key in sorted(tensors) if key.startswith("model.")])
 
 
-def test_one_worker_on_ray_is_the_plain_loop(data: Path, reference: TrainingResult) -> None:
-    from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training import loop
-
+def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     training, validation = (
-        loop.resident(read_normalized(data / f"{name}.parquet"), device=cpu) for name in ("train", "validation")
+        loop.resident(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))
     )
     model, optimizer = loop.new_run(ray_data.RECIPE, device=cpu)
     history = list(
@@ -80,41 +112,45 @@ def test_one_worker_on_ray_is_the_plain_loop(data: Path, reference: TrainingResu
     assert history == reference.history
 
 
-def test_two_workers_give_the_metrics_of_one(data: Path, reference: TrainingResult, tmp_path: Path) -> None:
+def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
-    result = distributed.fit(ray_data.RECIPE, data=data, name="two", storage=tmp_path, scale=TWO, on_epoch=seen.append)
+    started: list[list[str]] = []
+    result = fit(tmp_path, scale=TWO, on_epoch=seen.append, on_start=started.append)
     assert seen == result.history
+    assert [len(addresses) for addresses in started] == [2]
     for ours, theirs in zip(result.history, reference.history, strict=True):
         # Sums are added in another order, and the difference grows with the steps.
         assert ours == pytest.approx(theirs, rel=0.02, abs=0.002)
-    torch.testing.assert_close(weights(result.state), weights(reference.state), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(data: Path, reference: TrainingResult, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    reference: TrainingResult, folder: Path, tmp_path: Path
+) -> None:
     killed: list[int] = []
 
     def kill_at_two(metrics: dict[str, float]) -> None:
         if metrics["epoch"] == 2 and not killed:
             descendants = psutil.Process().children(recursive=True)
-            workers = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
-            for worker in workers:
+            found = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
+            for worker in found:
                 killed.append(worker.pid)
                 worker.kill()
 
-    result = distributed.fit(ray_data.RECIPE, data=data, name="run", storage=tmp_path, scale=ONE, on_epoch=kill_at_two)
+    result = fit(tmp_path, on_epoch=kill_at_two)
     assert killed
     assert result.history == reference.history
-    assert torch.equal(weights(result.state), weights(reference.state))
+    assert torch.equal(weights(tmp_path), weights(folder))
 
 
 @pytest.mark.slow
-def test_a_killed_driver_resumes_to_the_same_weights(data: Path, reference: TrainingResult, tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", DRIVER, str(data), str(tmp_path)]
-    first = subprocess.Popen(command, cwd=root, start_new_session=True, stdout=subprocess.DEVNULL)
+def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
+    assert reference.history
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while checkpoint.newest_valid(list(tmp_path.glob("run.*/checkpoint_*"))) is None:
+    while progress(tmp_path) is None:
         assert first.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -123,52 +159,89 @@ def test_a_killed_driver_resumes_to_the_same_weights(data: Path, reference: Trai
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     first.wait()
-    newest = checkpoint.newest_valid(list(tmp_path.glob("run.*/checkpoint_*")))
-    assert newest is not None
-    kept = json.loads((newest / checkpoint.PROGRESS).read_text())["progress"]["epoch"]
+    kept = progress(tmp_path)
+    assert kept is not None
     # A snapshot that the kill cut short must not stand in the way.
-    for snapshot in tmp_path.glob("run.*/checkpoint_manager_snapshot.json"):
+    for snapshot in tmp_path.glob("ray/run.*/checkpoint_manager_snapshot.json"):
         snapshot.write_text(snapshot.read_text()[:10])
-    second = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    state = Path(second.stdout.splitlines()[-1])
-    assert state.parent.name == "run.1"
-    assert torch.equal(weights(state), weights(reference.state))
-    assert second.stdout.splitlines()[0] == f"epoch {kept + 1}"
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert torch.equal(weights(tmp_path), weights(folder))
+    assert second.stdout.splitlines()[0] == f"epoch {kept['epoch'] + 1}"
 
 
 @pytest.mark.slow
-def test_divergence_is_told_and_not_retried(data: Path, tmp_path: Path) -> None:
+def test_divergence_is_told_and_not_retried(tmp_path: Path) -> None:
     recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "model": "lenet5", "model_params": {}, "learning_rate": 1e18,
                        "optimizer": "sgd"})  # fmt: skip
     with pytest.raises(DivergedError, match="the loss must stay finite, but got nan in epoch 1"):
-        distributed.fit(recipe, data=data, name="diverges", storage=tmp_path, scale=ONE)
-    assert [path.name for path in tmp_path.iterdir()] == ["diverges.0"]
+        fit(tmp_path, recipe=recipe)
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == ["run.0"]
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_work_starts(data: Path, tmp_path: Path) -> None:
-    recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "batch_size": 63})
+def test_the_checkpoint_that_got_farthest_is_found_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
+    place = storage.open_uri(str(tmp_path))
+    model = models.build("linear")
+    optimizer = optimizers.build("sgd", model, learning_rate=0.1, weight_decay=0.0)
+    written = {"run.0/checkpoint_a": (1, 5), "run.1/checkpoint_b": (1, 7), "run.1/checkpoint_c": (2, 0),
+               "run.1/checkpoint_d": (3, 0), "other.0/checkpoint_a": (9, 0)}  # fmt: skip
+    for name, (epoch, step) in written.items():
+        reached = {"epoch": epoch, "step": step}
+        checkpoint.save_state(tmp_path / "ray" / name, model=model, optimizer=optimizer, progress=reached)
+    (tmp_path / "ray/run.1/checkpoint_c/manifest.json").unlink()
+    state = tmp_path / "ray/run.1/checkpoint_d" / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    assert distributed.restore(place, name="run", into=tmp_path / "into") == "ray/run.1/checkpoint_b"
+    assert checkpoint.position(tmp_path / "into") == (1, 7)
+    assert distributed.restore(place, name="none", into=tmp_path / "nothing") is None
+
+
+def test_fewer_images_than_workers_are_refused_before_work_starts(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
-        distributed.fit(recipe, data=data, name="run", storage=tmp_path, scale=TWO)
+        fit(tmp_path, recipe=Recipe(**{**ray_data.RECIPE.to_dict(), "batch_size": 1}), scale=TWO)
     assert str(caught.value) == (
-        "train: batch_size must be a multiple of the 2 workers, but got 63; "
+        "train: batch_size must be at least the number of workers, 2, but got 1; "
         "set search.space.batch_size or train.num_workers"
     )
 
 
+def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
+    with pytest.raises(EnvironmentFault) as caught:
+        fit(tmp_path, scale=Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=1, num_nodes=2))
+    assert str(caught.value) == (
+        "MNIST_PIPE_STORAGE: must be set for a cluster of 2 machines, but got nothing; "
+        "name a bucket or a shared directory"
+    )
+
+
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "asked", "expected"),
+    ("nodes", "gpus", "asked", "expected"),
     [
-        (8, 0, ("auto", "auto"), Scale(num_workers=1, use_gpu=False, cpus_per_worker=2)),
-        (64, 4, ("auto", "auto"), Scale(num_workers=4, use_gpu=True, cpus_per_worker=1)),
-        (64, 4, (2, "auto"), Scale(num_workers=2, use_gpu=True, cpus_per_worker=1)),
-        (8, 4, (2, False), Scale(num_workers=2, use_gpu=False, cpus_per_worker=1)),
+        ((8,), 0, ("auto", "auto"), workers(1, cpus_per_worker=2)),
+        ((64,), 4, ("auto", "auto"), workers(4, use_gpu=True)),
+        ((64,), 4, (2, "auto"), workers(2, use_gpu=True)),
+        ((8,), 4, (2, False), workers(2)),
+        ((8,), 0, ([1, 9], "auto"), Scale(min_workers=1, max_workers=8, use_gpu=False, cpus_per_worker=1, num_nodes=1)),
+        (
+            (8, 4),
+            0,
+            ("auto", "auto"),
+            Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=4, num_nodes=2),
+        ),
+        ((8, 4), 0, (2, "auto"), Scale(min_workers=2, max_workers=2, use_gpu=False, cpus_per_worker=4, num_nodes=2)),
+        (
+            (8, 8),
+            6,
+            ("auto", "auto"),
+            Scale(min_workers=1, max_workers=6, use_gpu=True, cpus_per_worker=1, num_nodes=2),
+        ),
     ],
 )
-def test_auto_is_every_gpu_or_one_cpu_worker(
-    cpus: int, gpus: int, asked: tuple[int | str, bool | str], expected: Scale, monkeypatch: pytest.MonkeyPatch
+def test_auto_is_every_gpu_or_a_worker_on_every_machine(
+    nodes: tuple[int, ...], gpus: int, asked: tuple[Any, Any], expected: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine, "num_cpus", lambda: 2)
-    available = Cluster(num_cpus=cpus, num_gpus=gpus, address="")
+    available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, address="")
     assert distributed.scale(available, num_workers=asked[0], use_gpu=asked[1]) == expected
 
 

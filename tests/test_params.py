@@ -119,11 +119,11 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ("baseline.num_epochs", "  num_epochs: 0", "L: baseline.num_epochs must be >= 1, but got 0"),
         ("baseline.batch_size", "  batch_size: 65537", "L: baseline.batch_size must be <= 65536, but got 65537"),
         ("evaluate.confidence", "  confidence: 1", "L: evaluate.confidence must be < 1, but got 1"),
-        ("train.num_workers", "  num_workers: 0", "L: train.num_workers must be >= 1 or auto, but got 0"),
+        ("train.num_workers", "  num_workers: 0", "L: train.num_workers must be >= 1 or a list or auto, but got 0"),
         (
             "train.num_workers",
             "  num_workers: many",
-            "L: train.num_workers must be a whole number or auto, but got 'many'",
+            "L: train.num_workers must be a whole number or a list or auto, but got 'many'",
         ),
         ("train.use_gpu", "  use_gpu: 1", "L: train.use_gpu must be true or false or auto, but got 1"),
         (

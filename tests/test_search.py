@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from mnist_pipe import storage
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.training import distributed
 from mnist_pipe.training.distributed import Cluster
-from mnist_pipe.training.search import TrialRecord, best, read_ledger, search
+from mnist_pipe.training.search import TrialRecord, best, ledger_key, read_ledger, search
 from tests import ray_data
 
 ray = pytest.mark.ray
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from mnist_pipe.training import distributed
 from tests.test_search import run
-with distributed.cluster() as available:
+with distributed.cluster("a-test") as available:
     run(available, folder=Path(sys.argv[1]))
 """
 
@@ -65,8 +65,7 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
         training=ray_data.split(3200),
         validation=ray_data.split(501, seed=1),
         available=available,
-        ledger=folder / "trials.jsonl",
-        storage=folder / "ray",
+        storage=storage.open_uri(str(folder)),
         name="search",
         **{**arguments, **changes},
     )
@@ -74,7 +73,7 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with distributed.cluster() as available:
+    with distributed.cluster("a-test") as available:
         yield available
 
 
@@ -89,7 +88,7 @@ def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_every_trial_is_in_the_result_and_in_the_ledger(reference: tuple[list[TrialRecord], Path]) -> None:
     records, folder = reference
     assert [record.trial for record in records] == list(range(1, NUM_TRIALS + 1))
-    assert sorted(read_ledger(folder / "trials.jsonl"), key=lambda r: r.trial) == records
+    assert sorted(read_ledger(storage.open_uri(str(folder)), "search"), key=lambda r: r.trial) == records
 
 
 @ray
@@ -104,36 +103,47 @@ def test_asha_stops_some_trials_and_finishes_the_best(reference: tuple[list[Tria
 
 @ray
 def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRecord], Path]) -> None:
-    assert len(list((reference[1] / "ray").glob("search.0/trial-*/events.out.tfevents.*"))) == NUM_TRIALS
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
+
+    records, folder = reference
+    for record in records:
+        events = EventAccumulator(str(folder / "ray/search.0" / f"trial-{record.trial}")).Reload()
+        assert [round(event.value, 6) for event in events.Scalars("ray/tune/validation_accuracy")] == [
+            round(epoch["validation_accuracy"], 6) for epoch in record.history
+        ]
+        start = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
+        shown = metadata.parse_session_start_info_plugin_data(start).hparams
+        assert {key: value.string_value or value.number_value for key, value in shown.items()} == record.config
 
 
 @ray
 def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     cluster: Cluster, reference: tuple[list[TrialRecord], Path], tmp_path: Path
 ) -> None:
-    root, ledger = Path(__file__).parent.parent, tmp_path / "trials.jsonl"
+    root, place = Path(__file__).parent.parent, storage.open_uri(str(tmp_path))
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     first = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
     deadline = time.monotonic() + 90
-    while len(read_ledger(ledger)) < 2:
+    while len(read_ledger(place, "search")) < 2:
         assert first.poll() is None, "the search ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    known = read_ledger(ledger)
+    known = read_ledger(place, "search")
     assert 2 <= len(known) < NUM_TRIALS
-    # A mark in a recorded figure tells a trial that was remembered from one that was run again, and the line that the
-    # kill cut short is passed over.
-    lines = ledger.read_text().splitlines()
-    marked = json.loads(lines[0])
+    # A mark in a recorded figure tells a trial that was remembered from one that was run again, and a file that is no
+    # record is passed over.
+    marked = vars(known[0])
     figure = marked["history"][0]["train_loss"]
     marked["history"][0]["train_loss"] = 123.0
-    ledger.write_text("\n".join([json.dumps(marked), *lines[1:]]) + '\n{"trial": 7, "sta\n')
+    place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
+    place.write(f"{ledger_key('search')}/00099.json", b'{"trial": 7, "sta')
 
     subprocess.run(command, cwd=root, env=environment, check=True)
-    resumed = sorted(read_ledger(ledger), key=lambda r: r.trial)
+    resumed = sorted(read_ledger(place, "search"), key=lambda r: r.trial)
     assert [record.trial for record in resumed] == list(range(1, NUM_TRIALS + 1))
     remembered = resumed[marked["trial"] - 1].history[0]
     assert remembered["train_loss"] == 123.0

@@ -84,7 +84,31 @@ def test_a_view_of_other_memory_is_written_as_what_it_shows(tmp_path: Path, raw:
     assert same(table.read_raw(tmp_path / "raw"), backwards)
 
 
-@pytest.mark.parametrize("layer", ["raw", "normalized"])
+def streamed(path: Path) -> NormalizedSplit:
+    """What a streamed training is given, row group by row group, once the file has been verified."""
+    table.verify_normalized(str(path))
+    tables = [rows for group in table.row_groups(str(path)) for rows in table.read_row_group(group)]
+    images, labels = zip(*(part for rows in tables for part in table.normalized_rows(rows)), strict=True)
+    index = [table.column_values(rows, "index", np.dtype(np.uint32), 1).reshape(-1) for rows in tables]
+    provenance = table.check_normalized(str(path))
+    return NormalizedSplit(
+        images=np.concatenate(images), labels=np.concatenate(labels), index=np.concatenate(index), provenance=provenance
+    )
+
+
+def test_a_streamed_split_is_the_split(tmp_path: Path, normalized: NormalizedSplit) -> None:
+    rows = np.arange(25_000) % 100
+    many = dataclasses.replace(
+        normalized, images=normalized.images[rows], labels=normalized.labels[rows], index=np.arange(25_000, dtype="<u4")
+    )
+    table.write_normalized(tmp_path / "n", many)
+    assert same(streamed(tmp_path / "n"), many)
+    [_, second, _] = table.row_groups(str(tmp_path / "n"))
+    [part] = table.read_row_group(second, start=3, stop=8, columns=["index"])
+    assert part.to_pydict() == {"index": [10_003, 10_004, 10_005, 10_006, 10_007]}
+
+
+@pytest.mark.parametrize("layer", ["raw", "normalized", "streamed"])
 def test_no_bit_flip_changes_a_split_unnoticed(
     tmp_path: Path, layer: str, raw: RawSplit, normalized: NormalizedSplit
 ) -> None:
@@ -96,7 +120,7 @@ def test_no_bit_flip_changes_a_split_unnoticed(
     else:
         eight = {name: getattr(normalized, name)[:8] for name in ("images", "labels", "index")}
         split = dataclasses.replace(normalized, **eight)
-        read = table.read_normalized
+        read = streamed if layer == "streamed" else table.read_normalized
         table.write_normalized(path, split)
     intact = path.read_bytes()
     footer = int.from_bytes(intact[-8:-4], "little") + 8
@@ -271,9 +295,10 @@ def test_a_pixel_that_is_not_finite_is_named(
     images = normalized.images.copy()
     images[5, 3, 4] = value
     table.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
-    assert fault(table.read_normalized, tmp_path / "n") == (
-        f"n: image[5] at (3, 4) must be finite, but got {shown}; run: dvc repro --force normalize"
-    )
+    for read in (table.read_normalized, streamed):
+        assert fault(read, tmp_path / "n") == (
+            f"n: image[5] at (3, 4) must be finite, but got {shown}; run: dvc repro --force normalize"
+        )
 
 
 def test_infinities_that_cancel_in_a_sum_are_still_found(tmp_path: Path, normalized: NormalizedSplit) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import fs
 
-from mnist_pipe.errors import CorruptDataError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line
 from mnist_pipe.files import replacing
 
 SIDE = 28
@@ -41,6 +44,8 @@ NORMALIZED_SCHEMA = pa.schema(
 )
 _METADATA_KEY = b"mnist_pipe"
 _CHECKSUM_KEY = b"mnist_pipe_crc32"
+_ROWS_AT_ONCE = 10_000
+_NORMALIZE_AGAIN = "run: dvc repro --force normalize"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,18 @@ class NormalizedSplit:
     """(rows,), the row in the raw split."""
     provenance: dict[str, Any]
     """`dataset`, `mean` and `std` on the [0, 1] scale, `shape`, `dtype`, `source_sha256`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGroup:
+    """A part of a Parquet file that can be read without the rest."""
+
+    file: str
+    """Its path in the file system that it was found in."""
+    number: int
+    first_row: int
+    """Its place in the file."""
+    num_rows: int
 
 
 def write_raw(path: Path, split: RawSplit) -> None:
@@ -101,25 +118,176 @@ def read_normalized(path: Path) -> NormalizedSplit:
     Raises:
         CorruptDataError: as `read_raw`, and a pixel that is not finite.
     """
-    fix = "run: dvc repro --force normalize"
-    table, provenance = read(path, NORMALIZED_SCHEMA, fix=fix)
+    table, provenance = read(path, NORMALIZED_SCHEMA, fix=_NORMALIZE_AGAIN)
     images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
+    check_finite(path, images, fix=_NORMALIZE_AGAIN)
+    index = column_values(table, "index", np.dtype(np.uint32), 1).reshape(-1)
+    return NormalizedSplit(images=images, labels=_labels(path, table), index=index, provenance=provenance)
+
+
+def check_finite(where: object, images: NDArray[np.float32], *, first_row: int = 0, fix: str = "") -> None:
+    """Raise CorruptDataError that names the first pixel that is NaN or infinite; row 0 is row `first_row` of `where`.
+
+    `images` is (rows, 28, 28).
+    """
     # One sum is a hundred times cheaper than isfinite over every pixel, and a NaN or infinity cannot hide from it.
     with np.errstate(invalid="ignore", over="ignore"):
         suspicious = not np.isfinite(images.sum(dtype=np.float64))
     if suspicious:
         row, y, x = np.argwhere(~np.isfinite(images))[0]
+        got = images[row, y, x]
         raise CorruptDataError(
-            describe(path, f"image[{row}] at ({y}, {x})", "be finite", got=images[row, y, x], fix=fix)
+            describe(where, f"image[{first_row + row}] at ({y}, {x})", "be finite", got=got, fix=fix)
         )
-    index = column_values(table, "index", np.dtype(np.uint32), 1).reshape(-1)
-    return NormalizedSplit(images=images, labels=_labels(path, table), index=index, provenance=provenance)
 
 
-def read_provenance(path: Path) -> dict[str, Any]:
-    """The provenance of a split, from the file's footer alone."""
-    fix = "run: dvc repro --force"
-    return dict(_metadata(path, _schema(path, fix=fix), fix=fix)["provenance"])
+def read_provenance(
+    path: Path | str, *, filesystem: fs.FileSystem | None = None, fix: str = "run: dvc repro --force"
+) -> dict[str, Any]:
+    """The provenance of a split, from the file's footer alone.
+
+    Raises:
+        CorruptDataError: not Parquet, no provenance.
+        EnvironmentFault: the file system does not answer.
+    """
+    return dict(_metadata(path, read_schema(path, filesystem=filesystem, fix=fix), fix=fix)["provenance"])
+
+
+def parquet_files(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> list[str]:
+    """The Parquet files that `location` stands for: itself, or every `*.parquet` in the folder, by name.
+
+    Raises:
+        InputError: there is none.
+        EnvironmentFault: the file system does not answer.
+    """
+    where = filesystem or fs.LocalFileSystem()
+    path = str(location if filesystem else Path(location).resolve())
+    try:
+        found = where.get_file_info(path)
+        if found.type == fs.FileType.NotFound:
+            raise InputError(describe(location, "the file", "exist", got="nothing"))
+        if found.is_file:
+            return [path]
+        files = sorted(file.path for file in where.get_file_info(fs.FileSelector(path)) if file.is_file)
+    except OSError as fault:
+        raise EnvironmentFault(describe(location, "the path", "be readable", got=one_line(fault)[:200])) from fault
+    files = [file for file in files if file.endswith(".parquet")]
+    if not files:
+        raise InputError(describe(location, "the folder", "hold *.parquet files", got="none"))
+    return files
+
+
+def row_groups(file: str, *, filesystem: fs.FileSystem | None = None, fix: str = "") -> list[RowGroup]:
+    """The parts of a Parquet file, from its footer alone, those without rows left out.
+
+    Raises:
+        CorruptDataError: it is not there, or not Parquet.
+        EnvironmentFault: the file system does not answer.
+    """
+    groups, first_row = [], 0
+    with _opened(file, filesystem=filesystem, fix=fix) as parquet:
+        for number in range(parquet.metadata.num_row_groups):
+            num_rows = parquet.metadata.row_group(number).num_rows
+            if num_rows:
+                groups.append(RowGroup(file=file, number=number, first_row=first_row, num_rows=num_rows))
+            first_row += num_rows
+    return groups
+
+
+def read_row_group(
+    group: RowGroup,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    columns: list[str] | None = None,
+    filesystem: fs.FileSystem | None = None,
+    fix: str = "",
+) -> Iterator[pa.Table]:
+    """Rows `start` to `stop` (all by default) of a row group, at most 10,000 at once, whatever its size.
+
+    The columns are checked by their pages' checksums, where the writer left any; the file's schema is the caller's
+    concern.
+
+    Raises:
+        CorruptDataError: a checksum that does not hold, or another number of rows than the footer says.
+        EnvironmentFault: the file system does not answer.
+    """
+    stop = group.num_rows if stop is None else stop
+    with _opened(group.file, filesystem=filesystem, fix=fix) as parquet:
+        seen = 0
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group.number], columns=columns):
+            first, last = max(start - seen, 0), min(stop - seen, batch.num_rows)
+            seen += batch.num_rows
+            if first < last:
+                table = pa.Table.from_batches([batch.slice(first, last - first)])
+                table.validate(full=True)
+                yield table.replace_schema_metadata(None)
+            if seen >= stop:
+                return
+        rule = f"have {group.num_rows} rows"
+        raise CorruptDataError(describe(group.file, f"row group {group.number}", rule, got=seen, fix=fix))
+
+
+def read_images(
+    group: RowGroup, *, is_raw: bool, filesystem: fs.FileSystem | None = None, fix: str = ""
+) -> Iterator[pa.Table]:
+    """As `read_row_group`, with every image checked: there, and where it is float32 and not raw, finite.
+
+    Raises:
+        CorruptDataError: as `read_row_group`, or an image that is null or has a pixel that is not finite.
+        EnvironmentFault: the file system does not answer.
+    """
+    row = group.first_row
+    for table in read_row_group(group, filesystem=filesystem, fix=fix):
+        missing = table.column("image").is_null().to_numpy()
+        if missing.any():
+            name = f"image[{row + missing.argmax()}]"
+            raise CorruptDataError(describe(group.file, name, "be there", got="null", fix=fix))
+        if not is_raw:
+            images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
+            check_finite(group.file, images, first_row=row, fix=fix)
+        yield table
+        row += len(table)
+
+
+def check_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> dict[str, Any]:
+    """The provenance of a normalized split, once its schema and its metadata have been checked, from the footer alone.
+
+    Raises:
+        CorruptDataError: not Parquet, another schema, no provenance.
+        EnvironmentFault: the file system does not answer.
+    """
+    return dict(_normalized_metadata(file, filesystem=filesystem)["provenance"])
+
+
+def verify_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> None:
+    """Read a normalized split from end to end in the memory of 10,000 rows, and check all that `read_normalized` does.
+
+    Raises:
+        CorruptDataError: as `read_normalized`.
+        EnvironmentFault: the file system does not answer.
+    """
+    expected = _normalized_metadata(file, filesystem=filesystem)["crc32"]
+    found = dict.fromkeys(NORMALIZED_SCHEMA.names, 0)
+    groups = row_groups(file, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
+    if not groups:
+        raise CorruptDataError(describe(file, "the table", "have rows", got=0, fix=_NORMALIZE_AGAIN))
+    for group in groups:
+        row = group.first_row
+        for table in read_row_group(group, filesystem=filesystem, fix=_NORMALIZE_AGAIN):
+            found = _checksums(table, found)
+            for images, labels in normalized_rows(table):
+                check_finite(file, images, first_row=row, fix=_NORMALIZE_AGAIN)
+                check_labels(file, labels, first_row=row)
+                row += len(labels)
+    _check_columns(file, found, expected, fix=_NORMALIZE_AGAIN)
+
+
+def normalized_rows(table: pa.Table) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+    """The images (rows, 28, 28) and labels (rows,) of a table of the normalized schema, read-only, in its memory."""
+    for batch in table.to_batches():
+        images = values(batch.column("image"), np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
+        yield images, values(batch.column("label"), np.dtype(np.uint8), 1).reshape(-1)
 
 
 def write(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -141,18 +309,57 @@ def write(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: di
         )
 
 
-def _schema(path: Path, *, fix: str) -> pa.Schema:
-    try:
-        schema = pq.read_schema(path)
+def read_schema(path: Path | str, *, filesystem: fs.FileSystem | None = None, fix: str = "") -> pa.Schema:
+    """The schema of a Parquet file, with its metadata.
+
+    Raises:
+        CorruptDataError: it is not there, or not Parquet.
+        EnvironmentFault: the file system does not answer.
+    """
+    with _decoding(path, "the file", "be Parquet", fix=fix):
+        schema = pq.read_schema(path, filesystem=filesystem)
         str(schema)  # decodes every name
         return schema
+
+
+@contextmanager
+def _opened(file: str, *, filesystem: fs.FileSystem | None, fix: str) -> Iterator[pq.ParquetFile]:
+    """The file, its pages' checksums on; what cannot be decoded within the block is told as a page at fault."""
+    with _decoding(file, "the file", "be Parquet", fix=fix):
+        # Elsewhere than on this machine, a few large reads are faster than many small ones.
+        remote = filesystem is not None and not isinstance(filesystem, fs.LocalFileSystem)
+        parquet = pq.ParquetFile(file, filesystem=filesystem, page_checksum_verification=True, pre_buffer=remote)
+    with parquet, _decoding(file, "every page", "match its checksum", fix=fix):
+        yield parquet
+
+
+@contextmanager
+def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
-        raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix=fix)) from None
+        raise CorruptDataError(describe(where, "the file", "exist", got="nothing", fix=fix)) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
-        raise CorruptDataError(describe(path, "the file", "be Parquet", got=one_line(fault)[:200], fix=fix)) from fault
+        got = one_line(fault)[:200]
+        if "AWS Error" in got:  # Arrow has no class of its own for a storage that does not answer
+            raise EnvironmentFault(describe(where, "the storage", "answer", got=got)) from fault
+        raise CorruptDataError(describe(where, name, rule, got=got, fix=fix)) from fault
 
 
-def _metadata(path: Path, schema: pa.Schema, *, fix: str) -> dict[str, Any]:
+def _normalized_metadata(file: str, *, filesystem: fs.FileSystem | None) -> dict[str, Any]:
+    schema = read_schema(file, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
+    _check_schema(file, schema, NORMALIZED_SCHEMA, fix=_NORMALIZE_AGAIN)
+    return _metadata(file, schema, fix=_NORMALIZE_AGAIN)
+
+
+def _check_schema(path: Path | str, found: pa.Schema, schema: pa.Schema, *, fix: str) -> None:
+    if not found.equals(schema):
+        got = ", ".join(f"{field.name}: {field.type}" for field in found)
+        want = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise CorruptDataError(describe(path, "the schema", f"be ({want})", got=f"({got})", fix=fix))
+
+
+def _metadata(path: Path | str, schema: pa.Schema, *, fix: str) -> dict[str, Any]:
     """`provenance`, and `crc32` by column."""
     metadata = schema.metadata or {}
     content = metadata.get(_METADATA_KEY, b"")
@@ -162,15 +369,21 @@ def _metadata(path: Path, schema: pa.Schema, *, fix: str) -> dict[str, Any]:
     return dict(json.loads(content))
 
 
-def _checksums(table: pa.Table) -> dict[str, int]:
-    """The CRC-32 of each column's values."""
+def _checksums(table: pa.Table, before: dict[str, int] | None = None) -> dict[str, int]:
+    """The CRC-32 of each column's values, or of those `before` and these."""
     checksums = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        checksum, width = 0, column.type.byte_width
+        checksum, width = before[name] if before else 0, column.type.byte_width
         for chunk in column.chunks:
             checksum = zlib.crc32(chunk.buffers()[1].slice(chunk.offset * width, len(chunk) * width), checksum)
         checksums[name] = checksum
     return checksums
+
+
+def _check_columns(path: Path | str, found: dict[str, int], expected: dict[str, int], *, fix: str) -> None:
+    for name, checksum in found.items():
+        if checksum != expected[name]:
+            raise CorruptDataError(describe(path, name, "match its checksum", got="other values", fix=fix))
 
 
 def read(path: Path, schema: pa.Schema, *, fix: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -180,24 +393,15 @@ def read(path: Path, schema: pa.Schema, *, fix: str) -> tuple[pa.Table, dict[str
         CorruptDataError: not Parquet, another schema, a checksum that does not hold, no rows; it tells the user `fix`.
     """
     # The schema is compared before a page is read: an extension type could run code while it is decoded.
-    found = _schema(path, fix=fix)
-    if not found.equals(schema):
-        got = ", ".join(f"{field.name}: {field.type}" for field in found)
-        want = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise CorruptDataError(describe(path, "the schema", f"be ({want})", got=f"({got})", fix=fix))
+    found = read_schema(path, fix=fix)
+    _check_schema(path, found, schema, fix=fix)
     metadata = _metadata(path, found, fix=fix)
-    try:
+    with _decoding(path, "every page", "match its checksum", fix=fix):
         table = pq.read_table(path, page_checksum_verification=True)
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as fault:
-        raise CorruptDataError(
-            describe(path, "every page", "match its checksum", got=one_line(fault)[:200], fix=fix)
-        ) from fault
     if table.num_rows == 0:
         raise CorruptDataError(describe(path, "the table", "have rows", got=0, fix=fix))
-    for name, checksum in _checksums(table).items():
-        if checksum != metadata["crc32"][name]:
-            raise CorruptDataError(describe(path, name, "match its checksum", got="other values", fix=fix))
+    _check_columns(path, _checksums(table), metadata["crc32"], fix=fix)
     return table, metadata["provenance"]
 
 
@@ -207,12 +411,13 @@ def _labels(path: Path, table: pa.Table) -> NDArray[np.uint8]:
     return labels
 
 
-def check_labels(where: object, labels: NDArray[np.uint8]) -> None:
-    """Raise CorruptDataError that names the first label above 9 and counts them."""
+def check_labels(where: object, labels: NDArray[np.uint8], *, first_row: int = 0) -> None:
+    """Raise CorruptDataError that names the first label above 9 and counts them; row 0 is row `first_row`."""
     wrong = np.flatnonzero(labels >= NUM_CLASSES)
     if wrong.size:
         more = f" ({wrong.size} such labels)" if wrong.size > 1 else ""
-        raise CorruptDataError(describe(where, f"labels[{wrong[0]}]", "be 0 to 9", got=f"{labels[wrong[0]]}{more}"))
+        name, got = f"labels[{first_row + wrong[0]}]", f"{labels[wrong[0]]}{more}"
+        raise CorruptDataError(describe(where, name, "be 0 to 9", got=got))
 
 
 def _binary(images: NDArray[Any], width: int) -> pa.Array:
@@ -224,9 +429,10 @@ def _binary(images: NDArray[Any], width: int) -> pa.Array:
 
 def column_values(table: pa.Table, name: str, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
     """The column as (rows, width), writable."""
-    chunks = []
-    for chunk in table.column(name).chunks:
-        buffer = chunk.buffers()[1]
-        start = chunk.offset * width
-        chunks.append(np.frombuffer(buffer, dtype=dtype)[start : start + len(chunk) * width].reshape(-1, width))
-    return np.concatenate(chunks)
+    return np.concatenate([values(chunk, dtype, width) for chunk in table.column(name).chunks])
+
+
+def values(array: pa.Array, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
+    """An array of a fixed width without nulls as (rows, width), read-only, over the same memory."""
+    start = array.offset * width
+    return np.frombuffer(array.buffers()[1], dtype=dtype)[start : start + len(array) * width].reshape(-1, width)

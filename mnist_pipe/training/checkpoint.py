@@ -6,7 +6,6 @@ unpickler runs what it reads. So tensors go to safetensors, and a folder counts 
 
 from __future__ import annotations
 
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +57,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def save_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write everything that a resumed run needs; `progress` is JSON (the epoch, the history).
+    """Write everything that a resumed run needs; `progress` is JSON (epoch, step, history).
 
     The random state is not part of it: every draw comes from a generator seeded by (seed, epoch), see `loop`.
     """
@@ -103,16 +102,15 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
     return progress
 
 
-def newest_valid(folders: list[Path]) -> Path | None:
-    """The folder with the most epochs among those whose manifest holds; half-written ones are passed over."""
-    valid: list[tuple[int, Path]] = []
-    for folder in folders:
-        try:
-            verify_manifest(folder)
-            valid.append((int(json.loads((folder / PROGRESS).read_bytes())["progress"]["epoch"]), folder))
-        except (CorruptDataError, OSError, ValueError, KeyError):
-            continue
-    return max(valid)[1] if valid else None
+def position(folder: Path) -> tuple[int, int]:
+    """How far the state in `folder` had come: whole epochs, and steps of the next.
+
+    Raises:
+        CorruptDataError: there is no manifest, or it does not hold.
+    """
+    verify_manifest(folder)
+    progress = read_json(folder / PROGRESS)["progress"]
+    return int(progress["epoch"]), int(progress["step"])
 
 
 def model_card(

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
+from ray.job_config import JobConfig
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.queue import Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mnist_pipe import machine
-from mnist_pipe.data.table import read_normalized
-from mnist_pipe.errors import InputError, PipelineError, describe, one_line
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError, describe, one_line
+from mnist_pipe.identity import code_version
+from mnist_pipe.storage import VARIABLE, Storage
 from mnist_pipe.training import batchnorm, checkpoint
-from mnist_pipe.training.loop import DivergedError, Recipe, World, new_run, resident, train
+from mnist_pipe.training.loop import START, Batches, DivergedError, Position, Recipe, World, new_run, resident, train
+from mnist_pipe.training.stream import Shards, Stream
 
 _OBJECT_STORE_BYTES = 500_000_000
 """The data set is 172 MB as float32; Ray's default is 30 % of the memory."""
+_ASK_SECONDS = 2.0
+"""Between two questions whether a machine is about to go; Ray gives it 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,8 @@ class Cluster:
 
     num_cpus: int
     num_gpus: int
+    nodes: tuple[int, ...]
+    """The processors of each machine that has any for us."""
     address: str
 
 
@@ -47,32 +58,41 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard is named explicitly; CSV and JSON beside it are unread
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted search resumes from the ledger, so it need not save
-    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's pickled state is not used
 }
 
 
 @contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Join the Ray that RAY_ADDRESS names, otherwise start one on loopback for the time of the block."""
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}  # workers log to files; progress comes by `on_epoch`
-    for name, value in _SETTINGS.items():
-        os.environ.setdefault(name, value)
+def cluster(name: str) -> Iterator[Cluster]:
+    """Join the Ray that RAY_ADDRESS names, otherwise start one on loopback for the time of the block.
+
+    Ray's dashboard lists the block as the job `name`.
+    """
+    # Workers log to files, which the dashboard shows; progress comes by `on_epoch`.
+    options = {
+        "log_to_driver": False,
+        "logging_level": "ERROR",
+        "job_config": JobConfig(metadata={"job_name": name}),
+    }
+    for variable, value in _SETTINGS.items():
+        os.environ.setdefault(variable, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        context = ray.init(address=address, **quiet)
+        context = ray.init(address=address, **options)
     else:
         context = ray.init(
             address="local",
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
-            **quiet,
+            **options,
         )
     try:
-        resources = ray.cluster_resources()
+        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
         yield Cluster(
-            num_cpus=int(resources.get("CPU", 0)),
-            num_gpus=int(resources.get("GPU", 0)),
+            num_cpus=sum(nodes),
+            num_gpus=int(sum(node.get("GPU", 0) for node in resources)),
+            nodes=nodes,
             address=str(context.address_info["address"]),
         )
     finally:
@@ -83,19 +103,36 @@ def cluster() -> Iterator[Cluster]:
 class Scale:
     """How many workers of which kind."""
 
-    num_workers: int
+    min_workers: int
+    max_workers: int
+    """Above `min_workers` the run is elastic: it takes what there is, now and after a machine has left or joined."""
     use_gpu: bool
     cpus_per_worker: int
+    num_nodes: int
+    """Machines that they are spread over."""
 
 
-def scale(available: Cluster, *, num_workers: int | str, use_gpu: bool | str) -> Scale:
-    """`auto` is every GPU of the cluster, or one CPU worker on all the processors of this machine."""
+def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
+    """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its processors.
+
+    A cluster of several machines may lose one, so that there `auto` is elastic down to one worker.
+    """
     gpu = available.num_gpus > 0 if use_gpu == "auto" else bool(use_gpu)
+    several = len(available.nodes) > 1
     if num_workers == "auto":
-        num_workers = available.num_gpus if gpu else 1
-    workers = int(num_workers)
-    cpus = 1 if gpu else max(1, min(available.num_cpus, machine.num_cpus()) // workers)
-    return Scale(num_workers=workers, use_gpu=gpu, cpus_per_worker=cpus)
+        most = available.num_gpus if gpu else len(available.nodes)
+        least = 1 if several else most
+    else:
+        least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)
+        most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
+    cpus = available.num_cpus if several else min(available.num_cpus, machine.num_cpus())
+    return Scale(
+        min_workers=least,
+        max_workers=most,
+        use_gpu=gpu,
+        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // most)),
+        num_nodes=len(available.nodes),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,66 +141,78 @@ class TrainingResult:
 
     history: list[dict[str, float]]
     """One entry an epoch, as `loop.train` yields them."""
-    state: Path
-    """The folder of the last checkpoint, readable by `checkpoint.load_state`."""
+    addresses: list[str]
+    """Where the workers of the last attempt were, by rank."""
 
 
 def fit(
     recipe: Recipe,
     *,
-    data: Path,
+    training: NormalizedSplit | Shards,
+    validation: NormalizedSplit,
     name: str,
-    storage: Path,
+    storage: Storage,
+    state: Path,
     scale: Scale,
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+    on_start: Callable[[list[str]], None] = lambda _: None,
+    on_save: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> TrainingResult:
-    """Train `recipe` on the Parquet splits in `data` with Ray Train, from the newest valid checkpoint of `name` on.
+    """Train `recipe` with Ray Train, from the newest valid checkpoint of `name` on; its last one is copied to `state`.
 
-    Checkpoints go to `storage/<name>.<attempt>`. Ray would resume under one name by itself, from a snapshot file that
-    it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt, and our
-    own, verified checkpoints do not depend on it. `on_epoch` is called in a thread of this process.
+    `Shards` are streamed from where they lie; a split goes through Ray's object store, so that only this process reads
+    files, and so do the validation rows, which are few.
+
+    Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
+    file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
+    and our own, verified checkpoints do not depend on it. `on_epoch`, `on_start` with the workers' addresses each time
+    they start, and `on_save` when a checkpoint was taken because a machine is about to go, are called in a thread of
+    this process.
 
     Raises:
         DivergedError: the loss is no longer finite.
-        InputError: the batch does not divide among the workers.
+        CorruptDataError: a page of `training` does not match its checksum.
+        EnvironmentFault: several machines without a storage that all of them reach.
+        InputError: there are fewer images in a batch than workers.
         PipelineError: the workers failed more often than they may be restarted.
     """
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
-    if recipe.batch_size % scale.num_workers:
-        rule = f"be a multiple of the {scale.num_workers} workers"
-        raise InputError(
-            describe(
-                "train",
-                "batch_size",
-                rule,
-                got=recipe.batch_size,
-                fix="set search.space.batch_size or train.num_workers",
-            )
-        )
-    storage = storage.resolve()
-    attempts = list(storage.glob(f"{name}.*"))
-    newest = checkpoint.newest_valid(list(storage.glob(f"{name}.*/checkpoint_*")))
+    check_storage(scale.num_nodes)
+    if recipe.batch_size < scale.max_workers:
+        rule = f"be at least the number of workers, {scale.max_workers}"
+        fix = "set search.space.batch_size or train.num_workers"
+        raise InputError(describe("train", "batch_size", rule, got=recipe.batch_size, fix=fix))
+    resume_from = restore(storage, name=name, into=state)
     progress = Queue(actor_options={"num_cpus": 0})
-    follower = threading.Thread(target=_follow, args=(progress, on_epoch), daemon=True, name="training-progress")
+    handlers = {"epoch": on_epoch, "start": on_start, "save": on_save}
+    follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
     follower.start()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
-            "data": str(data.resolve()),
-            "resume_from": str(newest) if newest else None,
+            "training": training if isinstance(training, Shards) else ray.put(training),
+            "validation": ray.put(validation),
+            "storage": storage,
+            "resume_from": resume_from,
             "num_threads": scale.cpus_per_worker,
+            "preemptible": scale.num_nodes > 1,
+            "code": code_version(),
             "progress": progress,
         },
+        torch_config=TorchConfig(timeout_s=60),  # stock 1800: so long a worker waits for one that hangs
         scaling_config=ScalingConfig(
-            num_workers=scale.num_workers,
+            num_workers=_elastic(scale),
             use_gpu=scale.use_gpu,
             resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
+            placement_strategy="SPREAD",
+            elastic_resize_monitor_interval_s=20,
         ),
         run_config=RunConfig(
-            name=f"{name}.{len(attempts)}",
-            storage_path=str(storage),
+            name=f"{name}.{len(attempts(storage, name))}",
+            storage_filesystem=storage.filesystem,
+            storage_path=storage.path("ray"),
             # Two are kept, so that one is whole at every moment.
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             # The stock values are no retry for a lost worker and endless ones for the controller.
@@ -173,6 +222,9 @@ def fit(
     try:
         result = trainer.fit()
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as fault:
+        for known in getattr(fault, "worker_failures", {}).values():
+            if isinstance(known, PipelineError):
+                raise known from None
         cause = one_line(fault)[-300:]
         raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
     finally:
@@ -181,60 +233,180 @@ def fit(
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
-    last = checkpoint.newest_valid(list(storage.glob(f"{name}.*/checkpoint_*")))
-    assert last is not None
-    return TrainingResult(history=outcome["history"], state=last)
+    restored = restore(storage, name=name, into=state)
+    assert restored is not None
+    return TrainingResult(history=outcome["history"], addresses=outcome["addresses"])
+
+
+def attempts(storage: Storage, name: str) -> list[str]:
+    """The folders of Ray's that earlier attempts at the run `name` left in the storage, as keys."""
+    return [f"ray/{found}" for found in storage.names("ray") if found.startswith(f"{name}.")]
+
+
+def restore(storage: Storage, *, name: str, into: Path) -> str | None:
+    """Copy the checkpoint of `name` that got farthest into the folder `into`, and return its key; None without one.
+
+    A checkpoint whose manifest does not hold, because a kill cut it short, is passed over.
+    """
+    farthest: tuple[tuple[int, int], str] | None = None
+    for attempt in attempts(storage, name):
+        for checkpoint_name in storage.names(attempt):
+            if not checkpoint_name.startswith("checkpoint_") or checkpoint_name.endswith(".json"):
+                continue  # Ray's own files
+            key = f"{attempt}/{checkpoint_name}"
+            into.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=into.parent) as folder:
+                storage.fetch(key, Path(folder))
+                try:
+                    position = checkpoint.position(Path(folder))
+                except CorruptDataError:
+                    continue
+                if farthest is None or position > farthest[0]:
+                    farthest = position, key
+                    shutil.rmtree(into, ignore_errors=True)
+                    shutil.copytree(folder, into)
+    return farthest[1] if farthest else None
+
+
+def check_storage(num_nodes: int) -> None:
+    """Refuse several machines that have no place to meet.
+
+    Raises:
+        EnvironmentFault: MNIST_PIPE_STORAGE is not set.
+    """
+    if num_nodes > 1 and not os.environ.get(VARIABLE):
+        rule = f"be set for a cluster of {num_nodes} machines"
+        raise EnvironmentFault(describe(VARIABLE, "", rule, got="nothing", fix="name a bucket or a shared directory"))
+
+
+def _elastic(scale: Scale) -> int | tuple[int, int]:
+    fixed = scale.min_workers == scale.max_workers
+    return scale.max_workers if fixed else (scale.min_workers, scale.max_workers)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """What each Ray Train worker runs."""
     from ray.train.torch import get_device
 
+    check_code(config["code"])
     recipe, context, device = Recipe(**config["recipe"]), ray.train.get_context(), get_device()
     torch.set_num_threads(config["num_threads"])
     world = World()
     if context.get_world_size() > 1:
         world = World(rank=context.get_world_rank(), size=context.get_world_size(), sum=_all_reduce)
-    training = resident(read_normalized(Path(config["data"]) / "train.parquet"), device=device)
-    validation = resident(read_normalized(Path(config["data"]) / "validation.parquet"), device=device)
+    addresses = _addresses(world)
+    if world.rank == 0:
+        config["progress"].put(("start", addresses))
+    training: Batches
+    if isinstance(config["training"], Shards):
+        training = Stream(config["training"], seed=recipe.seed, num_epochs=recipe.num_epochs, device=device)
+    else:
+        training = resident(ray.get(config["training"]), device=device)
+    validation = resident(ray.get(config["validation"]), device=device)
     model, optimizer = new_run(recipe, device=device)
-    history: list[dict[str, float]] = []
-    # Ray's own is newer: it was reported within this attempt, before a worker was lost.
-    latest = ray.train.get_checkpoint()
-    if latest is not None:
-        with latest.as_directory() as folder:
-            history = checkpoint.load_state(Path(folder), model=model, optimizer=optimizer)["history"]
-    elif config["resume_from"]:
-        history = checkpoint.load_state(Path(config["resume_from"]), model=model, optimizer=optimizer)["history"]
+    # What a worker prints is its actor's log in Ray's dashboard.
+    say = partial(print, f"{context.get_experiment_name()}, worker {world.rank + 1} of {world.size}:", flush=True)
+    done = _resume(config, model=model, optimizer=optimizer)
+    history = done["history"]
+    say(f"{recipe.model} {recipe.optimizer}, from epoch {len(history) + 1} on")
     parallel: torch.nn.Module = model
     if world.size > 1:
         batchnorm.synchronize(model, device=device)
         parallel = DistributedDataParallel(model)
+
+    def save(at: Position, metrics: dict[str, Any]) -> None:
+        if world.rank > 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            progress = {**vars(at), "history": history}
+            checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=progress)
+            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        # Only now, with the checkpoint in storage: an epoch that is shown is never trained again.
+        config["progress"].put(("save" if at.step else "epoch", metrics))
+
     epochs = train(
         recipe,
         model=parallel,
         optimizer=optimizer,
         training=training,
         validation=validation,
-        first_epoch=len(history),
+        start=Position(epoch=done["epoch"], step=done["step"], sums=tuple(done["sums"])),
         world=world,
+        is_leaving=_Preemption(world, device=device) if config["preemptible"] else lambda: False,
+        save=lambda at: save(at, vars(at)),
     )
     try:
         for metrics in epochs:
             history.append(metrics)
-            if world.rank > 0:
-                ray.train.report(metrics)
-                continue
-            with tempfile.TemporaryDirectory() as folder:
-                progress = {"epoch": len(history), "history": history}
-                checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=progress)
-                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-            # Only now, with the checkpoint in storage: an epoch that is shown is never trained again.
-            config["progress"].put(metrics)
+            say(progress_line(metrics, num_epochs=recipe.num_epochs))
+            save(Position(epoch=len(history)), metrics)
     except DivergedError as fault:
         # A retry would diverge again, so this is a result and not a failure.
-        return {"history": history, "diverged": str(fault)}
-    return {"history": history, "diverged": None}
+        return {"history": history, "diverged": str(fault), "addresses": addresses}
+    return {"history": history, "diverged": None, "addresses": addresses}
+
+
+def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the latest state into the model and its optimizer and return its progress."""
+    # Ray's own is newer: it was reported within this attempt, before a worker was lost.
+    if latest := ray.train.get_checkpoint():
+        with latest.as_directory() as folder:
+            return checkpoint.load_state(Path(folder), model=model, optimizer=optimizer)
+    if config["resume_from"]:
+        with tempfile.TemporaryDirectory() as folder:
+            config["storage"].fetch(config["resume_from"], Path(folder))
+            return checkpoint.load_state(Path(folder), model=model, optimizer=optimizer)
+    return {**vars(START), "history": []}
+
+
+class _Preemption:
+    """Whether a machine of this run has been told to go: true once for each such word, about every two seconds asked.
+
+    To ask is a barrier over all workers, too slow for each step, and all must ask at the same step: so the first worker
+    measures, and all take its number of steps until the next time.
+    """
+
+    def __init__(self, world: World, *, device: torch.device) -> None:
+        self._device = device
+        self._world, self._steps, self._due, self._asked = world, 0, 1, time.monotonic()
+        self._known: set[str] = set()
+
+    def __call__(self) -> bool:
+        self._steps += 1
+        if self._steps < self._due:
+            return False
+        now = time.monotonic()
+        pace = max(1, round(_ASK_SECONDS * self._due / max(now - self._asked, 1e-3))) if self._world.rank == 0 else 0
+        self._due = int(self._world.sum(torch.tensor([float(pace)], device=self._device)).item())
+        self._steps, self._asked = 0, now
+        info = ray.train.get_preemption_info()
+        told = set(info.preempted_node_to_ranks) - self._known if info else set()
+        self._known |= told
+        return bool(told)
+
+
+def _addresses(world: World) -> list[str]:
+    """Where the workers are, by rank."""
+    own = str(ray.util.get_node_ip_address())
+    if world.size == 1:
+        return [own]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, own)
+    return [str(address) for address in found]
+
+
+def check_code(expected: str) -> None:
+    """Refuse to compute with other code than the process that started this run.
+
+    Raises:
+        EnvironmentFault: this machine has another version.
+    """
+    found = code_version()
+    if found != expected:
+        where = ray.util.get_node_ip_address()
+        fix = "bring its checkout to the same commit"
+        raise EnvironmentFault(describe(where, "the code", f"be {expected[:12]}", got=found[:12], fix=fix))
 
 
 def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
@@ -245,9 +417,10 @@ def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
     )
 
 
-def _follow(progress: Queue, on_epoch: Callable[[dict[str, float]], None]) -> None:
-    while (metrics := progress.get()) is not None:
-        on_epoch(metrics)
+def _follow(progress: Queue, handlers: dict[str, Callable[[Any], None]]) -> None:
+    while (event := progress.get()) is not None:
+        kind, content = event
+        handlers[kind](content)
 
 
 def _all_reduce(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, one process of `world`, the data as one tensor on the device.
+"""The training loop: plain torch, one process of `world`, the rows from memory or from a stream.
 
 Every random draw comes from a generator seeded by (seed, epoch), so a run that resumes at an epoch goes on exactly as
 one that was never stopped, and ranks agree on every draw without a word between them.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -73,6 +73,25 @@ class Data:
     background: float
     """The value of an empty pixel."""
 
+    @property
+    def num_rows(self) -> int:
+        """Of the split."""
+        return len(self.labels)
+
+    def epoch(
+        self,
+        number: int,  # noqa: ARG002
+        *,
+        batch_size: int,
+        world: World,
+        generator: torch.Generator,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Batches` says, the rows in an order that `generator` draws."""
+        order = torch.randperm(self.num_rows, generator=generator).to(self.labels.device)
+        for start in range(0, self.num_rows - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size][world.mine]
+            yield self.images[rows], self.labels[rows]
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -83,8 +102,47 @@ class World:
     sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
     """All-reduce, in place or not, of a small tensor."""
 
+    @property
+    def mine(self) -> slice:
+        """This process's rows of a batch."""
+        return slice(self.rank, None, self.size)
+
+
+class Batches(Protocol):
+    """Where a worker's training batches come from: a `Data` in memory, or a `stream.Stream`."""
+
+    @property
+    def num_rows(self) -> int:
+        """Of the whole training split, over all workers together."""
+
+    @property
+    def background(self) -> float:
+        """The value of an empty pixel."""
+
+    def epoch(
+        self, number: int, *, batch_size: int, world: World, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """This worker's rows of each of the `num_rows // batch_size` whole batches of epoch `number`, from 0.
+
+        A batch is (images, labels) as in `Data`. No row is in two batches or with two workers. A draw from `generator`,
+        which the loop draws from too, must be the same with every worker.
+        """
+
 
 ALONE = World()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """How far a run has come: `epoch` whole epochs and `step` steps of the next."""
+
+    epoch: int = 0
+    step: int = 0
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0)
+    """Loss, hits and images of those steps, over all workers."""
+
+
+START = Position()
 
 
 def resident(split: NormalizedSplit, *, device: torch.device, num_rows: int | None = None) -> Data:
@@ -142,12 +200,16 @@ def train(
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    training: Data,
+    training: Batches,
     validation: Data,
-    first_epoch: int = 0,
+    start: Position = START,
     world: World = ALONE,
+    is_leaving: Callable[[], bool] = lambda: False,
+    save: Callable[[Position], None] = lambda _: None,
 ) -> Iterator[dict[str, float]]:
-    """Train epoch by epoch from `first_epoch`, yielding each epoch's metrics with the model as it then is.
+    """Train epoch by epoch from `start`, yielding each epoch's metrics with the model as it then is.
+
+    After each step `is_leaving` is asked, and where it says yes, on every worker at the same step, `save` is called.
 
     Yields `epoch` (from 1), `train_loss` and `validation_loss` (mean negative log-likelihood in nats, without label
     smoothing), `train_accuracy` and `validation_accuracy` in [0, 1], each a sum over all workers divided once.
@@ -156,37 +218,46 @@ def train(
         DivergedError: the loss of an epoch is not finite.
     """
     schedule = SCHEDULES[recipe.schedule]
-    num_rows, batch_size = len(training.labels), min(recipe.batch_size, len(training.labels))
-    # Whole batches only: each worker's share is then the same size, and the mean of their gradients is the mean.
-    num_steps = num_rows // batch_size
-    mine = slice(world.rank, None, world.size)
-    for epoch in range(first_epoch, recipe.num_epochs):
+    device = next(model.parameters()).device
+    batch_size = min(recipe.batch_size, training.num_rows)
+    num_steps = training.num_rows // batch_size
+    for epoch in range(start.epoch, recipe.num_epochs):
         torch.manual_seed(_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
         generator = torch.Generator().manual_seed(_seed(recipe.seed, epoch))
-        order = torch.randperm(num_rows, generator=generator).to(training.labels.device)
-        sums = torch.zeros(3, device=training.labels.device, dtype=torch.float64)
+        batches = training.epoch(epoch, batch_size=batch_size, world=world, generator=generator)
+        sums = torch.zeros(3, device=device, dtype=torch.float64)
+        first_step = start.step if epoch == start.epoch else 0
+        if first_step and world.rank == 0:
+            sums += torch.tensor(start.sums, device=device, dtype=sums.dtype)
         model.train()
-        for step in range(num_steps):
-            rows = order[step * batch_size : (step + 1) * batch_size][mine]
-            images, labels = training.images[rows], training.labels[rows]
-            if recipe.rotation_degrees or recipe.translation_pixels:
+        for step, (images, labels) in enumerate(batches):
+            augmented = bool(recipe.rotation_degrees or recipe.translation_pixels)
+            if augmented:
                 moves = augment.draw(
                     batch_size,
                     rotation_degrees=recipe.rotation_degrees,
                     translation_pixels=recipe.translation_pixels,
                     generator=generator,
                 )
-                images = augment.affine(images, moves[mine], background=training.background)
-            with autocast(recipe.precision, images.device):
+            if step < first_step:
+                continue  # drawn all the same, so that the next step finds the generator where it was
+            if augmented:
+                images = augment.affine(images, moves[world.mine], background=training.background)
+            with autocast(recipe.precision, device):
                 logits = model(images).float()
             loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
+            # DDP takes the mean over the workers, whose shares may differ by a row: so weighted, it is the mean over
+            # the rows of the whole batch. Of equal shares the weight is exactly 1.
+            weighted = loss * (len(labels) * world.size / batch_size)
+            weighted.backward()  # type: ignore[no-untyped-call]
             multiplier = schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps))
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * multiplier
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             sums += _score(logits.detach(), labels)  # stays on the device: no host sync within an epoch
+            if is_leaving() and step + 1 < num_steps:
+                save(Position(epoch=epoch, step=step + 1, sums=tuple(world.sum(sums.clone()).tolist())))
         train_loss, train_accuracy = _rates(world.sum(sums))
         validation_loss, validation_accuracy = evaluate(model, validation, world=world)
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):

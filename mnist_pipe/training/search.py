@@ -1,24 +1,23 @@
 """Hyper-parameter search with Ray Tune: Optuna proposes, ASHA stops, a ledger remembers.
 
-The ledger is one JSON line for each finished trial, flushed to disk as it ends. A search that was killed and runs again
-asks Optuna for the same proposals (same seed) and a trial that the ledger knows reports its recorded epochs at once, so
-the sampler and the scheduler see exactly what they saw before. Tune's own state is pickle, written in place; it is not
-needed.
+The ledger is one JSON file for each finished trial, in the storage as soon as it ends. A search that was killed and
+runs again asks Optuna for the same proposals (same seed) and a trial that the ledger knows reports its recorded epochs
+at once, so the sampler and the scheduler see exactly what they saw before. Tune's own state is pickle, written in
+place; it is not needed.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
 import torch
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -26,11 +25,14 @@ from ray.tune.search.optuna import OptunaSearch
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
 from mnist_pipe.files import digest
-from mnist_pipe.training.distributed import Cluster
+from mnist_pipe.identity import code_version
+from mnist_pipe.storage import Storage
+from mnist_pipe.training.distributed import Cluster, attempts, check_code, check_storage, progress_line
 from mnist_pipe.training.loop import DivergedError, Recipe, new_run, resident, train
 from mnist_pipe.training.optimizers import OPTIMIZERS
 
 METRIC = "validation_accuracy"
+_FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # of an epoch, as far as it has them
 
 
 class Space(Protocol):
@@ -64,6 +66,8 @@ class TrialRecord:
     """What was searched: one value for each key of `Space`."""
     history: list[dict[str, float]]
     """One entry an epoch, as `loop.train` yields them."""
+    address: str = ""
+    """Of the machine where it ended."""
 
     @property
     def score(self) -> float:
@@ -79,8 +83,7 @@ def search(
     training: NormalizedSplit,
     validation: NormalizedSplit,
     available: Cluster,
-    ledger: Path,
-    storage: Path,
+    storage: Storage,
     name: str,
     num_trials: int,
     num_epochs: int,
@@ -95,18 +98,21 @@ def search(
 ) -> list[TrialRecord]:
     """Run the search and return every trial in the order of the proposals; `on_trial` is called as each ends.
 
-    With one trial at a time the result is the same from run to run. With more, ASHA and TPE decide by the order in
-    which trials happen to report.
+    On a cluster of several machines `auto` runs as many trials as there is room for, at every moment. With one trial at
+    a time the result is the same from run to run. With more, ASHA and TPE decide by the order in which trials happen to
+    report.
 
     Raises:
+        EnvironmentFault: several machines without a storage that all of them reach.
         PipelineError: no trial ended with a finite loss.
     """
+    check_storage(len(available.nodes))
     concurrent = _concurrent_trials(max_concurrent_trials, available=available)
     on_gpu = available.num_gpus > 0
-    num_threads = max(1, available.num_cpus // concurrent)
-    known = {digest(record.config): record for record in read_ledger(ledger)}
+    num_threads = max(1, min(min(available.nodes), available.num_cpus // (concurrent or 1)))
+    known = {digest(record.config): record for record in read_ledger(storage, name)}
     sampler = optuna.samplers.RandomSampler(seed) if algorithm == "random" else optuna.samplers.TPESampler(seed=seed)
-    book = _Ledger(ledger, num_epochs=num_epochs, known=known, on_trial=on_trial)
+    book = _Ledger(storage, name, num_epochs=num_epochs, known=known, on_trial=on_trial)
     # Optuna's own line for every trial would come on top of ours.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable = tune.with_parameters(
@@ -117,7 +123,9 @@ def search(
         fixed={"num_epochs": num_epochs, "seed": seed, "train_rows": train_rows},
         model_params=dict(model_params),
         num_threads=num_threads,
+        code=code_version(),
     )
+    trainable.__name__ = name  # which Ray's dashboard shows as the name of its actors
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
         tune_config=tune.TuneConfig(
@@ -128,15 +136,21 @@ def search(
             reuse_actors=True,  # a new process for each trial would import torch again
             search_alg=OptunaSearch(space=partial(_propose, space=space), sampler=sampler, metric=METRIC, mode="max"),
             scheduler=_scheduler(scheduler, num_epochs=num_epochs, reduction_factor=reduction_factor),
-            trial_dirname_creator=lambda trial: f"trial-{trial.trial_id}",
+            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']}",
         ),
         run_config=tune.RunConfig(
-            name=f"{name}.{len(list(storage.glob(name + '.*')))}",
-            storage_path=str(storage.resolve()),
-            callbacks=[TBXLoggerCallback(), book],
+            name=f"{name}.{len(attempts(storage, name))}",
+            storage_filesystem=storage.filesystem,
+            storage_path=storage.path("ray"),
+            # Stock 0: a trial would be lost with its machine. It starts again from its first epoch.
+            failure_config=tune.FailureConfig(max_failures=3),
+            callbacks=[_Curves(), book],
             verbose=0,
         ),
     )
+    # Tune would hand each trial our credentials in its runtime environment, which Ray logs and shows in its dashboard.
+    # Every machine of a cluster has its own.
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in os.environ if name.startswith("AWS_")})
     tuner.fit()
     if not any(record.score >= 0 for record in book.records):
         got = ", ".join(sorted({record.status for record in book.records})) or "no trial"
@@ -150,19 +164,27 @@ def best(records: Sequence[TrialRecord]) -> TrialRecord:
     return max(records, key=lambda r: (r.score, -r.history[-1]["validation_loss"] if r.score >= 0 else 0.0, -r.trial))
 
 
-def read_ledger(path: Path) -> list[TrialRecord]:
-    """The trials that had ended; a line that a kill cut short is passed over."""
+def read_ledger(storage: Storage, name: str) -> list[TrialRecord]:
+    """The trials of the search `name` that had ended; a file that is no record is passed over."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for file in storage.names(ledger_key(name)):
         try:
-            records.append(TrialRecord(**json.loads(line)))
+            records.append(TrialRecord(**storage.read_json(f"{ledger_key(name)}/{file}")))
         except (ValueError, TypeError):
             continue
     return records
 
 
-def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int:
-    return max(1, available.num_gpus) if wanted == "auto" else int(wanted)
+def ledger_key(name: str) -> str:
+    """The folder of the storage where the finished trials of the search `name` are."""
+    return f"trials/{name}"
+
+
+def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
+    """None is as many as there is room for, also when a machine joins."""
+    if wanted != "auto":
+        return int(wanted)
+    return None if len(available.nodes) > 1 else max(1, available.num_gpus)
 
 
 def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialScheduler:
@@ -173,23 +195,25 @@ def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialSch
     )
 
 
-def _propose(trial: optuna.Trial, *, space: Space) -> None:
-    """The space as Optuna draws from it; each optimizer has a learning rate of its own name and range."""
+def _propose(trial: optuna.Trial, *, space: Space) -> dict[str, Any]:
+    """The space as Optuna draws from it; each optimizer has a learning rate of its own name and range.
+
+    Returns what the proposal holds besides: the trial's number, from 1, and its one learning rate under its one name.
+    """
     trial.suggest_categorical("model", list(space.model))
     optimizer = trial.suggest_categorical("optimizer", list(space.optimizer))
     low, high = space.learning_rate.get(optimizer, OPTIMIZERS[optimizer].learning_rate)
-    trial.suggest_float(f"learning_rate.{optimizer}", low, high, log=True)
+    learning_rate = trial.suggest_float(f"learning_rate.{optimizer}", low, high, log=True)
     trial.suggest_float("weight_decay", *space.weight_decay, log=True)
     trial.suggest_categorical("batch_size", list(space.batch_size))
     trial.suggest_float("rotation_degrees", *space.rotation_degrees)
     trial.suggest_float("translation_pixels", *space.translation_pixels)
+    return {"trial": trial.number + 1, "learning_rate": learning_rate}
 
 
 def _config(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """A proposal with its one learning rate under its one name."""
-    config = {key: value for key, value in proposal.items() if not key.startswith("learning_rate")}
-    config["learning_rate"] = proposal[f"learning_rate.{proposal['optimizer']}"]
-    return config
+    """What a proposal searches: without the trial's number and the learning rate's name within Optuna."""
+    return {key: proposal[key] for key in proposal if key != "trial" and not key.startswith("learning_rate.")}
 
 
 def _trial(
@@ -201,11 +225,20 @@ def _trial(
     fixed: Mapping[str, Any],
     model_params: Mapping[str, dict[str, Any]],
     num_threads: int,
+    code: str,
 ) -> None:
-    """One trial, in a Ray actor that many trials share."""
+    """One trial, in a Ray actor that many trials share; what it prints is the actor's log in Ray's dashboard."""
+    check_code(code)
     config = _config(proposal)
+    say = partial(print, f"trial {proposal['trial']}:", flush=True)
+    say(
+        ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()
+        )
+    )
     recorded = known.get(digest(config))
     if recorded is not None:
+        say("had ended before the search was interrupted")
         for metrics in recorded:
             tune.report(metrics)
         return
@@ -222,22 +255,44 @@ def _trial(
     held_out = resident(validation, device=device)
     try:
         for metrics in train(recipe, model=model, optimizer=optimizer, training=data, validation=held_out):
+            say(progress_line(metrics, num_epochs=recipe.num_epochs))
             tune.report(metrics)
-    except DivergedError:
+    except DivergedError as fault:
         # ASHA compares with `<`, which is false for NaN, so a diverged trial would run on and could be best: it reports
         # the worst finite score and ends.
+        say(fault)
         tune.report({"epoch": fixed["num_epochs"], METRIC: 0.0, "diverged": 1})
+
+
+class _Curves(TBXLoggerCallback):  # type: ignore[misc]
+    """TensorBoard's files: what was searched, under the names of `Space`, and the figures of each epoch alone."""
+
+    def log_trial_start(self, trial: Any) -> None:
+        trial.evaluated_params = _config(trial.config)
+        super().log_trial_start(trial)
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        shown = {key: result[key] for key in (*_FIGURES, "training_iteration") if key in result}
+        super().log_trial_result(iteration, trial, shown)
 
 
 class _Ledger(tune.Callback):  # type: ignore[misc]
     """Collects the trials as they end, and writes each to disk."""
 
     def __init__(
-        self, path: Path, *, num_epochs: int, known: Mapping[str, TrialRecord], on_trial: Callable[[TrialRecord], None]
+        self,
+        storage: Storage,
+        name: str,
+        *,
+        num_epochs: int,
+        known: Mapping[str, TrialRecord],
+        on_trial: Callable[[TrialRecord], None],
     ) -> None:
         self.records: list[TrialRecord] = []
-        self._path, self._num_epochs, self._known, self._on_trial = path, num_epochs, known, on_trial
+        self._storage, self._name = storage, name
+        self._num_epochs, self._known, self._on_trial = num_epochs, known, on_trial
         self._histories: dict[str, list[dict[str, float]]] = {}
+        self._addresses: dict[str, str] = {}
 
     def on_trial_result(
         self,
@@ -248,29 +303,29 @@ class _Ledger(tune.Callback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
-        self._histories.setdefault(trial.trial_id, []).append({key: result[key] for key in keys if key in result})
+        self._addresses[trial.trial_id] = str(result["node_ip"])
+        # A trial that lost its machine has started again and reports its first epochs once more.
+        earlier = [epoch for epoch in self._histories.get(trial.trial_id, []) if epoch["epoch"] < result["epoch"]]
+        self._histories[trial.trial_id] = [*earlier, {key: result[key] for key in keys if key in result}]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
         history = self._histories.get(trial.trial_id, [])
         diverged = bool(history and history[-1].get("diverged"))
         ended = bool(history and history[-1]["epoch"] >= self._num_epochs)
-        self._add(trials, trial, "diverged" if diverged else "finished" if ended else "stopped")
+        self._add(trial, "diverged" if diverged else "finished" if ended else "stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self._add(trials, trial, "failed")
+        self._add(trial, "failed")
 
-    def _add(self, trials: list[Any], trial: Any, status: str) -> None:
+    def _add(self, trial: Any, status: str) -> None:
         record = TrialRecord(
-            trial=trials.index(trial) + 1,  # Tune lists them in the order of the proposals
+            trial=trial.config["trial"],
             status=status,
             config=_config(trial.config),
             history=self._histories.get(trial.trial_id, []),
+            address=self._addresses.get(trial.trial_id, ""),
         )
         self.records.append(record)
         if digest(record.config) not in self._known:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as stream:
-                stream.write(json.dumps(vars(record)) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+            self._storage.write_json(f"{ledger_key(self._name)}/{record.trial:05}.json", vars(record))
         self._on_trial(record)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_pipe import layout, params
-from mnist_pipe.files import digest
+from mnist_pipe.files import digest, read_json
 
 _LIBRARIES = ("dvc", "mlflow", "numpy", "optuna", "prefect", "pyarrow", "ray", "safetensors", "scipy", "torch")
 NO_GIT = "not a git checkout"
@@ -45,8 +45,12 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
 def source_revision(root: Path) -> tuple[str, bool | None]:
     """The commit under `root` and whether the tree differs from it, or why there is none and None.
 
-    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run.
+    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run. On
+    a cluster's worker it is the client's commit, which came with the request.
     """
+    if (root / layout.REVISION).exists():
+        told = read_json(root / layout.REVISION)
+        return told["revision"], told["dirty"]
     try:
         # A tree that was unpacked inside somebody's repository is not that repository's.
         _git(root, "ls-files", "--error-unmatch", str(layout.PARAMS))

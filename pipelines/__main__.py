@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,38 @@ def run(stage: str, *, debug: bool = False) -> None:
     Raises:
         PipelineError: with the whole message for the user.
     """
-    from mnist_pipe import doctor, files, models, preflight, services
+    from mnist_pipe import doctor, files, models, preflight, remote, services
 
     root = Path.cwd()
     params = preflight.load_params(layout.PARAMS)
-    preflight.check_params(params)
+    on_cluster = bool(os.environ.get("MNIST_PIPE_WORK_POOL"))
+    if not on_cluster:
+        preflight.check_params(params)
     if "models" in STAGES[stage]:
         models.check(params.models)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with files.locked(layout.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
-        flow = getattr(importlib.import_module(f"pipelines.{stage}"), stage)
-        if not debug:
-            for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
-                handler.addFilter(_told_once)
-        flow(*(preflight.section(params, name) for name in STAGES[stage]))
+        values = preflight.sections(params, STAGES[stage])
+        name = remote.run_name(stage, root, params=values or params.model_dump(mode="json"))
+        if on_cluster:
+            from pipelines.trigger import trigger
+
+            trigger(stage, root, parameters=_parameters(values), name=name)
+        else:
+            flow = getattr(importlib.import_module(f"pipelines.{stage}"), stage)
+            if not debug:
+                for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
+                    handler.addFilter(_told_once)
+            flow.with_options(flow_run_name=name)(**_parameters(values))
         _record_time(stage, time.monotonic() - started)
+
+
+def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's flow takes: its own section as `params`, the others by their names."""
+    own = next(iter(sections), None)
+    return {"params" if name == own else name: content for name, content in sections.items()}
 
 
 def _told_once(record: logging.LogRecord) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 
 from mnist_pipe import layout
 from mnist_pipe.params import BaselineParams
+from pipelines.stage import stage
 
 
 @task
@@ -28,7 +29,7 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     return metrics
 
 
-@flow(name="baseline")
+@stage
 def baseline(params: BaselineParams) -> None:
     """Train the baseline and report its metrics."""
     from mnist_pipe.files import write_json

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from mnist_pipe import files, layout
@@ -20,12 +20,13 @@ from mnist_pipe.evaluation.compare import mcnemar
 from mnist_pipe.evaluation.predictions import predict, read_predictions, write_predictions
 from mnist_pipe.params import EvaluateParams
 from mnist_pipe.training import checkpoint, loop
+from pipelines.stage import stage
 
 SPLITS = ("validation", "test")
 Figures = dict[str, Any]
 
 
-@flow(name="evaluate")
+@stage
 def evaluate(params: EvaluateParams) -> None:
     """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the pictures."""
     by_split = {split: score_split(split, params) for split in SPLITS}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 
 from mnist_pipe import layout
 from mnist_pipe.data import sources, table
 from mnist_pipe.data.sources import NoMirrorFault
+from mnist_pipe.identity import PACKAGE
 from mnist_pipe.params import IngestParams
 from pipelines import retries
+from pipelines.stage import stage
 
 
 @task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorFault))
@@ -18,11 +20,17 @@ def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
     """The verified files of `dataset`; what an earlier try finished is not fetched again."""
     return sources.fetch(
         dataset,
-        mirrors=params.mirrors,
-        folder=params.folder,
+        mirrors=[_place(mirror) for mirror in params.mirrors],
+        folder=params.folder and _place(params.folder),
         timeout_seconds=params.timeout_seconds,
         log=get_run_logger().info,
     )
+
+
+def _place(mirror: str) -> str:
+    """A relative folder is looked for here and, on a cluster's worker, from the worker's own checkout."""
+    there = PACKAGE.parent / mirror
+    return str(there) if "://" not in mirror and not Path(mirror).is_dir() and there.is_dir() else mirror
 
 
 @task
@@ -34,7 +42,7 @@ def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> d
     return {name: len(split.labels) for name, split in splits.items()}
 
 
-@flow(name="ingest")
+@stage
 def ingest(params: IngestParams) -> None:
     """Write `data/raw/{train,test}.parquet`."""
     log = get_run_logger()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 
 from mnist_pipe import files, layout
 from mnist_pipe.data import split, table
 from mnist_pipe.params import NormalizeParams
+from pipelines.stage import stage
 
 
 @task
@@ -25,7 +26,7 @@ def standardise(params: NormalizeParams) -> dict[str, int]:
     return {name: len(normalized.labels) for name, normalized in splits.items()}
 
 
-@flow(name="normalize")
+@stage
 def normalize(params: NormalizeParams) -> None:
     """Write `data/normalized/{train,validation,test}.parquet` and `reports/data.json`."""
     rows = standardise(params)

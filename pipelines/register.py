@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from mnist_pipe import files, layout, lineage, registry
@@ -14,6 +14,7 @@ from mnist_pipe.data.table import read_provenance
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import RegisterParams
 from pipelines import retries
+from pipelines.stage import stage
 
 VALIDATION = layout.PREDICTIONS / "validation.parquet"
 
@@ -43,7 +44,7 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     return asdict(registration)
 
 
-@flow(name="register")
+@stage
 def register(params: RegisterParams) -> None:
     """Register the candidate and show its gates."""
     outcome = record(params, trace())

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 
 from mnist_pipe import files, layout
 from mnist_pipe.evaluation.report import page
 from pipelines import STAGES
+from pipelines.stage import stage
 
 
-@flow(name="report")
+@stage
 def report() -> None:
     """Write the report."""
     write()
-    get_run_logger().info(f"report: {layout.REPORT.resolve()}")
+    get_run_logger().info(f"report: {layout.REPORT}")
 
 
 @task

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import layout
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import SearchParams
 from pipelines import retries
+from pipelines.stage import stage
 
 COLUMNS = (
     "model",
@@ -28,7 +29,7 @@ COLUMNS = (
 @task
 def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str) -> list[dict[str, Any]]:
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
-    from mnist_pipe import preflight
+    from mnist_pipe import preflight, storage
     from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training.distributed import cluster
     from mnist_pipe.training.search import TrialRecord, search
@@ -38,9 +39,11 @@ def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str)
     def show(trial: TrialRecord) -> None:
         what = f"{trial.config['model']} {trial.config['optimizer']} lr {trial.config['learning_rate']:.2g}"
         result = f"{trial.score:.2%} after {len(trial.history)} epochs" if trial.score >= 0 else ""
-        logger.info("trial %d of %d: %s, %s %s", trial.trial, params.num_trials, what, trial.status, result)
+        logger.info(
+            "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
+        )
 
-    with cluster() as available:
+    with cluster(run_name) as available:
         preflight.check_workers(
             "search.max_concurrent_trials",
             params.max_concurrent_trials,
@@ -52,8 +55,7 @@ def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str)
             training=read_normalized(layout.TRAINING_SPLITS["train"]),
             validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
             available=available,
-            ledger=layout.RUNS / run_name / "trials.jsonl",
-            storage=layout.RAY_RESULTS,
+            storage=storage.of(Path.cwd()),
             name=run_name,
             model_params=models,
             on_trial=show,
@@ -68,8 +70,6 @@ def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str)
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""
-    from pathlib import Path
-
     from mnist_pipe.data.table import read_provenance
     from mnist_pipe.registry import log_search
 
@@ -108,12 +108,12 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-@flow(name="search")
+@stage
 def search(params: SearchParams, models: dict[str, dict[str, Any]]) -> None:
     """Search, record every trial, and hand the best configuration on."""
     from mnist_pipe.identity import run_name as name_of
 
-    made_from = {"search": params.model_dump(), "models": models}
+    made_from = {"search": params.model_dump(mode="json"), "models": models}
     run_name = name_of("search", params=made_from, inputs=layout.TRAINING_SPLITS.values())
     trials = tune(params, models, run_name)
     result = write_results(trials)
@@ -122,8 +122,16 @@ def search(params: SearchParams, models: dict[str, dict[str, Any]]) -> None:
     get_run_logger().info(
         "best: trial %d, validation accuracy %.2f %%", result["trial"], 100 * result["validation_accuracy"]
     )
-    # What a killed search resumes from; a finished one, asked for again, is to be searched again.
-    shutil.rmtree(layout.RUNS / run_name, ignore_errors=True)
+    forget(run_name)
+
+
+@task
+def forget(run_name: str) -> None:
+    """Remove what a killed search resumes from; a finished one, asked for again, is to be searched again."""
+    from mnist_pipe import storage
+    from mnist_pipe.training.search import ledger_key
+
+    storage.of(Path.cwd()).remove(ledger_key(run_name))
 
 
 def _row(trial: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from prefect import flow, get_run_logger, task
+from prefect import get_run_logger, task
 
 from mnist_pipe import layout
 from mnist_pipe.params import TrainParams
+from mnist_pipe.storage import VARIABLE, Storage
+from pipelines.stage import stage
+
+if TYPE_CHECKING:
+    from mnist_pipe.training.stream import Shards
 
 
 @task
 def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str, Any]:
-    """Train on Ray; return the history, the workers and the folder of the last checkpoint."""
-    from mnist_pipe import preflight
+    """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
+    from mnist_pipe import preflight, storage
+    from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training import distributed
     from mnist_pipe.training.loop import Recipe
 
-    logger = get_run_logger()
+    logger, path, place = get_run_logger(), layout.TRAINING_SPLITS["train"], storage.of(Path.cwd())
 
     def show(metrics: dict[str, float]) -> None:
         logger.info("%s", distributed.progress_line(metrics, num_epochs=params.num_epochs))
 
-    with distributed.cluster() as available:
+    def show_start(addresses: list[str]) -> None:
+        logger.info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
+
+    def show_save(at: dict[str, Any]) -> None:
+        logger.info("a machine is leaving: saved epoch %d, step %d", at["epoch"] + 1, at["step"])
+
+    with distributed.cluster(run_name) as available:
         preflight.check_workers(
             "train.num_workers",
             params.num_workers,
@@ -32,23 +46,38 @@ def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str,
             num_gpus=available.num_gpus,
             where="the cluster",
         )
-        scale = distributed.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu)
         result = distributed.fit(
             Recipe(**recipe),
-            data=layout.NORMALIZED,
+            training=_rows(path, place) if params.data == "stream" else read_normalized(path),
+            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
             name=run_name,
-            storage=layout.RAY_RESULTS,
-            scale=scale,
+            storage=place,
+            state=state_of(run_name),
+            scale=distributed.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
             on_epoch=show,
+            on_start=show_start,
+            on_save=show_save,
         )
-    return {"history": result.history, "state": str(result.state), "num_workers": scale.num_workers}
+    return {"history": result.history, "num_workers": len(result.addresses)}
+
+
+def _rows(path: Path, place: Storage) -> Shards:
+    """The rows of `path` where every machine of the cluster can read them."""
+    from mnist_pipe.training import stream
+
+    if not os.environ.get(VARIABLE):
+        return stream.shards(path)
+    return stream.shards(place.path(f"objects/{place.put(path)}"), filesystem=place.filesystem)
+
+
+def state_of(run_name: str) -> Path:
+    """The folder of the last checkpoint of a run."""
+    return layout.RUNS / run_name
 
 
 @task
-def write_candidate(recipe: dict[str, Any], history: list[dict[str, float]], state: str, num_workers: int) -> None:
+def write_candidate(recipe: dict[str, Any], history: list[dict[str, float]], run_name: str, num_workers: int) -> None:
     """Write `models/candidate`, the learning curves and the training's metrics."""
-    from pathlib import Path
-
     import pandas as pd
     import torch
 
@@ -57,7 +86,7 @@ def write_candidate(recipe: dict[str, Any], history: list[dict[str, float]], sta
 
     full = loop.Recipe(**recipe)
     model, optimizer = loop.new_run(full, device=torch.device("cpu"))
-    checkpoint.load_state(Path(state), model=model, optimizer=optimizer)
+    checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
     card = checkpoint.model_card(full.to_dict(), model=model, metrics=history[-1], data=layout.TRAINING_SPLITS)
     checkpoint.save_model(layout.CANDIDATE, model, card=card)
     with replacing(layout.CURVES) as temporary:
@@ -65,7 +94,7 @@ def write_candidate(recipe: dict[str, Any], history: list[dict[str, float]], sta
     write_json(layout.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
 
 
-@flow(name="train")
+@stage
 def train(params: TrainParams, models: dict[str, dict[str, Any]]) -> None:
     """Train the best configuration that the search found."""
     from mnist_pipe.files import read_json
@@ -75,13 +104,24 @@ def train(params: TrainParams, models: dict[str, dict[str, Any]]) -> None:
     recipe = {
         **config,
         "model_params": models.get(config["model"], {}),
-        **params.model_dump(exclude={"num_workers", "use_gpu"}),
+        **params.model_dump(exclude={"data", "num_workers", "use_gpu"}),
     }
-    run_name = name_of("train", params=recipe, inputs=layout.TRAINING_SPLITS.values())
+    made_from = {"train": params.model_dump(mode="json"), "models": models}
+    run_name = name_of("train", params=made_from, inputs=[layout.BEST, *layout.TRAINING_SPLITS.values()])
     result = fit(recipe, params, run_name)
-    write_candidate(recipe, result["history"], result["state"], result["num_workers"])
+    write_candidate(recipe, result["history"], run_name, result["num_workers"])
     accuracy = 100 * result["history"][-1]["validation_accuracy"]
     get_run_logger().info("trained %s: validation accuracy %.2f %%", recipe["model"], accuracy)
-    # What a killed run resumes from; a finished one, asked for again, is to be trained again.
-    for attempt in layout.RAY_RESULTS.glob(f"{run_name}.*"):
-        shutil.rmtree(attempt, ignore_errors=True)
+    forget(run_name)
+
+
+@task
+def forget(run_name: str) -> None:
+    """Remove what a killed run resumes from; a finished one, asked for again, is to be trained again."""
+    from mnist_pipe import storage
+    from mnist_pipe.training.distributed import attempts
+
+    place = storage.of(Path.cwd())
+    for attempt in attempts(place, run_name):
+        place.remove(attempt)
+    shutil.rmtree(state_of(run_name), ignore_errors=True)

@@ -12,19 +12,21 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from ruamel.yaml import YAML
 
-from mnist_pipe import machine
+from mnist_pipe import layout, machine, services
 from pipelines import STAGES
 from tests.conftest import ROOT
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-SMALL = {
+SMALL: dict[str, Any] = {
     "ingest.dataset": "digits",
     "baseline.num_epochs": 3,
     "search.num_trials": 4,
@@ -43,7 +45,9 @@ GENERATED = {
 def environment() -> dict[str, str]:
     """This process's, with the environment's commands first and no service but the clone's own."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_"))}
+    inherited = {
+        k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_", "MNIST_PIPE_"))
+    }
     # dvc runs a stage through $SHELL, and dash, unlike bash, stays between the two.
     return {**inherited, "PATH": path, "PYTHONPATH": ".", "SHELL": "/bin/sh"}
 
@@ -154,6 +158,28 @@ def test_prefect_shows_a_completed_flow_run_for_every_stage(clone: Path) -> None
     )
     runs = {tuple(line.split()[1:]) for line in run(clone, sys.executable, "-c", code).splitlines() if "RUN" in line}
     assert {(stage, "COMPLETED") for stage in STAGES} <= runs
+
+
+def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_trial_did(clone: Path) -> None:
+    [head] = [service for _, service in services.status(clone).values() if service and service.name == "ray"]
+    authorization = {"Authorization": services.authorization(head)}
+
+    def ask(path: str) -> Any:
+        with urllib.request.urlopen(
+            urllib.request.Request(head.url + path, headers=authorization), timeout=30
+        ) as reply:
+            return json.load(reply)
+
+    [search] = {path.name.partition(".")[0] for path in (clone / layout.RAY_RESULTS).glob("search-*")}
+    names = {job["metadata"].get("job_name") for job in ask("/api/jobs/")}
+    assert search in names
+    assert any(re.fullmatch("train-[0-9a-f]{12}", name) for name in names)
+    trainers = [actor for actor in ask("/logical/actors")["data"]["actors"].values() if actor["reprName"] == search]
+    assert len(trainers) == 1  # which ran every trial
+    log = next(Path(head.folder).glob(f"session_latest/logs/worker-*-{trainers[0]['pid']}.out")).read_text()
+    for trial in range(1, SMALL["search.num_trials"] + 1):
+        assert f"trial {trial}: model " in log
+        assert f"trial {trial}: epoch 1/2: train loss " in log
 
 
 def test_one_changed_key_reruns_only_what_depends_on_it(clone: Path) -> None:

@@ -1,0 +1,37 @@
+"""`dvc.yaml` as the cluster needs it: what each stage reads and writes, apart from code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+FILE = Path("dvc.yaml")
+_CODE = ("mnist_pipe", "pipelines")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage's data, as paths relative to the project's root."""
+
+    inputs: tuple[Path, ...]
+    """Files and folders, without code: that is the worker's own, of the same version."""
+    outputs: tuple[Path, ...]
+    """Files and folders: outs, metrics and plots."""
+
+
+def read(root: Path) -> dict[str, Stage]:
+    """The stages of `dvc.yaml` under `root`."""
+    stages = YAML(typ="safe").load(root / FILE)["stages"]
+    return {
+        name: Stage(
+            inputs=tuple(path for path in map(Path, content.get("deps", ())) if path.parts[0] not in _CODE),
+            outputs=tuple(
+                Path(next(iter(entry)) if isinstance(entry, dict) else entry)
+                for kind in ("outs", "metrics", "plots")
+                for entry in content.get(kind, ())
+            ),
+        )
+        for name, content in stages.items()
+    }

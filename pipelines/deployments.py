@@ -1,0 +1,65 @@
+"""Apply `prefect.yaml` to a team's Prefect server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import VariableCreate, VariableUpdate
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from ruamel.yaml import YAML
+
+from mnist_pipe.dashboards import PUBLISHED
+from mnist_pipe.errors import EnvironmentFault, InputError, describe, one_line, public_url
+
+FILE = "prefect.yaml"
+
+
+def deploy(root: Path) -> list[str]:
+    """Make or update every deployment of `prefect.yaml` and return their names; a second time changes nothing.
+
+    Where RAY_API_SERVER_ADDRESS or MLFLOW_TRACKING_URI is set, as it is on the head, clients learn these addresses.
+
+    Raises:
+        InputError: MNIST_PIPE_WORK_POOL or PREFECT_API_URL is not set.
+        EnvironmentFault: the server refuses us or does not answer, or has no such pool.
+    """
+    for variable in ("PREFECT_API_URL", "MNIST_PIPE_WORK_POOL"):
+        if not os.environ.get(variable):
+            raise InputError(describe(variable, "", "be set to deploy", got="nothing", fix="see deploy/README.md"))
+    pool, server = os.environ["MNIST_PIPE_WORK_POOL"], public_url(os.environ["PREFECT_API_URL"])
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_work_pool(pool)
+            _write_dashboards(client)
+    except ObjectNotFound as fault:
+        fix = "start deploy/worker, which makes it"
+        raise EnvironmentFault(describe(server, "the work pool", "exist", got=f"no {pool}", fix=fix)) from fault
+    except PrefectHTTPStatusError as fault:
+        fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
+        got = f"status {fault.response.status_code}"
+        raise EnvironmentFault(describe(server, "", "accept our credentials", got=got, fix=fix)) from None
+    except httpx.HTTPError as fault:
+        raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault) or type(fault).__name__)) from fault
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EnvironmentFault(describe(server, FILE, "be applied", got=one_line(done.stdout + done.stderr)[-300:]))
+    entries = YAML(typ="safe").load(root / FILE)["deployments"]
+    return [f"{entry['entrypoint'].rpartition('.')[2]}/{pool}" for entry in entries]
+
+
+def _write_dashboards(client: SyncPrefectClient) -> None:
+    named = {"ray": "RAY_API_SERVER_ADDRESS", "mlflow": "MLFLOW_TRACKING_URI"}
+    value = {name: public_url(os.environ[variable]) for name, variable in named.items() if os.environ.get(variable)}
+    if not value:
+        return
+    known = client.read_variable_by_name(PUBLISHED)
+    if known is None:
+        client.create_variable(VariableCreate(name=PUBLISHED, value=value))
+    elif known.value != value:
+        client.update_variable(VariableUpdate(name=PUBLISHED, value=value))

@@ -1,0 +1,217 @@
+"""Run a stage where the work pool's worker is: trigger its deployment, follow it here, bring its outputs back."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey, LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.states import Cancelling
+
+from mnist_pipe import remote, storage
+from mnist_pipe.errors import EnvironmentFault, PipelineError, describe, one_line, public_url
+from mnist_pipe.identity import source_version
+from mnist_pipe.storage import Storage
+
+WORK_POOL = "MNIST_PIPE_WORK_POOL"
+MAX_ATTEMPTS = 3
+"""Of a run whose process died with its machine. One that failed has a reason that would hold again."""
+PATIENCE_SECONDS = 600.0
+"""How long a server that has gone is waited for in mid-run."""
+_POLL_SECONDS = 0.5
+_PAGE = 200  # what the server returns of logs at once
+_MAX_KEYS = 100
+
+Arguments = ParamSpec("Arguments")
+Reply = TypeVar("Reply")
+
+
+def trigger(stage: str, root: Path, *, parameters: Mapping[str, Any], name: str) -> None:
+    """Run `stage` as the deployment `<stage>/<work pool>` under the name `name`, and put its outputs in their places.
+
+    A run of this name that is still on its way, because an earlier client died, is followed and not started again;
+    Ctrl-C and SIGTERM here cancel it there.
+
+    Raises:
+        EnvironmentFault: the server, the storage, the deployment or its worker is not there.
+        PipelineError: the run did not complete; with the remote reason, its exit code and the run's address.
+    """
+    place = _storage()
+    place.check()
+    with get_client(sync_client=True) as client:
+        deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{stage}/{os.environ[WORK_POOL]}")
+        series = f"{name}-{source_version()[:8]}"  # what other code made of the same is not taken for ours
+        request = remote.ask(stage, root, name=series, storage=place)
+        for attempt in range(MAX_ATTEMPTS):
+            key, run = _start(client, deployment_id, name, series, parameters, place)
+            try:
+                run = _follow(client, run)
+            except BaseException:
+                _cancel(client, run.id)
+                raise
+            assert run.state is not None
+            if run.state.is_completed():
+                remote.fetch(request, root, storage=place, key=key)
+                return
+            if not run.state.is_crashed() or attempt + 1 == MAX_ATTEMPTS:
+                raise _fault(run, remote.fault(place, key))
+            _say(f"{run.name}: {one_line(run.state.message)}; trying again")
+
+
+def _storage() -> Storage:
+    if not os.environ.get(storage.VARIABLE):
+        fix = "name a bucket or a shared directory, for the inputs and outputs"
+        raise EnvironmentFault(describe(storage.VARIABLE, "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
+    return storage.of(Path.cwd())
+
+
+def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUID:
+    """The deployment's id; what would otherwise be waited for without an end is found out at once."""
+    if not PREFECT_API_URL.value():
+        fix = "name the team's Prefect server"
+        raise EnvironmentFault(describe("PREFECT_API_URL", "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
+    server = public_url(str(PREFECT_API_URL.value()))
+    try:
+        workers = client.read_workers_for_work_pool(pool)
+        if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
+            fix = "start deploy/worker on the head"
+            raise EnvironmentFault(describe(WORK_POOL, pool, "have a worker that is online", got="none", fix=fix))
+        return client.read_deployment_by_name(deployment).id
+    except ObjectNotFound as fault:
+        missing, fix = (
+            ("the deployment", "run: mnist-pipe deploy")
+            if "workers" not in str(fault.http_exc.request.url)  # type: ignore[attr-defined]
+            else ("the work pool", "start deploy/worker on the head")
+        )
+        got = deployment if missing == "the deployment" else pool
+        raise EnvironmentFault(describe(server, missing, "exist", got=f"none of the name {got}", fix=fix)) from fault
+    except PrefectHTTPStatusError as fault:
+        if fault.response.status_code not in (401, 403):
+            raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault)[:200])) from fault
+        fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
+        raise EnvironmentFault(describe(server, "", "accept our credentials", got="a refusal", fix=fix)) from None
+    except httpx.HTTPError as fault:
+        raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault) or type(fault).__name__)) from fault
+
+
+def _start(
+    client: SyncPrefectClient,
+    deployment_id: UUID,
+    name: str,
+    series: str,
+    parameters: Mapping[str, Any],
+    place: Storage,
+) -> tuple[str, FlowRun]:
+    """The run to follow, and its key in the storage: one that is on its way or whose outputs nobody took, or a new one.
+
+    The server makes one run of one idempotency key, however often it is asked.
+    """
+    keys = [f"{series}/{number}" for number in range(_MAX_KEYS)]
+    wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
+    known = {run.idempotency_key: run for run in client.read_flow_runs(flow_run_filter=wanted)}
+    number, key = next(
+        (number, key)
+        for number, key in enumerate([*keys, f"{series}/{int(time.time())}"])
+        if key not in known or _is_open(known[key], place, f"runs/{key}")
+    )
+    if key in known:
+        return f"runs/{key}", known[key]
+    run = client.create_flow_run_from_deployment(
+        deployment_id,
+        parameters={**parameters, "run": f"{place.uri}/runs/{key}"},
+        name=name if number == 0 else f"{name}.{number}",
+        idempotency_key=key,
+    )
+    _say(f"{run.name}: {_url(run.id)}")
+    return f"runs/{key}", run
+
+
+def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
+    state = run.state
+    return state is None or not state.is_final() or (state.is_completed() and not remote.is_fetched(place, key))
+
+
+def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
+    """Show the run's logs and states until it has ended."""
+    shown, state = 0, None
+    while True:
+        run = _patiently(client.read_flow_run, run.id)
+        if run.state and run.state.name != state:
+            state = run.state.name
+            _say(f"{run.name}: {state}")
+        ended = run.state is not None and run.state.is_final()
+        if ended:
+            time.sleep(1)  # the run's last lines may still be on their way
+        shown += _show_logs(client, run.id, shown)
+        if ended:
+            return run
+        time.sleep(_POLL_SECONDS)
+
+
+def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> int:
+    """Print the run's log from line `shown` on, and return how many lines that were."""
+    wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
+    number = 0
+    while True:
+        logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=shown + number, sort=LogSort.TIMESTAMP_ASC)
+        for log in logs:
+            if "\nTraceback (most" not in log.message and not log.message.startswith("Finished in state Failed"):
+                _say(log.message, at=log.timestamp)  # a fault is told once, last, in one line
+        number += len(logs)
+        if len(logs) < _PAGE:
+            return number
+
+
+def _patiently(ask: Callable[Arguments, Reply], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply:
+    """The reply to `ask`, waiting for a server that has gone away."""
+    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            return ask(*args, **kwargs)
+        except (httpx.HTTPError, PrefectHTTPStatusError) as fault:
+            refused = isinstance(fault, PrefectHTTPStatusError) and fault.response.status_code < 500
+            if refused or time.monotonic() > deadline:
+                server = public_url(str(PREFECT_API_URL.value()))
+                raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault)[:200])) from fault
+            if not told:
+                _say("the Prefect server does not answer; waiting for it")
+                told = True
+            time.sleep(2)
+
+
+def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
+    try:
+        client.set_flow_run_state(run_id, Cancelling(message="the client was stopped"), force=False)
+        _say(f"cancelled: {_url(run_id)}")
+    except Exception:
+        _say(f"could not be cancelled and may go on: {_url(run_id)}")
+
+
+def _fault(run: FlowRun, told: tuple[str, int] | None) -> PipelineError:
+    assert run.state is not None
+    state = run.state.type.value.lower()
+    reason, exit_code = told or (one_line(run.state.message or state), PipelineError.exit_code)
+    fault = PipelineError(f"{reason} ({state} on the cluster: {_url(run.id)})")
+    fault.exit_code = exit_code
+    return fault
+
+
+def _url(run_id: UUID) -> str:
+    return f"{public_url(str(PREFECT_UI_URL.value()))}/runs/flow-run/{run_id}"
+
+
+def _say(text: str, *, at: datetime | None = None) -> None:
+    moment = (at or datetime.now(UTC)).astimezone()
+    print(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} | {text}", file=sys.stderr, flush=True)

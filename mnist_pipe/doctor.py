@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from mnist_pipe import files, layout, services
+from mnist_pipe import files, layout, services, storage
 from mnist_pipe.errors import EnvironmentFault, PipelineError, describe
 from mnist_pipe.services import State
 
@@ -169,9 +169,17 @@ def _services(root: Path) -> str:
     found = services.status(root)
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
-            fix = "run: mnist-pipe up" if state is State.DEAD else "run: mnist-pipe down, then mnist-pipe up"
+            start = services.starter(name)
+            fix = f"run: {start}" if state is State.DEAD else f"run: mnist-pipe down, then {start}"
             raise EnvironmentFault(describe(service.log, name, "answer", got=f"a service that {state}", fix=fix))
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
+
+
+def _storage(root: Path) -> str:
+    if not os.environ.get(storage.VARIABLE):
+        return f"{storage.VARIABLE} is not set: everything stays in {layout.STATE}"
+    storage.of(root).check()
+    return f"{storage.of(root).uri} answers"
 
 
 def _open_files(_: Path) -> str:
@@ -193,6 +201,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "dvc's lock": _dvc_lock,
     "ports": _ports,
     "services": _services,
+    "storage": _storage,
     "open files": _open_files,
 }
 

@@ -129,6 +129,17 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
     return len(missing)
 
 
+def prepare(root: Path) -> None:
+    """Make the project's own store where there is none yet, whole or not at all.
+
+    Raises:
+        CorruptDataError: it is damaged.
+        EnvironmentFault: it does not answer.
+    """
+    with _store(root, write=True):
+        pass
+
+
 def champion(name: str, *, root: Path) -> RegisteredModel | None:
     """The version of `name` that bears the alias `champion`, or None.
 

@@ -1,7 +1,9 @@
-"""The local Prefect server and Ray head: start, find, stop. Both listen on loopback alone and ask for a secret.
+"""The local services: start, find, stop. All listen on loopback alone and, but for TensorBoard, ask for a secret.
 
-Nothing here imports prefect or ray. They are started as processes of their own session, so that they outlive the shell
-and never see its Ctrl-C, and are recorded in `.state/services.json`, so that only what was started here is ever ended.
+`mnist-pipe up` starts what a stage joins, Prefect and Ray; `mnist-pipe dashboards` what only shows, TensorBoard and
+MLflow. A service is one entry of `_PROGRAMS`. Nothing here imports prefect, ray or mlflow. They are started as
+processes of their own session, so that they outlive the shell and never see its Ctrl-C, and are recorded in
+`.state/services.json`, so that only what was started here is ever ended.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -32,8 +34,13 @@ import psutil
 from mnist_pipe import files, layout
 from mnist_pipe.errors import EnvironmentFault, describe, public_url
 
+T = TypeVar("T")
+
+JOINED = ("prefect", "ray")  # what a stage joins
 LOOPBACK = "127.0.0.1"
 PREFECT_PORT, RAY_PORT, DASHBOARD_PORT, CLIENT_PORT = 4200, 6379, 8265, 10001  # the first that are tried
+TENSORBOARD_PORT, MLFLOW_PORT = 6006, 5000
+MLFLOW_USER = "mnist"
 SECRETS = layout.STATE / "secrets"
 LOGS = layout.STATE / "logs"
 OBJECT_STORE_BYTES = 10**9  # every split of MNIST fits four times; Ray's own 30 % of the memory is no neighbour
@@ -46,7 +53,7 @@ _PORTS_TRIED = 100
 _LAUNCHES = 3  # another program can take the chosen port before the service binds it
 _CLOCK_SECONDS = 2.0  # the wall clock may be corrected between two readings of a process' start
 _TAIL_LINES = 12
-_RAY_FOLDER_PREFIX = "mnist-pipe-"
+_FOLDER_PREFIX = "mnist-pipe-"
 
 
 class State(StrEnum):
@@ -60,10 +67,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A process that `up` started."""
+    """A process that was started here."""
 
     name: str
-    """prefect or ray."""
+    """One of `_PROGRAMS`."""
     pid: int
     """Of its first process, which is also the number of its session."""
     created: float
@@ -71,11 +78,11 @@ class Service:
     port: int
     """Where clients connect."""
     address: str
-    """What PREFECT_API_URL or RAY_ADDRESS is set to."""
+    """What PREFECT_API_URL or RAY_ADDRESS is set to; for TensorBoard and MLflow, what they show."""
     url: str
     """The dashboard."""
     secret: str
-    """The file that holds the password or token."""
+    """The file that holds the password or token; empty where none is asked for."""
     log: str
     """The file that holds what it printed."""
     folder: str
@@ -97,26 +104,38 @@ def environment(root: Path) -> dict[str, str]:
         EnvironmentFault: the user's PREFECT_API_URL or RAY_ADDRESS does not answer within 3 seconds.
     """
     root = root.resolve()
-    records = _read(root)
-    variables = _QUIET | _prefect_home(root)
+    variables = _prefect_home(root)
     if api_url := os.environ.get("PREFECT_API_URL"):
         _check_api(api_url)
     else:
         variables |= _prefect_access(root)
-        if (server := records.get("prefect")) and _is_running(server) and _answers(server):
+        if (server := _read(root).get("prefect")) and _is_running(server) and _answers(server):
             variables["PREFECT_API_URL"] = server.address
+    return {name: value for name, value in variables.items() if not os.environ.get(name)} | ray_environment(root)
+
+
+def ray_environment(root: Path) -> dict[str, str]:
+    """What a process that uses ray and not prefect must set before it imports ray; else as `environment`.
+
+    Raises:
+        EnvironmentFault: the user's RAY_ADDRESS does not answer within 3 seconds.
+    """
+    root = root.resolve()
+    variables = dict(_QUIET)
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         _check_cluster(address)
     else:
         variables |= _ray_access(root)
-        if (head := records.get("ray")) and _is_running(head) and _connects(LOOPBACK, head.port):
+        if (head := _read(root).get("ray")) and _is_running(head) and _connects(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
     return {name: value for name, value in variables.items() if not os.environ.get(name)} | _no_proxy()
 
 
-def up(root: Path) -> list[Service]:
+def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
     """Start what is not running yet, wait until everything answers, and return it. Calling it twice changes nothing.
+
+    A service that shows something else than it would now, because the storage changed, is started anew.
 
     Raises:
         EnvironmentFault: a service did not start; whatever this call had started is ended again.
@@ -126,24 +145,24 @@ def up(root: Path) -> list[Service]:
         records = _read(root)
         processes: dict[str, subprocess.Popen[bytes]] = {}
         try:
-            for name in _LAUNCHERS:
-                if not (name in records and _is_running(records[name])):
+            for name in names:
+                if not (name in records and _is_running(records[name]) and _is_current(root, records[name])):
                     _launch(root, name, records, processes)
-            _wait(root, records, processes)
+            _wait(root, names, records, processes)
         except BaseException:
             for name in processes:
                 _end(records.pop(name))
             _write(root, records)
             raise
-        return [records[name] for name in _LAUNCHERS]
+        return [records[name] for name in names]
 
 
 def down(root: Path) -> list[Service]:
-    """End what `up` started, with everything that it started in turn, and return what was still running."""
+    """End what was started here, with everything that it started in turn, and return what was still running."""
     root = root.resolve()
     with files.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
         records = _read(root)
-        running = [service for service in records.values() if _is_running(service)]
+        running = [records[name] for name in _PROGRAMS if name in records and _is_running(records[name])]
         for name in list(records):
             _end(records.pop(name))
             _write(root, records)
@@ -151,14 +170,64 @@ def down(root: Path) -> list[Service]:
 
 
 def status(root: Path) -> dict[str, tuple[State, Service | None]]:
-    """How prefect and ray are, and what `up` recorded of them."""
+    """How Prefect and Ray are, and the others where they were started, with what was recorded of them."""
     records = _read(root.resolve())
-    found: dict[str, tuple[State, Service | None]] = dict.fromkeys(_LAUNCHERS, (State.STOPPED, None))
-    for name, service in records.items():
+    found: dict[str, tuple[State, Service | None]] = dict.fromkeys(JOINED, (State.STOPPED, None))
+    for name in filter(records.__contains__, _PROGRAMS):
+        service = records[name]
         running = _is_running(service)
         state = State.RUNNING if running and _answers(service) else State.SILENT if running else State.DEAD
         found[name] = (state, service)
     return found
+
+
+def how(name: str, state: State, service: Service | None) -> str:
+    """How a service is, in a line: where it is and how to log in, or what to do."""
+    if service is None:
+        return f"{state}; start it with: {starter(name)}"
+    if state is State.RUNNING:
+        return f"{service.url}   {login(service)}"
+    fix = starter(name) if state is State.DEAD else f"mnist-pipe down, then {starter(name)}"
+    return f"{state}; see {os.path.relpath(service.log)} and run: {fix}"
+
+
+def starter(name: str) -> str:
+    """The command that starts the service of that name."""
+    return "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
+
+
+def login(service: Service) -> str:
+    """How a person logs in: where the secret is, never what it is."""
+    if not service.secret:
+        return "no password: on loopback alone"
+    return f"{_PROGRAMS[service.name].asks}: the line in {os.path.relpath(service.secret)}"
+
+
+def authorization(service: Service) -> str:
+    """The HTTP header that lets its owner in; empty where it asks for nothing."""
+    if not service.secret:
+        return ""
+    secret = Path(service.secret).read_text().strip()
+    return _PROGRAMS[service.name].header(secret)
+
+
+def basic(credentials: str) -> str:
+    """The Authorization header of `user:password`."""
+    return f"Basic {base64.b64encode(credentials.encode()).decode()}"
+
+
+def bearer(token: str) -> str:
+    """The Authorization header of a token."""
+    return f"Bearer {token}"
+
+
+def soon(ask: Callable[[], T]) -> T | None:
+    """What `ask` returns within 3 seconds, or None. In a thread: looking up a name has no time-out of its own."""
+    replies: list[T] = []
+    asking = threading.Thread(target=lambda: replies.append(ask()), daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    return replies[0] if replies else None
 
 
 def is_free(port: int) -> bool:
@@ -251,7 +320,7 @@ def _check_api(url: str) -> None:
         except (OSError, ValueError):
             return False
 
-    if not _holds_soon(ask):
+    if not soon(ask):
         fix = "start that server or unset the variable"
         raise EnvironmentFault(describe("PREFECT_API_URL", shown, "answer", got="no reply", fix=fix))
 
@@ -260,18 +329,9 @@ def _check_cluster(address: str) -> None:
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not host or not port.isdigit():
         return  # `auto`, or a form that Ray itself explains better
-    if not _holds_soon(lambda: _connects(host.strip("[]"), int(port))):
+    if not soon(lambda: _connects(host.strip("[]"), int(port))):
         fix = "start that cluster or unset the variable"
         raise EnvironmentFault(describe("RAY_ADDRESS", address, "answer", got="no reply", fix=fix))
-
-
-def _holds_soon(probe: Callable[[], bool]) -> bool:
-    """Whether `probe` is true, asked in a thread, because looking up a name has no time-out of its own."""
-    held: list[bool] = []
-    asking = threading.Thread(target=lambda: held.append(probe()), daemon=True)
-    asking.start()
-    asking.join(PROBE_SECONDS)
-    return held == [True]
 
 
 # --- starting
@@ -284,7 +344,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], processes: dict[
     log = root / LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as stream:
-        processes[name], records[name] = _LAUNCHERS[name](root, stream)
+        processes[name], records[name] = _PROGRAMS[name].launch(root, stream)
     _write(root, records)
 
 
@@ -296,24 +356,15 @@ def _launch_prefect(root: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes],
     variables |= {"PREFECT_SERVER_API_HOST": LOOPBACK, "PREFECT_SERVER_API_PORT": str(port)}
     unset = {"PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE"}
     process = _spawn(root, ["prefect", "server", "start"], variables, unset=unset, log=log)
-    return process, Service(
-        name="prefect",
-        pid=process.pid,
-        created=psutil.Process(process.pid).create_time(),
-        port=port,
-        address=f"{url}/api",
-        url=url,
-        secret=str(root / SECRETS / "prefect"),
-        log=log.name,
-        folder="",
-    )
+    secret = str(root / SECRETS / "prefect")
+    return process, _service("prefect", process, port=port, address=f"{url}/api", url=url, secret=secret, log=log)
 
 
 def _launch_ray(root: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], Service]:
     port, dashboard = _free_port(RAY_PORT), _free_port(DASHBOARD_PORT)
     # Ray's sockets lie 64 characters below this folder and Linux allows them 107 in all, so the project's own path may
     # be too long. A fresh folder is nobody else's: two checkouts, or two users, never meet in it.
-    folder = tempfile.mkdtemp(prefix=_RAY_FOLDER_PREFIX, dir="/tmp")
+    folder = _new_folder()
     options = {
         "--node-ip-address": LOOPBACK,
         "--port": port,
@@ -332,20 +383,110 @@ def _launch_ray(root: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], Ser
     flags = [str(part) for option in options.items() for part in option]
     command = ["ray", "start", "--head", "--block", "--disable-usage-stats", *flags]
     process = _spawn(root, command, _ray_access(root), unset={"RAY_ADDRESS", "RAY_AUTH_TOKEN"}, log=log)
-    return process, Service(
-        name="ray",
-        pid=process.pid,
-        created=psutil.Process(process.pid).create_time(),
+    return process, _service(
+        "ray",
+        process,
         port=port,
         address=f"{LOOPBACK}:{port}",
         url=f"http://{LOOPBACK}:{dashboard}",
         secret=str(root / SECRETS / "ray"),
+        log=log,
+        folder=folder,
+    )
+
+
+def _launch_tensorboard(root: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], Service]:
+    port, curves = _free_port(TENSORBOARD_PORT), _shown_by_tensorboard(root)
+    command = ["tensorboard", "--logdir", curves, "--host", LOOPBACK, "--port", str(port)]
+    process = _spawn(root, command, {}, unset=set(), log=log)
+    url = f"http://{LOOPBACK}:{port}"
+    return process, _service("tensorboard", process, port=port, address=curves, url=url, secret="", log=log)
+
+
+def _launch_mlflow(root: Path, log: BinaryIO) -> tuple[subprocess.Popen[bytes], Service]:
+    """The server of a registry that exists: MLflow would make a missing one in place, and not whole or absent."""
+    path, password = _secret(root, "mlflow")
+    port, folder = _free_port(MLFLOW_PORT), _new_folder()
+    url = f"http://{LOOPBACK}:{port}"
+    # The users' own database is made anew each time, so that the password is always the one in the file.
+    settings = Path(folder) / "auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{folder}/users.db\n"
+        "auth_cache_ttl_seconds = 600\n"  # otherwise each request of a page hashes the password for half a second
+    )
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(settings),
+        "MLFLOW_AUTH_ADMIN_USERNAME": MLFLOW_USER,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a scheduler and its workers, for what is not used here
+        # By a variable, because an address may hold a password and `ps` shows every argument.
+        "MLFLOW_BACKEND_STORE_URI": os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / layout.MLFLOW_DB}",
+    }
+    options = {
+        "--app-name": "basic-auth",
+        "--host": LOOPBACK,
+        "--port": port,
+        "--workers": 1,
+        "--default-artifact-root": root / layout.MLFLOW_ARTIFACTS,
+        "--allowed-hosts": f"{LOOPBACK}:{port}",
+        "--cors-allowed-origins": url,
+    }
+    flags = [str(part) for option in options.items() for part in option]
+    command = ["mlflow", "server", "--no-serve-artifacts", *flags]
+    process = _spawn(root, command, variables, unset={"MLFLOW_TRACKING_URI"}, log=log)
+    shown = _shown_by_mlflow(root)
+    return process, _service(
+        "mlflow", process, port=port, address=shown, url=url, secret=str(path), log=log, folder=folder
+    )
+
+
+def _shown_by_tensorboard(root: Path) -> str:
+    """The folder of Ray's results in the storage, where the search writes its curves."""
+    storage = os.environ.get("MNIST_PIPE_STORAGE")
+    if not storage:
+        return str(root / layout.RAY_RESULTS)
+    return f"{storage.rstrip('/')}/ray" if "://" in storage else str(root / storage / "ray")
+
+
+def _shown_by_mlflow(root: Path) -> str:
+    return public_url(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / layout.MLFLOW_DB}")
+
+
+def _is_current(root: Path, service: Service) -> bool:
+    """Whether it shows what one started now would show; Prefect and Ray show what happens in them."""
+    shows = {"tensorboard": _shown_by_tensorboard, "mlflow": _shown_by_mlflow}.get(service.name)
+    return shows is None or service.address == shows(root)
+
+
+def _service(
+    name: str,
+    process: subprocess.Popen[bytes],
+    *,
+    port: int,
+    address: str,
+    url: str,
+    secret: str,
+    log: BinaryIO,
+    folder: str = "",
+) -> Service:
+    return Service(
+        name=name,
+        pid=process.pid,
+        created=psutil.Process(process.pid).create_time(),
+        port=port,
+        address=address,
+        url=url,
+        secret=secret,
         log=log.name,
         folder=folder,
     )
 
 
-_LAUNCHERS = {"prefect": _launch_prefect, "ray": _launch_ray}
+def _new_folder() -> str:
+    """A fresh folder for this user alone, removed with its service."""
+    return tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp")
 
 
 def _spawn(
@@ -372,11 +513,13 @@ def _free_port(first: int) -> int:
     raise EnvironmentFault(describe(LOOPBACK, "a port", rule, got="none", fix="stop what listens there"))
 
 
-def _wait(root: Path, records: dict[str, Service], processes: dict[str, subprocess.Popen[bytes]]) -> None:
+def _wait(
+    root: Path, names: Sequence[str], records: dict[str, Service], processes: dict[str, subprocess.Popen[bytes]]
+) -> None:
     """Until every service answers; one that lost its port to another program is started again on the next."""
     deadline = time.monotonic() + START_SECONDS
-    launches = dict.fromkeys(_LAUNCHERS, 1)
-    waiting = set(_LAUNCHERS)
+    launches = dict.fromkeys(names, 1)
+    waiting = set(names)
     while waiting:
         for name in sorted(waiting):
             service = records[name]
@@ -437,19 +580,58 @@ def _is_running(service: Service) -> bool:
 
 def _answers(service: Service) -> bool:
     """Whether it does its work for those who hold the secret, which no other program on that port could."""
-    secret = Path(service.secret).read_text().strip()
-    if service.name == "prefect":
-        token = base64.b64encode(secret.encode()).decode()
-        return _get(f"{service.address}/admin/version", f"Basic {token}") is not None
-    reply = _get(f"{service.url}/nodes?view=summary", f"Bearer {secret}")
+    return _PROGRAMS[service.name].answers(service)
+
+
+def _prefect_answers(service: Service) -> bool:
+    return _get(f"{service.address}/admin/version", authorization(service)) is not None
+
+
+def _ray_answers(service: Service) -> bool:
+    reply = _get(f"{service.url}/nodes?view=summary", authorization(service))
     nodes = reply["data"]["summary"] if reply else []
     return any(node.get("raylet", {}).get("state") == "ALIVE" for node in nodes)
 
 
-def _get(url: str, authorization: str) -> Any:
+def _tensorboard_answers(service: Service) -> bool:
+    reply = _get(f"{service.url}/data/environment", authorization(service))
+    return isinstance(reply, dict) and reply.get("data_location") == service.address
+
+
+def _mlflow_answers(service: Service) -> bool:
+    reply = _get(f"{service.url}/api/2.0/mlflow/experiments/search?max_results=1", authorization(service))
+    return reply is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Program:
+    """How one service is started and spoken to."""
+
+    launch: Callable[[Path, BinaryIO], tuple[subprocess.Popen[bytes], Service]]
+    answers: Callable[[Service], bool]
+    asks: str = "password"
+    """What it wants of a person."""
+    header: Callable[[str], str] = basic
+    """Makes the Authorization header of the secret."""
+
+
+_PROGRAMS = {
+    "prefect": _Program(launch=_launch_prefect, answers=_prefect_answers),
+    "ray": _Program(launch=_launch_ray, answers=_ray_answers, asks="token", header=bearer),
+    "tensorboard": _Program(launch=_launch_tensorboard, answers=_tensorboard_answers),
+    "mlflow": _Program(
+        launch=_launch_mlflow,
+        answers=_mlflow_answers,
+        asks=f"user {MLFLOW_USER}, password",
+        header=lambda password: basic(f"{MLFLOW_USER}:{password}"),
+    ),
+}
+
+
+def _get(url: str, credentials: str) -> Any:
     """The JSON that a local server replies, or None."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(url, headers={"Authorization": authorization})
+    request = urllib.request.Request(url, headers={"Authorization": credentials} if credentials else {})
     try:
         with opener.open(request, timeout=PROBE_SECONDS) as reply:
             return json.load(reply)
@@ -481,7 +663,7 @@ def _end(service: Service) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _await_end(family)
-    if Path(service.folder).name.startswith(_RAY_FOLDER_PREFIX):
+    if Path(service.folder).name.startswith(_FOLDER_PREFIX):
         shutil.rmtree(service.folder, ignore_errors=True)
 
 

@@ -227,3 +227,11 @@ def test_too_few_open_files_are_a_fault(project: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "this shell: open files must be at least 1024, but got 256; run: ulimit -n 4096\n"
+
+
+def test_a_storage_that_is_not_there_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MNIST_PIPE_STORAGE", str(project / "none"))
+    found = dict(doctor.examine(project))["storage"]
+    assert str(found) == (
+        f"MNIST_PIPE_STORAGE: {project}/none must name a directory that exists, but got none; make the directory"
+    )

@@ -1,0 +1,131 @@
+"""Chromium as a person at each dashboard: log in, find the run by its name, keep a picture.
+
+Every function opens a context of its own in `browser`, waits for what it looks for and raises playwright's TimeoutError
+where that does not appear.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+SECONDS = 60.0
+"""How long a page may take to show what is looked for; the machine is shared."""
+HYPER_PARAMETERS = ("model", "optimizer", "learning_rate", "batch_size", "weight_decay")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium from PATH; where there is none the test is skipped."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium on PATH")
+    expect.set_options(timeout=1000 * SECONDS)
+    with sync_playwright() as playwright:
+        # As root, as in a container, Chromium has no sandbox; TensorBoard draws its curves with WebGL.
+        flags = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def _page(browser: Browser, screenshot: Path, *, user: str = "", password: str = "") -> Iterator[Page]:
+    """A page of a person who has never been here; what it shows in the end is kept, be it right or wrong."""
+    credentials = {"username": user, "password": password} if user else None
+    # Wide, because MLflow's table leaves out the columns that do not fit.
+    context = browser.new_context(viewport={"width": 3200, "height": 1200}, http_credentials=credentials)
+    context.set_default_timeout(1000 * SECONDS)
+    page = context.new_page()
+    try:
+        yield page
+    finally:
+        screenshot.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=screenshot)
+        context.close()
+
+
+def open_prefect(browser: Browser, url: str, *, password: str, name: str, screenshot: Path) -> None:
+    """Log in to Prefect and find the flow run `name`, completed."""
+    with _page(browser, screenshot) as page:
+        page.goto(url)
+        page.fill("input[type=password]", password)
+        page.click("button:has-text('Login')")
+        expect(page.locator("input[type=password]")).to_have_count(0)
+        page.goto(f"{url}/v2/runs")
+        page.get_by_placeholder("Search by flow run name").fill(name)
+        page.get_by_role("link", name=name, exact=True).first.click()
+        page.wait_for_url(re.compile("/flow-run/"))
+        expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+
+
+def open_ray_job(browser: Browser, url: str, *, token: str, name: str, screenshot: Path) -> None:
+    """Log in to Ray's dashboard and find the job `name`, succeeded."""
+    with _page(browser, screenshot) as page:
+        _log_in_to_ray(page, f"{url}/#/jobs", token=token)
+        expect(page.locator("tr").filter(has_text=name).first).to_contain_text("SUCCEEDED")
+
+
+def open_ray_actor(browser: Browser, url: str, *, token: str, name: str, log: str, screenshot: Path) -> None:
+    """Log in to Ray's dashboard, find the actor that calls itself `name`, and `log` in what it printed."""
+    with _page(browser, screenshot) as page:
+        _log_in_to_ray(page, f"{url}/#/actors", token=token)
+        page.get_by_label("repr").fill(name)
+        page.keyboard.press("Enter")
+        page.locator("tr").filter(has_text=name).first.get_by_role("link", name="Log").click()
+        page.get_by_role("tab", name="STDOUT").click()
+        expect(page.get_by_text(log).first).to_be_visible()
+        page.get_by_text(log).first.scroll_into_view_if_needed()
+
+
+def open_tensorboard(browser: Browser, url: str, *, name: str, screenshot: Path) -> None:
+    """Find the search `name` in TensorBoard: its curves, then validation accuracy against its hyper-parameters."""
+    with _page(browser, screenshot.with_stem(f"{screenshot.stem}-curves")) as page:
+        page.goto(f"{url}/#timeseries")
+        expect(page.get_by_text(name).first).to_be_visible()
+        expect(page.get_by_text("validation_accuracy").first).to_be_visible()
+        page.wait_for_timeout(2000)  # until the lines are drawn, for the picture alone
+    with _page(browser, screenshot) as page:
+        page.goto(f"{url}/#hparams")
+        expect(page.get_by_text(name).first).to_be_visible()
+        # TensorBoard shows the first five of each kind; the others wait for a tick.
+        for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
+            box = page.get_by_role("checkbox", name=column, exact=True)
+            if box.get_attribute("aria-checked") == "false":
+                box.click()
+        for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
+            expect(page.get_by_text(column, exact=True).nth(1)).to_be_attached()  # the first is beside its box
+
+
+def open_mlflow(
+    browser: Browser, url: str, *, user: str, password: str, experiment: str, name: str, screenshot: Path
+) -> None:
+    """Log in to MLflow and find the runs of the search `name`: validation accuracy against its hyper-parameters."""
+    with _page(browser, screenshot, user=user, password=password) as page:
+        page.goto(f"{url}/#/experiments")
+        page.get_by_role("link", name=experiment, exact=True).first.click()
+        page.wait_for_url(re.compile(r"/experiments/\d+"))
+        page.goto(re.sub(r"(/experiments/\d+).*", r"\1/runs", page.url))
+        expect(page.get_by_role("link", name=re.compile(f"^{re.escape(name)}-")).first).to_be_visible()
+        page.get_by_role("button", name="Columns", exact=True).click()
+        for group in ("Metrics", "Parameters"):
+            node = page.locator("[class*=tree-treenode]").filter(has=page.get_by_title(re.compile(f"^{group} ")))
+            node.locator("[class*=tree-checkbox]").first.click()
+        page.keyboard.press("Escape")
+        for column in ("validation_accuracy", *HYPER_PARAMETERS):
+            expect(page.get_by_text(column, exact=True).first).to_be_visible()
+
+
+def _log_in_to_ray(page: Page, url: str, *, token: str) -> None:
+    page.goto(url)
+    page.fill("input[type=password]", token)
+    page.click("button:has-text('Submit')")
+    expect(page.locator("input[type=password]")).to_have_count(0)

@@ -1,0 +1,448 @@
+"""Every page of `mnist-pipe dashboards`: opened, closed to strangers, checked with credentials, seen by a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psutil
+import pytest
+
+from mnist_pipe import dashboards, layout, services
+from mnist_pipe.dashboards import Page
+from mnist_pipe.errors import PipelineError
+from mnist_pipe.services import State
+from tests.test_pipeline import copy_tree
+from tests.test_pipeline import run as run_in
+from tests.test_services import clean_variables, command, family, recorded, request, run
+
+__all__ = ["clean_variables"]  # a fixture
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+NAMES = ("prefect", "ray", "tensorboard", "mlflow")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project in which two people have asked for the dashboards at once, on a machine whose ports are taken."""
+    root = copy_tree(tmp_path_factory.mktemp("project") / "main")
+    with ExitStack() as stack:
+        for port in (services.TENSORBOARD_PORT, services.MLFLOW_PORT):
+            if services.is_free(port):
+                listener = stack.enter_context(socket.socket())
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind((services.LOOPBACK, port))
+                listener.listen()
+        try:
+            run(root, "up")
+            assert set(recorded(root)) == {"prefect", "ray"}  # and nothing that costs time besides
+            both = [command(root, "dashboards"), command(root, "dashboards")]
+            outputs = [process.communicate(timeout=250)[0] for process in both]
+            assert [process.returncode for process in both] == [0, 0], outputs
+            assert outputs[0] == outputs[1]
+            yield root
+        finally:
+            run(root, "down")
+
+
+def fault(found: dict[str, Page | PipelineError], name: str) -> str:
+    page = found[name]
+    assert isinstance(page, PipelineError), page
+    return str(page)
+
+
+def secret(root: Path, name: str) -> str:
+    return Path(recorded(root)[name].secret).read_text()
+
+
+def test_each_page_is_a_line_with_its_address_and_where_the_secret_is(root: Path) -> None:
+    found = recorded(root)
+    line = "ok    {:13}  {}   {}".format
+    assert run(root, "dashboards").splitlines() == [
+        line("prefect", found["prefect"].url, "password: the line in .state/secrets/prefect"),
+        line("ray", found["ray"].url, "token: the line in .state/secrets/ray"),
+        line("tensorboard", found["tensorboard"].url, "no password: on loopback alone"),
+        line("mlflow", found["mlflow"].url, "user mnist, password: the line in .state/secrets/mlflow"),
+    ]
+
+
+def test_asking_again_changes_nothing_and_takes_a_second(root: Path) -> None:
+    before = (root / layout.SERVICES).read_bytes()
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        run(root, "dashboards")
+        seconds.append(time.monotonic() - started)
+    assert (root / layout.SERVICES).read_bytes() == before
+    assert min(seconds) < 2
+
+
+def test_the_pages_that_only_show_listen_on_loopback_beside_taken_ports(root: Path) -> None:
+    shown = [recorded(root)[name] for name in ("tensorboard", "mlflow")]
+    assert shown[0].port > services.TENSORBOARD_PORT
+    assert shown[1].port > services.MLFLOW_PORT
+    listeners = [
+        connection.laddr
+        for process in family(*(service.pid for service in shown))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {port for _, port in listeners} >= {service.port for service in shown}
+    assert {ip for ip, _ in listeners} == {"127.0.0.1"}
+
+
+def test_mlflow_lets_in_only_those_with_the_password(root: Path) -> None:
+    server = recorded(root)["mlflow"]
+    user = services.MLFLOW_USER
+    for path in ("/", "/version", "/api/2.0/mlflow/experiments/search?max_results=1", "/ajax-api/2.0/mlflow/users/get"):
+        assert request(server.url + path)[0] == 401, path
+        assert request(server.url + path, authorization=services.basic(f"{user}:{'0' * 64}"))[0] == 401, path
+    for path in ("/", "/api/2.0/mlflow/experiments/search?max_results=1"):
+        assert request(server.url + path, authorization=services.authorization(server))[0] == 200, path
+
+
+def test_a_web_page_cannot_reach_mlflow_under_another_name(root: Path) -> None:
+    server = recorded(root)["mlflow"]
+    authorization = services.authorization(server)
+    assert request(server.url, authorization=authorization, Host="evil.example")[0] == 403
+    path = f"{server.url}/api/2.0/mlflow/experiments/create"
+    data = b'{"name": "evil"}'
+    assert request(path, authorization=authorization, data=data, Origin="http://evil.example")[0] == 403
+
+
+def test_the_secret_of_mlflow_is_for_its_owner_alone(root: Path) -> None:
+    server = recorded(root)["mlflow"]
+    assert Path(server.secret).stat().st_mode & 0o777 == 0o600
+    assert Path(server.folder).stat().st_mode & 0o777 == 0o700
+    password = secret(root, "mlflow")
+    assert len(password) == 64
+    lines = [" ".join(process.cmdline()) for process in family(server.pid)]
+    for text in (*lines, Path(server.log).read_text(), run(root, "dashboards"), run(root, "status")):
+        assert password not in text
+
+
+def test_status_shows_them_too(root: Path) -> None:
+    assert [line.split()[0] for line in run(root, "status").splitlines()] == list(NAMES)
+    assert [state for state, _ in services.status(root).values()] == [State.RUNNING] * 4
+
+
+def test_tensorboard_moves_with_the_storage(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboardX import SummaryWriter
+
+    before = recorded(root)
+    with SummaryWriter(str(tmp_path / "ray/search-0.0/trial-1")) as writer:
+        writer.add_scalar("validation_accuracy", 0.5, 1)
+    monkeypatch.setenv("MNIST_PIPE_STORAGE", str(tmp_path))
+    found = dashboards.check(root)
+    page = found["tensorboard"]
+    assert isinstance(page, Page)
+    assert runs_of(page) == ["search-0.0/trial-1"]
+    after = recorded(root)
+    assert {name: s.pid for name, s in after.items() if before[name] != s} == {"tensorboard": after["tensorboard"].pid}
+    monkeypatch.delenv("MNIST_PIPE_STORAGE")
+    dashboards.check(root)
+    assert recorded(root)["tensorboard"].address == str(root / layout.RAY_RESULTS)
+
+
+def test_tensorboard_reads_the_curves_from_s3(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boto3 = pytest.importorskip("boto3")
+    pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(tmp_path)) as writer:
+        writer.add_scalar("validation_accuracy", 0.5, 1)
+    with socket.socket() as unused:
+        unused.bind((services.LOOPBACK, 0))
+        port = unused.getsockname()[1]
+    for name, value in (
+        ("AWS_ENDPOINT_URL", f"http://{services.LOOPBACK}:{port}"),
+        ("AWS_ACCESS_KEY_ID", "someone"),
+        ("AWS_SECRET_ACCESS_KEY", "something"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+        ("MNIST_PIPE_STORAGE", "s3://curves/team"),
+    ):
+        monkeypatch.setenv(name, value)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", services.LOOPBACK, "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: not services.is_free(port))
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="curves")
+        [events] = tmp_path.iterdir()
+        client.upload_file(str(events), "curves", f"team/ray/search-0.0/trial-1/{events.name}")
+        page = dashboards.check(root)["tensorboard"]
+        assert isinstance(page, Page)
+        assert runs_of(page) == ["search-0.0/trial-1"]
+    finally:
+        server.kill()
+        server.wait()
+
+
+def runs_of(page: Page) -> list[str]:
+    """What TensorBoard has found; it looks every few seconds."""
+
+    def found() -> list[str]:
+        with urllib.request.urlopen(f"{page.url}/data/runs", timeout=10) as reply:
+            return list(json.load(reply))
+
+    wait_until(lambda: bool(found()))
+    return found()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# --- a cluster's pages, for which the real servers of this project stand in
+
+
+@pytest.fixture
+def client(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another project, of a person who has been told a cluster's addresses, passwords and token."""
+    servers = recorded(root)
+    monkeypatch.setenv("PREFECT_API_URL", servers["prefect"].address)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", secret(root, "prefect"))
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", servers["ray"].url)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secret(root, "ray"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", servers["mlflow"].url)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", services.MLFLOW_USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret(root, "mlflow"))
+    monkeypatch.setenv("MNIST_PIPE_WORK_POOL", "gpu")
+    monkeypatch.setenv("MNIST_PIPE_STORAGE", str(tmp_path / "storage"))
+    monkeypatch.setattr(dashboards, "_PAGES", {k: v for k, v in dashboards._PAGES.items() if k != "tensorboard"})
+    return tmp_path
+
+
+def publish(root: Path, value: object) -> None:
+    """Set the Prefect variable as `mnist-pipe deploy` does, or remove it."""
+    server = recorded(root)["prefect"]
+    header = services.authorization(server)
+    token = json.loads(request(f"{server.address}/csrf-token?client=tests", authorization=header)[1])["token"]
+    csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
+    old = urllib.request.Request(
+        f"{server.address}/variables/name/{dashboards.PUBLISHED}",
+        headers={"Authorization": header, **csrf},
+        method="DELETE",
+    )
+    with suppress(HTTPError):  # 404: there was none
+        urllib.request.urlopen(old, timeout=10).close()
+    if value is not None:
+        data = json.dumps({"name": dashboards.PUBLISHED, "value": value}).encode()
+        assert request(f"{server.address}/variables/", authorization=header, data=data, **csrf)[0] == 201
+
+
+def test_a_clusters_pages_are_found_by_the_variables_of_their_own_programs(root: Path, client: Path) -> None:
+    servers = recorded(root)
+    found = dashboards.check(client)
+    assert {name: getattr(page, "url", page) for name, page in found.items()} == {
+        name: servers[name].url for name in ("prefect", "ray", "mlflow")
+    }
+    assert [page.login for page in found.values() if isinstance(page, Page)] == [
+        "password: PREFECT_API_AUTH_STRING",
+        "token: RAY_AUTH_TOKEN",
+        "user and password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD",
+    ]
+    assert not (client / layout.SERVICES).exists()
+
+
+def test_what_a_client_has_not_set_prefect_knows(root: Path, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers = recorded(root)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", servers["ray"].secret)
+    publish(root, {"ray": servers["ray"].url, "mlflow": servers["mlflow"].url})
+    found = dashboards.check(client)
+    assert {name: getattr(page, "url", page) for name, page in found.items()} == {
+        name: servers[name].url for name in ("prefect", "ray", "mlflow")
+    }
+    publish(root, {"ray": servers["ray"].url})
+    assert fault(dashboards.check(client), "mlflow") == (
+        f"Prefect: the variable {dashboards.PUBLISHED} must hold the address of mlflow, "
+        f"but got {{'ray': '{servers['ray'].url}'}}; run: mnist-pipe deploy"
+    )
+    publish(root, None)
+    assert fault(dashboards.check(client), "ray") == (
+        f"RAY_API_SERVER_ADDRESS: must be set, but got nothing, here and in the Prefect variable "
+        f"{dashboards.PUBLISHED}; set it, or run: mnist-pipe deploy"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "answer", "login"),
+    [
+        ("prefect", "PREFECT_API_AUTH_STRING", "401 Unauthorized", "password: PREFECT_API_AUTH_STRING"),
+        ("ray", "RAY_AUTH_TOKEN", "403 Forbidden", "token: RAY_AUTH_TOKEN"),
+        (
+            *("mlflow", "MLFLOW_TRACKING_PASSWORD", "401 Unauthorized"),
+            "user and password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD",
+        ),
+    ],
+)
+def test_a_wrong_secret_is_that_pages_line_alone(
+    root: Path, client: Path, monkeypatch: pytest.MonkeyPatch, name: str, variable: str, answer: str, login: str
+) -> None:
+    monkeypatch.setenv(variable, "0" * 64)
+    found = dashboards.check(client)
+    url = recorded(root)[name].url
+    assert fault(found, name) == f"{url}: the page must accept the credentials, but got {answer}; {login}"
+    assert [other for other, page in found.items() if isinstance(page, PipelineError)] == [name]
+
+
+def test_without_a_secret_the_variable_that_lacks_is_named(
+    root: Path, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING")
+    monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(client / "none"))
+    found = dashboards.check(client)
+    for name, reason in (
+        ("prefect", "no password: PREFECT_API_AUTH_STRING is not set"),
+        ("ray", "no token: neither RAY_AUTH_TOKEN nor RAY_AUTH_TOKEN_PATH is set to one"),
+        ("mlflow", "no password: MLFLOW_TRACKING_USERNAME is not set"),
+    ):
+        url = recorded(root)[name].url
+        assert fault(found, name) == (
+            f"{url}: the page must accept the credentials, but got 401 Unauthorized; {reason}"
+        )
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+@pytest.mark.usefixtures("root")
+def test_a_page_that_cannot_be_reached_is_a_line_within_seconds(
+    client: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    with socket.socket() as listener:
+        listener.bind((services.LOOPBACK, 0))
+        if silent:
+            listener.listen()
+        url = f"http://{services.LOOPBACK}:{listener.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url.replace("//", "//me:hidden@"))
+        started = time.monotonic()
+        found = dashboards.check(client)
+    assert time.monotonic() - started < 10
+    got = "no reply within 3 seconds" if silent else "connection refused"
+    assert fault(found, "mlflow") == (
+        f"{url}: the page must answer, but got {got}; check the address, and whether the server runs"
+    )
+
+
+def test_an_address_that_is_none_is_told_without_its_password(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "file://me:hidden@/etc/passwd")
+    rule = "PREFECT_API_URL: the address must be http://HOST:PORT, but got 'file:///etc/passwd'"
+    assert fault(dashboards.check(client), "prefect") == rule
+
+
+def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
+    root: Path, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "from http.server import *\n"
+        "class Elsewhere(BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        f"        self.send_response(302); self.send_header('Location', {recorded(root)['mlflow'].url!r})\n"
+        "        self.end_headers()\n"
+        "server = HTTPServer(('127.0.0.1', 0), Elsewhere); print(server.server_port, flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert server.stdout is not None
+        url = f"http://{services.LOOPBACK}:{int(server.stdout.readline())}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+        assert fault(dashboards.check(client), "mlflow").startswith(f"{url}: the page must answer, but got 302 Found")
+    finally:
+        server.kill()
+        server.communicate()
+
+
+# --- as a person sees them
+
+
+@pytest.mark.browser
+def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    from tests import browser
+
+    pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path)
+    logs = {}
+    for stage in ("ingest", "normalize", "search", "train"):
+        logs[stage] = run_in(root, sys.executable, "-m", "pipelines", stage)
+    runs = {stage: flow_run(log) for stage, log in logs.items()}
+    [search] = {path.name.partition(".")[0] for path in (root / layout.RAY_RESULTS).glob("search-*")}
+    url = {name: service.url for name, service in recorded(root).items()}
+    with browser.chromium() as chromium:
+        for stage, name in runs.items():
+            picture = pictures / f"prefect-{stage}.png"
+            browser.open_prefect(
+                chromium, url["prefect"], password=secret(root, "prefect"), name=name, screenshot=picture
+            )
+        token = secret(root, "ray")
+        browser.open_ray_job(chromium, url["ray"], token=token, name=search, screenshot=pictures / "ray-job.png")
+        browser.open_ray_job(chromium, url["ray"], token=token, name="train-", screenshot=pictures / "ray-train.png")
+        browser.open_ray_actor(
+            chromium,
+            url["ray"],
+            token=token,
+            name=search,
+            log="trial 1: epoch 1/2: train loss",
+            screenshot=pictures / "ray-actor.png",
+        )
+        browser.open_tensorboard(chromium, url["tensorboard"], name=search, screenshot=pictures / "tensorboard.png")
+        browser.open_mlflow(
+            chromium,
+            url["mlflow"],
+            user=services.MLFLOW_USER,
+            password=secret(root, "mlflow"),
+            experiment="digits-search",
+            name=search,
+            screenshot=pictures / "mlflow.png",
+        )
+    assert {path.name for path in pictures.glob("*.png")} >= {
+        *(f"prefect-{stage}.png" for stage in runs),
+        *("ray-job.png", "ray-train.png", "ray-actor.png", "tensorboard.png", "tensorboard-curves.png", "mlflow.png"),
+    }
+
+
+def flow_run(log: str) -> str:
+    """The name that Prefect gave the flow run of this output."""
+    found = re.search(r"Flow run '([^']+)'", log)
+    assert found, log
+    return found[1]
+
+
+# --- last, because it ends them
+
+
+def test_down_ends_them_and_what_was_not_started_says_how(root: Path) -> None:
+    found = recorded(root)
+    assert run(root, "down") == "stopped prefect, ray, tensorboard and mlflow\n"
+    assert family(*(service.pid for service in found.values())) == []
+    assert not Path(found["mlflow"].folder).exists()
+    process = command(root, "dashboards")
+    lines = process.communicate(timeout=200)[0].splitlines()
+    assert process.returncode == 3
+    assert lines[:2] == [
+        "FAIL  prefect        not running; start it with: mnist-pipe up",
+        "FAIL  ray            not running; start it with: mnist-pipe up",
+    ]
+    assert [line.split()[:2] for line in lines[2:]] == [["ok", "tensorboard"], ["ok", "mlflow"]]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from mnist_pipe import layout
-from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, describe, line
-
-if TYPE_CHECKING:
-    from mnist_pipe.services import Service, State
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError, describe, line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,15 +39,15 @@ def _up(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe import services
 
     services.up(root)
-    _print([*_dashboards(services.status(root), root), _STOP])
+    _print([*_services(root), _STOP])
     return 0
 
 
 def _down(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe import services
 
-    stopped = services.down(root)
-    print(f"stopped {' and '.join(service.name for service in stopped)}" if stopped else "nothing was running")
+    *others, last = [service.name for service in services.down(root)] or [""]
+    print(f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running")
     return 0
 
 
@@ -57,8 +55,27 @@ def _status(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe import services
 
     found = services.status(root)
-    _print(_dashboards(found, root))
+    _print([(name, services.how(name, state, service)) for name, (state, service) in found.items()])
     return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
+
+
+def _deploy(root: Path, _: argparse.Namespace) -> int:
+    from pipelines.deployments import deploy
+
+    for name in deploy(root):
+        print(f"deployed {name}")
+    return 0
+
+
+def _dashboards(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe import dashboards
+
+    exit_code = 0
+    for name, page in dashboards.check(root).items():
+        failed = isinstance(page, PipelineError)
+        _report(name, str(page) if isinstance(page, PipelineError) else f"{page.url}   {page.login}", failed=failed)
+        exit_code = EnvironmentFault.exit_code if failed else exit_code
+    return exit_code
 
 
 def _doctor(root: Path, _: argparse.Namespace) -> int:
@@ -67,7 +84,7 @@ def _doctor(root: Path, _: argparse.Namespace) -> int:
     exit_code = 0
     for name, found in doctor.examine(root):
         failed = isinstance(found, PipelineError)
-        print(f"{'FAIL' if failed else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
+        _report(name, str(found), failed=failed)
         if isinstance(found, PipelineError):
             exit_code = max(exit_code, found.exit_code)
     return exit_code
@@ -87,8 +104,48 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
     return exit_code
 
 
+def _score(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe import services, supervisor
+
+    if _SUPERVISED not in os.environ:
+        os.environ[_SUPERVISED] = "1"
+        arguments = [str(options.input), str(options.output), *(["--model", options.model] if options.model else [])]
+        debug = ["--debug"] if getattr(options, "debug", False) else []
+        return supervisor.supervise([sys.executable, "-m", "mnist_pipe.cli", *debug, "score", *arguments])
+    supervisor.die_with_parent()
+    os.environ.update(services.ray_environment(root))
+    with nullcontext() if getattr(options, "debug", False) else _errors_to(root / services.LOGS / "score.log"):
+        from mnist_pipe import scoring
+
+        model = scoring.load(options.model, root=root)
+        done = scoring.score(options.input, options.output, model=model)
+    rate = done.num_rows / done.seconds
+    steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
+    accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
+    print(
+        f"{options.output}: {done.num_rows:,} rows by {model.name} in {done.seconds:.1f} s, {rate:,.0f} a second "
+        f"({steady:,.0f} after the {done.start_seconds:.1f} s that starting takes){accuracy}"
+    )
+    return 0
+
+
+@contextmanager
+def _errors_to(log: Path) -> Iterator[None]:
+    """Keep what Ray's own threads and its C++ write to the standard error stream away from the console."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    console = os.dup(2)
+    try:
+        with log.open("ab") as stream:
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(console, 2)
+        os.close(console)
+
+
 def _summary(root: Path, _: argparse.Namespace) -> int:
-    from mnist_pipe import services
     from mnist_pipe.files import read_json
 
     fix = "run: dvc repro"
@@ -99,9 +156,9 @@ def _summary(root: Path, _: argparse.Namespace) -> int:
             *_outcome(registration, evaluation),
             ("time", _times(timings)),
             ("report", str(root / layout.REPORT)),
-            *_dashboards(services.status(root), root),
-            ("tensorboard", f"{Path(sys.executable).with_name('tensorboard')} --logdir {root / layout.RAY_RESULTS}"),
-            ("mlflow", _mlflow(root, registration["tracking_uri"])),
+            *_services(root),
+            *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
+            ("dashboards", "mnist-pipe dashboards   opens TensorBoard and MLflow too, and checks every page"),
             _STOP,
         ]
         if evaluation["fallback_for"]:
@@ -134,6 +191,12 @@ def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[t
     return rows
 
 
+def _services(root: Path) -> list[tuple[str, str]]:
+    from mnist_pipe import services
+
+    return [(name, services.how(name, state, service)) for name, (state, service) in services.status(root).items()]
+
+
 def _times(timings: dict[str, float]) -> str:
     from mnist_pipe.evaluation.report import duration
     from pipelines import STAGES
@@ -150,33 +213,9 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _mlflow(root: Path, uri: str) -> str:
-    """How to look at the registry: its address, or the command that serves a local database."""
-    if uri.startswith(("http://", "https://")):
-        return uri
-    if uri == f"sqlite:///{layout.MLFLOW_DB}":
-        uri = f"sqlite:///{root / layout.MLFLOW_DB}"
-    return f"{Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {uri}"
-
-
-def _dashboards(found: dict[str, tuple[State, Service | None]], root: Path) -> list[tuple[str, str]]:
-    rows = []
-    for name, (state, service) in found.items():
-        if service is None:
-            text = f"{state}; start it with: mnist-pipe up"
-        elif state == "running":
-            secret = "password" if name == "prefect" else "token"
-            text = f"{service.url}   {secret}: the line in {_shown(service.secret, root)}"
-        else:
-            fix = "mnist-pipe up" if state == "died" else "mnist-pipe down, then mnist-pipe up"
-            text = f"{state}; see {_shown(service.log, root)} and run: {fix}"
-        rows.append((name, text))
-    return rows
-
-
-def _shown(path: str, root: Path) -> str:
-    """A path of the project as it is reached from the current folder."""
-    return os.path.relpath(path) if Path(path).is_relative_to(root) else path
+def _report(name: str, text: str, *, failed: bool) -> None:
+    """One thing that was checked; a text of several lines stays in its column."""
+    print(f"{'FAIL' if failed else 'ok':4}  {name:13}  {text.replace(chr(10), chr(10) + ' ' * 21)}")
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
@@ -191,12 +230,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 _STOP = ("stop", "mnist-pipe down")
+_SUPERVISED = "MNIST_PIPE_SUPERVISED"
 COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
     "down": (_down, "stop what `up` started"),
     "status": (_status, "how they are, and how to log in"),
+    "dashboards": (_dashboards, "open every page, TensorBoard and MLflow too, and check that it answers"),
     "doctor": (_doctor, "check this machine and this checkout"),
+    "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
     "predict": (_predict, "which digits the registered champion sees in pictures"),
+    "score": (_score, "which digit the registered champion sees in every row of Parquet files, on the Ray cluster"),
     "summary": (_summary, "what the last `dvc repro` registered, and where to look at it"),
 }
 
@@ -213,6 +256,10 @@ def _parser() -> _Parser:
         command = commands.add_parser(name, parents=[shared], help=explanation, description=explanation)
         if name == "predict":
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
+        if name == "score":
+            command.add_argument("input", type=Path, metavar="INPUT.parquet", help="a file, or a folder of them")
+            command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
     return parser
 

@@ -27,8 +27,7 @@ def classify(paths: Sequence[Path], *, root: Path, model: str | None = None) -> 
         EnvironmentFault: there is no champion yet, or the registry does not answer.
         CorruptDataError: the model's files are damaged.
     """
-    registered = registry.find(model, root=root) if model else _default_champion(root)
-    network, card = load_model(registry.download(registered, root=root))
+    network, card = load_model(registry.download(registered(model, root=root), root=root))
     results: list[Prediction | PipelineError] = []
     for path in paths:
         try:
@@ -46,8 +45,17 @@ def classify(paths: Sequence[Path], *, root: Path, model: str | None = None) -> 
     return results
 
 
-def _default_champion(root: Path) -> registry.RegisteredModel:
-    """The champion of the name in `reports/registration.json`, or else the only one that there is."""
+def registered(model: str | None, *, root: Path) -> registry.RegisteredModel:
+    """The version that `model`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
+
+    None stands for the champion of the name in `reports/registration.json`, or else the only one that there is.
+
+    Raises:
+        InputError: no such version, or several champions.
+        EnvironmentFault: there is no champion yet, or the registry does not answer.
+    """
+    if model:
+        return registry.find(model, root=root)
     try:
         name = str(json.loads((root / layout.REGISTRATION).read_bytes())["name"])
     except (OSError, ValueError, LookupError, TypeError):

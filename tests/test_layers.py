@@ -21,16 +21,22 @@ MODULES = {
 }
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "files", "layout", "params", "identity", "lineage", "supervisor", "machine"},
+    {"errors", "files", "layout", "params", "identity", "lineage", "storage", "supervisor", "machine", "dag", "remote"},
     {"data", "models", "evaluation", "gates"},
-    {"training"},
-    {"training.distributed", "training.search", "registry", "prediction"},
-    {"preflight", "services", "doctor"},
+    {"training", "blocks"},
+    {"training.distributed", "training.search", "training.stream", "registry", "prediction", "scoring"},
+    {"preflight", "services", "doctor", "dashboards"},
     {"pipelines"},
     {"cli"},
 ]
 ONLY = {
-    "ray": {"mnist_pipe.training.distributed", "mnist_pipe.training.search"},
+    "ray": {
+        "mnist_pipe.training.distributed",
+        "mnist_pipe.training.search",
+        "mnist_pipe.training.stream",
+        "mnist_pipe.blocks",
+        "mnist_pipe.scoring",
+    },
     "mlflow": {"mnist_pipe.registry"},
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
 }
@@ -69,7 +75,9 @@ def test_each_orchestrator_has_its_own_modules(library: str) -> None:
     assert users
 
 
-HEAVY = {"mnist_pipe.registry", "mnist_pipe.prediction"}  # imported where they are used
+HEAVY = {
+    f"mnist_pipe.{name}" for name in ("blocks", "prediction", "registry", "scoring")
+}  # imported where they are used
 
 
 def test_importing_the_library_has_no_effect(tmp_path: Path) -> None:

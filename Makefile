@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test test-all lint up down clean
+.PHONY: run test test-all test-cluster cluster lint up down clean
 
 run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 	@mnist-pipe up
@@ -14,13 +14,21 @@ run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 test: $(VENV)/.test ## the default tier
 	pytest -q
 
-test-all: $(VENV)/.test ## also what takes minutes
+test-all: $(VENV)/.test $(VENV)/.cluster ## also what takes minutes
 	pytest -q -m ""
+
+# What pip does not have comes from Debian. Without root nothing is installed, and the tests say why they are skipped.
+test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces of this machine; needs root
+	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends iproute2 postgresql chromium; }
+	pytest -q -rs -m cluster tests/cluster
 
 lint: $(VENV)/.test
 	ruff check .
 	ruff format --check .
 	mypy
+
+cluster: $(VENV)/.cluster ## what the machines of a cluster need; see deploy/README.md
 
 up: $(VENV)/.run ## start the Prefect server and the Ray head
 	mnist-pipe up
@@ -43,4 +51,8 @@ $(VENV)/.run: pyproject.toml requirements.lock
 
 $(VENV)/.test: $(VENV)/.run
 	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test]'
+	@touch $@
+
+$(VENV)/.cluster: $(VENV)/.run
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[cluster]'
 	@touch $@

@@ -1,0 +1,87 @@
+"""What cannot work is told in one line, within seconds."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.cluster.bed import Bed, wait_for
+from tests.cluster.project import Project, take
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+SECONDS = 30.0
+"""Of which a stage's start on the cluster takes some ten."""
+
+
+@pytest.fixture
+def ready(rebuilt: str, project: Project) -> Project:
+    assert rebuilt
+    take(project, train__seed=2)
+    return project
+
+
+def refusal(project: Project, *, env: dict[str, str] | None = None, code: int = 3) -> str:
+    """The one line, apart from what was shown of the remote run."""
+    started = time.monotonic()
+    done = project.run("python", "-m", "pipelines", "train", env=env)
+    assert done.returncode == code, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - started < SECONDS
+    line = done.stderr.strip().splitlines()[-1]
+    print(line)
+    return line
+
+
+def test_more_workers_than_the_cluster_has(ready: Project) -> None:
+    take(ready, train__num_workers=99)
+    assert "params.yaml: train.num_workers must be at most 2, the number of CPUs of the cluster, but got 99" in refusal(
+        ready, code=2
+    )
+
+
+def test_no_node_at_all(bed: Bed, ready: Project) -> None:
+    for node in ("node1", "node2"):
+        bed.crash(node)
+    wait_for(lambda: list(bed.ray_nodes().values()).count("ALIVE") == 1, "the nodes to be missed")
+    try:
+        assert refusal(ready).startswith("the cluster: must have a machine with processors for Ray, but got none")
+    finally:
+        for node in ("node1", "node2"):
+            bed.deploy(node)
+
+
+def test_no_worker_on_the_pool(bed: Bed, ready: Project) -> None:
+    line = refusal(ready, env={"MNIST_PIPE_WORK_POOL": "nobody"})
+    assert line.endswith("the work pool must exist, but got none of the name nobody; start deploy/worker on the head")
+    bed.prefect("work_pools/", body={"name": "idle", "type": "process"})
+    line = refusal(ready, env={"MNIST_PIPE_WORK_POOL": "idle"})
+    assert line == (
+        "MNIST_PIPE_WORK_POOL: idle must have a worker that is online, but got none; start deploy/worker on the head"
+    )
+
+
+def test_a_wrong_password(ready: Project) -> None:
+    line = refusal(ready, env={"PREFECT_API_AUTH_STRING": "mnist:wrong"})
+    assert "must accept our credentials, but got a refusal; set PREFECT_API_AUTH_STRING" in line
+
+
+def test_an_unreachable_server(ready: Project) -> None:
+    line = refusal(ready, env={"PREFECT_API_URL": "http://10.77.0.99:4200/api"})
+    assert line == (
+        "PREFECT_API_URL: http://10.77.0.99:4200/api must answer, but got no reply; "
+        "start that server or unset the variable"
+    )
+
+
+def test_a_bucket_that_does_not_exist(ready: Project) -> None:
+    line = refusal(ready, env={"MNIST_PIPE_STORAGE": "s3://no-such-bucket/a"})
+    assert line == (
+        "MNIST_PIPE_STORAGE: s3://no-such-bucket/a must name a bucket that exists, but got none; make the bucket"
+    )
+
+
+def test_no_storage(ready: Project) -> None:
+    assert refusal(ready, env={"MNIST_PIPE_STORAGE": ""}).startswith(
+        "MNIST_PIPE_STORAGE: must be set with MNIST_PIPE_WORK_POOL, but got nothing"
+    )

@@ -28,6 +28,7 @@ from mnist_pipe.errors import (
     public_url,
     without_credentials,
 )
+from mnist_pipe.remote import WORK_POOL
 from mnist_pipe.services import LOOPBACK, PROBE_SECONDS, Service, State
 
 PUBLISHED = "mnist_pipe_dashboards"
@@ -177,7 +178,7 @@ def _published(name: str, *, variable: str) -> str:
             return str(value[name])
         rule, fix = f"hold the address of {name}", "run: mnist-pipe deploy"
         raise EnvironmentFault(describe("Prefect", f"the variable {PUBLISHED}", rule, got=value, fix=fix))
-    if os.environ.get("MNIST_PIPE_WORK_POOL"):
+    if os.environ.get(WORK_POOL):
         got, fix = f"nothing, here and in the Prefect variable {PUBLISHED}", "set it, or run: mnist-pipe deploy"
         raise EnvironmentFault(describe(variable, "", "be set", got=got, fix=fix))
     return ""

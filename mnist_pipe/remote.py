@@ -25,6 +25,9 @@ from mnist_pipe.errors import CorruptDataError, EnvironmentFault, describe, line
 from mnist_pipe.files import write_json
 from mnist_pipe.storage import VARIABLE, Storage, open_uri
 
+WORK_POOL = "MNIST_PIPE_WORK_POOL"
+"""The variable that names the pool whose worker runs the stages; without it they run here."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:

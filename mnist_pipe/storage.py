@@ -56,7 +56,7 @@ class Storage:
             EnvironmentFault: no such bucket or directory, no such host, no permission.
         """
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
-        hasty = _connect(attempts=1) if _is_s3(self.uri) else self.filesystem
+        hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
         kind = "bucket" if _is_s3(self.uri) else "directory"
         with _told(self.uri):
             found = hasty.get_file_info(place)
@@ -176,7 +176,7 @@ def open_uri(uri: str) -> Storage:
     """
     if match := _S3.fullmatch(uri):
         bucket, prefix = match.groups()
-        return Storage(uri=uri.rstrip("/"), filesystem=_connect(attempts=_PATIENT_ATTEMPTS), root=bucket + prefix)
+        return Storage(uri=uri.rstrip("/"), filesystem=_connect(_PATIENT_ATTEMPTS), root=bucket + prefix)
     if not Path(uri).is_absolute():
         rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
         fix = "credentials go to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -201,15 +201,11 @@ class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reconnect, (self._attempts,)
+        return _connect, (self._attempts,)
 
 
-def _connect(*, attempts: int) -> fs.FileSystem:
+def _connect(attempts: int) -> fs.FileSystem:
     return _S3FileSystem(attempts=attempts)
-
-
-def _reconnect(attempts: int) -> fs.FileSystem:
-    return _connect(attempts=attempts)
 
 
 def _is_s3(uri: str) -> bool:

@@ -58,7 +58,7 @@ def run(stage: str, *, debug: bool = False) -> None:
 
     root = Path.cwd()
     params = preflight.load_params(layout.PARAMS)
-    on_cluster = bool(os.environ.get("MNIST_PIPE_WORK_POOL"))
+    on_cluster = bool(os.environ.get(remote.WORK_POOL))
     if not on_cluster:
         preflight.check_params(params)
     if "models" in STAGES[stage]:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 
 from mnist_pipe.dashboards import PUBLISHED
 from mnist_pipe.errors import EnvironmentFault, InputError, describe, one_line, public_url
+from mnist_pipe.remote import WORK_POOL
 
 FILE = "prefect.yaml"
 
@@ -28,10 +29,10 @@ def deploy(root: Path) -> list[str]:
         InputError: MNIST_PIPE_WORK_POOL or PREFECT_API_URL is not set.
         EnvironmentFault: the server refuses us or does not answer, or has no such pool.
     """
-    for variable in ("PREFECT_API_URL", "MNIST_PIPE_WORK_POOL"):
+    for variable in ("PREFECT_API_URL", WORK_POOL):
         if not os.environ.get(variable):
             raise InputError(describe(variable, "", "be set to deploy", got="nothing", fix="see deploy/README.md"))
-    pool, server = os.environ["MNIST_PIPE_WORK_POOL"], public_url(os.environ["PREFECT_API_URL"])
+    pool, server = os.environ[WORK_POOL], public_url(os.environ["PREFECT_API_URL"])
     try:
         with get_client(sync_client=True) as client:
             client.read_work_pool(pool)

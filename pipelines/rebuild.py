@@ -12,6 +12,7 @@ from prefect import flow, get_run_logger, task
 from mnist_pipe import files, layout, storage
 from mnist_pipe.errors import PipelineError, describe, without_credentials
 from mnist_pipe.identity import PACKAGE
+from mnist_pipe.remote import WORK_POOL
 
 _AUTHOR = ("-c", "user.name=mnist-pipe", "-c", "user.email=rebuild@mnist-pipe.invalid")
 
@@ -77,7 +78,7 @@ def _run(*command: str, cwd: Path, must: bool = True) -> None:
         PipelineError: it failed, and it `must` not.
     """
     log, last = get_run_logger(), ""
-    inherited = {name: value for name, value in os.environ.items() if name != "MNIST_PIPE_WORK_POOL"}
+    inherited = {name: value for name, value in os.environ.items() if name != WORK_POOL}
     process = subprocess.Popen(
         command, cwd=cwd, env=inherited, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,

@@ -23,9 +23,9 @@ from prefect.states import Cancelling
 from mnist_pipe import remote, storage
 from mnist_pipe.errors import EnvironmentFault, PipelineError, describe, one_line, public_url
 from mnist_pipe.identity import source_version
+from mnist_pipe.remote import WORK_POOL
 from mnist_pipe.storage import Storage
 
-WORK_POOL = "MNIST_PIPE_WORK_POOL"
 MAX_ATTEMPTS = 3
 """Of a run whose process died with its machine. One that failed has a reason that would hold again."""
 PATIENCE_SECONDS = 600.0

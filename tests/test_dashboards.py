@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -24,7 +24,7 @@ from mnist_pipe.errors import PipelineError
 from mnist_pipe.services import State
 from tests.test_pipeline import copy_tree
 from tests.test_pipeline import run as run_in
-from tests.test_services import clean_variables, command, family, recorded, request, run
+from tests.test_services import clean_variables, command, family, recorded, request, run, taken
 
 __all__ = ["clean_variables"]  # a fixture
 
@@ -36,13 +36,7 @@ NAMES = ("prefect", "ray", "tensorboard", "mlflow")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project in which two people have asked for the dashboards at once, on a machine whose ports are taken."""
     root = copy_tree(tmp_path_factory.mktemp("project") / "main")
-    with ExitStack() as stack:
-        for port in (services.TENSORBOARD_PORT, services.MLFLOW_PORT):
-            if services.is_free(port):
-                listener = stack.enter_context(socket.socket())
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind((services.LOOPBACK, port))
-                listener.listen()
+    with taken(services.TENSORBOARD_PORT, services.MLFLOW_PORT):
         try:
             run(root, "up")
             assert set(recorded(root)) == {"prefect", "ray"}  # and nothing that costs time besides

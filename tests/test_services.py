@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,6 +90,18 @@ def request(url: str, *, authorization: str = "", data: bytes | None = None, **h
         return fault.code, fault.read()
 
 
+@contextmanager
+def taken(*ports: int) -> Iterator[None]:
+    """Each of these loopback ports is somebody's while the block runs."""
+    with ExitStack() as stack:
+        for port in filter(services.is_free, ports):
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, else it lingers
+            listener.bind((services.LOOPBACK, port))
+            listener.listen()
+        yield
+
+
 def basic(service: Service) -> str:
     return "Basic " + base64.b64encode(Path(service.secret).read_bytes()).decode()
 
@@ -102,13 +114,7 @@ def bearer(service: Service) -> str:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose services two impatient people have started at once, on a machine whose ports are taken."""
     root = new_root(tmp_path_factory.mktemp("project"))
-    with ExitStack() as stack:
-        for port in (services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT):
-            if services.is_free(port):
-                listener = stack.enter_context(socket.socket())
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, else it lingers
-                listener.bind((services.LOOPBACK, port))
-                listener.listen()
+    with taken(services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT):
         try:
             both = [command(root, "up"), command(root, "up")]
             outputs = [process.communicate(timeout=250)[0] for process in both]

@@ -127,7 +127,7 @@ class SearchParams(Section):
     reduction_factor: Annotated[int, Field(ge=2, le=16)]
     """ASHA keeps one trial in so many at each rung."""
     max_concurrent_trials: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-    """auto: on several machines as many as there is room for; on one, a trial on each GPU or one at a time on all
+    """auto: on a cluster as many as there is room for; on one machine a trial on each GPU or one at a time on all
     cores, which makes it reproducible."""
     seed: Seed
     space: SpaceParams

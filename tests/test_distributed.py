@@ -30,9 +30,15 @@ ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
-def workers(number: int, *, use_gpu: bool = False, cpus_per_worker: int = 1) -> Scale:
-    """So many workers on one machine."""
-    return Scale(min_workers=number, max_workers=number, use_gpu=use_gpu, cpus_per_worker=cpus_per_worker, num_nodes=1)
+def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker: int = 1, num_nodes: int = 1) -> Scale:
+    """So many workers, on one machine."""
+    return Scale(
+        min_workers=least,
+        max_workers=most or least,
+        use_gpu=use_gpu,
+        cpus_per_worker=cpus_per_worker,
+        num_nodes=num_nodes,
+    )
 
 
 ONE, TWO = workers(1), workers(2)
@@ -215,33 +221,30 @@ def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    ("nodes", "gpus", "asked", "expected"),
+    ("nodes", "gpus", "grows", "asked", "expected"),
     [
-        ((8,), 0, ("auto", "auto"), workers(1, cpus_per_worker=2)),
-        ((64,), 4, ("auto", "auto"), workers(4, use_gpu=True)),
-        ((64,), 4, (2, "auto"), workers(2, use_gpu=True)),
-        ((8,), 4, (2, False), workers(2)),
-        ((8,), 0, ([1, 9], "auto"), Scale(min_workers=1, max_workers=8, use_gpu=False, cpus_per_worker=1, num_nodes=1)),
-        (
-            (8, 4),
-            0,
-            ("auto", "auto"),
-            Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=4, num_nodes=2),
-        ),
-        ((8, 4), 0, (2, "auto"), Scale(min_workers=2, max_workers=2, use_gpu=False, cpus_per_worker=4, num_nodes=2)),
-        (
-            (8, 8),
-            6,
-            ("auto", "auto"),
-            Scale(min_workers=1, max_workers=6, use_gpu=True, cpus_per_worker=1, num_nodes=2),
-        ),
+        ((8,), 0, False, ("auto", "auto"), workers(1, cpus_per_worker=2)),
+        ((64,), 4, False, ("auto", "auto"), workers(4, use_gpu=True)),
+        ((64,), 4, False, (2, "auto"), workers(2, use_gpu=True)),
+        ((8,), 4, False, (2, False), workers(2)),
+        ((8,), 0, False, ([1, 9], "auto"), workers(1, 8)),
+        ((8,), 0, True, ([1, 9], "auto"), workers(1, 9)),
+        ((8,), 0, True, ("auto", "auto"), workers(1, cpus_per_worker=8)),
+        ((8, 4), 0, True, ("auto", "auto"), workers(1, 2, cpus_per_worker=4, num_nodes=2)),
+        ((8, 4), 0, True, (2, "auto"), workers(2, cpus_per_worker=4, num_nodes=2)),
+        ((8, 8), 6, True, ("auto", "auto"), workers(1, 6, use_gpu=True, num_nodes=2)),
     ],
 )
 def test_auto_is_every_gpu_or_a_worker_on_every_machine(
-    nodes: tuple[int, ...], gpus: int, asked: tuple[Any, Any], expected: Scale, monkeypatch: pytest.MonkeyPatch
+    nodes: tuple[int, ...],
+    gpus: int,
+    grows: bool,
+    asked: tuple[Any, Any],
+    expected: Scale,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(machine, "num_cpus", lambda: 2)
-    available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, address="")
+    available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, grows=grows, address="")
     assert distributed.scale(available, num_workers=asked[0], use_gpu=asked[1]) == expected
 
 

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,8 @@ from mnist_pipe.training.stream import Shards, Stream
 
 _OBJECT_STORE_BYTES = 500_000_000
 """The data set is 172 MB as float32; Ray's default is 30 % of the memory."""
+_RUN_ID = "run_id.json"
+"""In the folder of an attempt: under which name Ray has reserved its processors."""
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is about to go; Ray gives it 30 s."""
 
@@ -46,13 +48,16 @@ class Cluster:
     num_gpus: int
     nodes: tuple[int, ...]
     """The processors of each machine that has any for us."""
+    grows: bool
+    """Whether machines may come and go: it is a running one, with a storage that all of them reach."""
     address: str
 
 
 _SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # stock 2: an epoch takes one poll at least
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # stock 600: so long a hung worker goes unnoticed
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",
+    # Stock 60: for so long Ray waits for a machine that it does not know yet to be dead, and has to ask again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
@@ -93,6 +98,7 @@ def cluster(name: str) -> Iterator[Cluster]:
             num_cpus=sum(nodes),
             num_gpus=int(sum(node.get("GPU", 0) for node in resources)),
             nodes=nodes,
+            grows=address != "local" and bool(os.environ.get(VARIABLE)),
             address=str(context.address_info["address"]),
         )
     finally:
@@ -115,17 +121,18 @@ class Scale:
 def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
     """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its processors.
 
-    A cluster of several machines may lose one, so that there `auto` is elastic down to one worker.
+    Where machines come and go `auto` is elastic down to one worker, and the upper bound of a range may be more than
+    there is now.
     """
     gpu = available.num_gpus > 0 if use_gpu == "auto" else bool(use_gpu)
-    several = len(available.nodes) > 1
     if num_workers == "auto":
         most = available.num_gpus if gpu else len(available.nodes)
-        least = 1 if several else most
+        least = 1 if available.grows else most
     else:
         least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)
-        most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
-    cpus = available.num_cpus if several else min(available.num_cpus, machine.num_cpus())
+        if not available.grows:
+            most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
+    cpus = available.num_cpus if available.grows else min(available.num_cpus, machine.num_cpus())
     return Scale(
         min_workers=least,
         max_workers=most,
@@ -184,6 +191,9 @@ def fit(
         fix = "set search.space.batch_size or train.num_workers"
         raise InputError(describe("train", "batch_size", rule, got=recipe.batch_size, fix=fix))
     resume_from = restore(storage, name=name, into=state)
+    earlier = attempts(storage, name)
+    for attempt in earlier:
+        _release(storage.read_json(f"{attempt}/{_RUN_ID}"))
     progress = Queue(actor_options={"num_cpus": 0})
     handlers = {"epoch": on_epoch, "start": on_start, "save": on_save}
     follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
@@ -210,15 +220,18 @@ def fit(
             elastic_resize_monitor_interval_s=20,
         ),
         run_config=RunConfig(
-            name=f"{name}.{len(attempts(storage, name))}",
+            name=f"{name}.{len(earlier)}",
             storage_filesystem=storage.filesystem,
             storage_path=storage.path("ray"),
             # Two are kept, so that one is whole at every moment.
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            # The stock values are no retry for a lost worker and endless ones for the controller.
-            failure_config=FailureConfig(max_failures=3, controller_failure_limit=2),
+            # The stock values are no retry for a lost worker and endless ones for the controller, whose failures are
+            # the 10 s that a start may wait: for 5 min others may have what a run of a fixed size needs.
+            failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
         ),
     )
+    run_id = trainer.train_run_context.run_id
+    storage.write_json(f"ray/{trainer.run_config.name}/{_RUN_ID}", run_id)
     try:
         result = trainer.fit()
     except (ray.exceptions.RayError, ray.train.TrainingFailedError) as fault:
@@ -228,6 +241,7 @@ def fit(
         cause = one_line(fault)[-300:]
         raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
     finally:
+        _release(run_id)
         progress.put(None)
         follower.join(timeout=5)
     outcome: dict[str, Any] = result.return_value
@@ -236,6 +250,17 @@ def fit(
     restored = restore(storage, name=name, into=state)
     assert restored is not None
     return TrainingResult(history=outcome["history"], addresses=outcome["addresses"])
+
+
+def _release(run_id: str | None) -> None:
+    """Give back what Ray Train has reserved for a run.
+
+    It does so itself, but not where its driver is stopped or killed in mid-run. What is reserved an elastic run counts
+    as taken, so that one that starts soon after would wait until the reservation is 180 s old.
+    """
+    with suppress(ValueError, ray.exceptions.RayError):  # the cluster is gone, and its reservations with it
+        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=5)
 
 
 def attempts(storage: Storage, name: str) -> list[str]:

@@ -184,7 +184,7 @@ def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
     """None is as many as there is room for, also when a machine joins."""
     if wanted != "auto":
         return int(wanted)
-    return None if len(available.nodes) > 1 else max(1, available.num_gpus)
+    return None if available.grows else max(1, available.num_gpus)
 
 
 def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialScheduler:

@@ -14,10 +14,10 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey, LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, Log, WorkerStatus
 from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelling
 
 from mnist_pipe import remote, storage
@@ -30,7 +30,12 @@ MAX_ATTEMPTS = 3
 """Of a run whose process died with its machine. One that failed has a reason that would hold again."""
 PATIENCE_SECONDS = 600.0
 """How long a server that has gone is waited for in mid-run."""
-_POLL_SECONDS = 0.5
+_LAST_LINE = "Finished in state"
+"""How the last line of a flow run begins, but for one that crashed or was cancelled."""
+_LAST_LINE_SECONDS = 90.0
+"""How long it is waited for: a run tries again after up to 64 s to hand over its lines to a server that was away."""
+_POLL_SECONDS = (0.5, 2.0)
+"""Between two questions: a twentieth of the time that the run has taken, within these. Each is the server's work."""
 _PAGE = 200  # what the server returns of logs at once
 _MAX_KEYS = 100
 
@@ -83,6 +88,10 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         fix = "name the team's Prefect server"
         raise EnvironmentFault(describe("PREFECT_API_URL", "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
     server = public_url(str(PREFECT_API_URL.value()))
+
+    def absent(what: str, name: str, *, fix: str) -> EnvironmentFault:
+        return EnvironmentFault(describe(server, what, "exist", got=f"none of the name {name}", fix=fix))
+
     try:
         workers = client.read_workers_for_work_pool(pool)
         if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
@@ -90,14 +99,10 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
             raise EnvironmentFault(describe(WORK_POOL, pool, "have a worker that is online", got="none", fix=fix))
         return client.read_deployment_by_name(deployment).id
     except ObjectNotFound as fault:
-        missing, fix = (
-            ("the deployment", "run: mnist-pipe deploy")
-            if "workers" not in str(fault.http_exc.request.url)  # type: ignore[attr-defined]
-            else ("the work pool", "start deploy/worker on the head")
-        )
-        got = deployment if missing == "the deployment" else pool
-        raise EnvironmentFault(describe(server, missing, "exist", got=f"none of the name {got}", fix=fix)) from fault
+        raise absent("the deployment", deployment, fix="run: mnist-pipe deploy") from fault
     except PrefectHTTPStatusError as fault:
+        if fault.response.status_code == 404:
+            raise absent("the work pool", pool, fix="start deploy/worker on the head") from fault
         if fault.response.status_code not in (401, 403):
             raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault)[:200])) from fault
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
@@ -145,33 +150,39 @@ def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
     """Show the run's logs and states until it has ended."""
-    shown, state = 0, None
-    while True:
-        run = _patiently(client.read_flow_run, run.id)
-        if run.state and run.state.name != state:
-            state = run.state.name
-            _say(f"{run.name}: {state}")
-        ended = run.state is not None and run.state.is_final()
-        if ended:
-            time.sleep(1)  # the run's last lines may still be on their way
-        shown += _show_logs(client, run.id, shown)
-        if ended:
-            return run
-        time.sleep(_POLL_SECONDS)
+    shown, state, is_told, started, deadline = 0, None, False, time.monotonic(), float("inf")
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # which wait in silence; `_patiently` says so
+        while True:
+            run = _patiently(client.read_flow_run, run.id)
+            assert run.state is not None
+            if run.state.name != state:
+                state = run.state.name
+                _say(f"{run.name}: {state}")
+            logs = _show_logs(client, run.id, shown)
+            shown += len(logs)
+            is_told |= any(log.message.startswith(_LAST_LINE) and log.task_run_id is None for log in logs)
+            if run.state.is_final():
+                patience = _LAST_LINE_SECONDS if run.state.is_completed() or run.state.is_failed() else 1
+                deadline = min(deadline, time.monotonic() + patience)
+                if is_told or time.monotonic() >= deadline:
+                    return run
+            least, most = _POLL_SECONDS
+            time.sleep(least if run.state.is_final() else min(max(least, (time.monotonic() - started) / 20), most))
 
 
-def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> int:
-    """Print the run's log from line `shown` on, and return how many lines that were."""
+def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> list[Log]:
+    """Print the run's log from line `shown` on, and return those lines."""
     wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
-    number = 0
+    found: list[Log] = []
     while True:
-        logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=shown + number, sort=LogSort.TIMESTAMP_ASC)
+        offset = shown + len(found)
+        logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
         for log in logs:
-            if "\nTraceback (most" not in log.message and not log.message.startswith("Finished in state Failed"):
+            if "\nTraceback (most" not in log.message and not log.message.startswith(f"{_LAST_LINE} Failed"):
                 _say(log.message, at=log.timestamp)  # a fault is told once, last, in one line
-        number += len(logs)
+        found += logs
         if len(logs) < _PAGE:
-            return number
+            return found
 
 
 def _patiently(ask: Callable[Arguments, Reply], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply:

@@ -109,16 +109,22 @@ def _score(root: Path, options: argparse.Namespace) -> int:
 
     if _SUPERVISED not in os.environ:
         os.environ[_SUPERVISED] = "1"
-        arguments = [str(options.input), str(options.output), *(["--model", options.model] if options.model else [])]
+        arguments = [options.input, str(options.output), *(["--model", options.model] if options.model else [])]
         debug = ["--debug"] if getattr(options, "debug", False) else []
         return supervisor.supervise([sys.executable, "-m", "mnist_pipe.cli", *debug, "score", *arguments])
     supervisor.die_with_parent()
     os.environ.update(services.ray_environment(root))
     with nullcontext() if getattr(options, "debug", False) else _errors_to(root / services.LOGS / "score.log"):
-        from mnist_pipe import scoring
+        from mnist_pipe import scoring, storage
 
         model = scoring.load(options.model, root=root)
-        done = scoring.score(options.input, options.output, model=model)
+        place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        done = scoring.score(
+            place.root if place else Path(options.input),
+            options.output,
+            model=model,
+            filesystem=place.filesystem if place else None,
+        )
     rate = done.num_rows / done.seconds
     steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
     accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
@@ -258,7 +264,7 @@ def _parser() -> _Parser:
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
         if name == "score":
-            command.add_argument("input", type=Path, metavar="INPUT.parquet", help="a file, or a folder of them")
+            command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
             command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
     return parser

@@ -1,33 +1,60 @@
 """What a cluster costs and gains, on the test bed of tests/cluster: two one-thread nodes in network namespaces.
 
-    python -m benchmarks.cluster [--repeats 3] [--epochs 2]
+    python -m benchmarks.cluster [--repeats 3] [--rows 20000] [--epochs 3]
 
-Prints seconds of a stage here and there, and of an epoch on one node and on two, taken in turns in one run. Needs root.
+Prints the seconds of a stage here and there; then those of an epoch on one node and on two, taken in turns in one run.
+While epochs are timed, Prefect, MLflow and PostgreSQL are stopped: they have no machine of their own in the bed, and
+take a third of a processor. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
-import re
 import statistics
 import tempfile
 import time
-from datetime import datetime
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.cluster.bed import ROOT, Bed
-from tests.cluster.project import Project, make, take
+from tests.cluster.project import RECIPE, Project, make
 
 CHANNELS = [32, 64, 128]
 OVERHEAD_STAGE = "normalize"
+EPOCHS = """
+import itertools, json, os, time
+from pathlib import Path
+from mnist_pipe import layout, storage
+from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.training import distributed
+from mnist_pipe.training.loop import Recipe
+
+def first(split, rows):
+    return NormalizedSplit(images=split.images[:rows], labels=split.labels[:rows], index=split.index[:rows],
+                           provenance=split.provenance)
+
+times = []
+def note(_):
+    times.append(time.perf_counter())
+
+with distributed.cluster("benchmark") as available:
+    distributed.fit(
+        Recipe(**{recipe}, model_params={{"channels": {channels}}}, num_epochs={epochs} + 1, precision="float32"),
+        training=first(read_normalized(layout.TRAINING_SPLITS["train"]), {rows}),
+        validation=first(read_normalized(layout.TRAINING_SPLITS["validation"]), 1000),
+        name="benchmark-{name}", storage=storage.of(Path.cwd()), state=Path("state-{name}"),
+        scale=distributed.scale(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
+    )
+print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times[1:])]))
+"""
 
 
 def main() -> None:
     """Start the bed, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     with Bed.start() as bed, tempfile.TemporaryDirectory() as folder:
         bed.run("head", [ROOT / "deploy/deployments"], env={"MNIST_PIPE_ENV": str(bed.settings_file("head"))})
@@ -41,12 +68,15 @@ def main() -> None:
         show(f"{OVERHEAD_STAGE} on the cluster", there)
         show(f"{OVERHEAD_STAGE} here", here)
         print(f"more on the cluster: {statistics.median(there) - statistics.median(here):.1f} s")
-        (project.folder / "models").mkdir(exist_ok=True)
-        one, two = [], []
-        for _ in range(options.repeats):
-            one += epochs(project, workers=1, number=options.epochs)
-            two += epochs(project, workers=2, number=options.epochs)
-        show(f"an epoch of convnet {CHANNELS} on one node", one)
+        for service in ("worker", "prefect-server", "mlflow-server", "postgres"):
+            bed.kill(service)
+        one: list[float] = []
+        two: list[float] = []
+        for number in range(options.repeats):
+            for workers, seconds in ((1, one), (2, two)):
+                name = f"{number}-{workers}"
+                seconds += epochs(project, workers=workers, name=name, rows=options.rows, number=options.epochs)
+        show(f"an epoch of {options.rows} rows, convnet {CHANNELS}, on one node", one)
         show("on two nodes", two)
         print(f"ratio: {statistics.median(one) / statistics.median(two):.2f}")
 
@@ -61,17 +91,15 @@ def run(project: Project, stage: str, *, locally: bool = False) -> float:
     return time.monotonic() - started
 
 
-def epochs(project: Project, *, workers: int, number: int) -> list[float]:
+def epochs(project: Project, *, workers: int, name: str, rows: int, number: int) -> list[float]:
     """Seconds of each epoch but the first, which also warms up."""
-    take(project, train__num_workers=workers, train__num_epochs=number + 1, models__convnet={"channels": CHANNELS})
-    done = project.run("python", "-m", "pipelines", "train", timeout=900)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = re.findall(r"^(\d\d:\d\d:\d\d\.\d+) \| epoch", done.stderr, re.MULTILINE)
-    times = [datetime.strptime(text, "%H:%M:%S.%f") for text in found]
-    return [(later - earlier).total_seconds() % 86400 for earlier, later in itertools.pairwise(times)]
+    code = EPOCHS.format(recipe=RECIPE, channels=CHANNELS, epochs=number, rows=rows, workers=workers, name=name)
+    code = f"import os\nos.chdir({str(project.folder)!r})\n{code}"
+    found: list[float] = project.bed.python("head", code, timeout=900)
+    return found
 
 
-def show(what: str, seconds: list[float]) -> None:
+def show(what: str, seconds: Sequence[float]) -> None:
     print(
         f"{what}: min {min(seconds):.1f}, median {statistics.median(seconds):.1f}, max {max(seconds):.1f} s", flush=True
     )

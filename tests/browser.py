@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,6 +53,43 @@ def _page(browser: Browser, screenshot: Path, *, user: str = "", password: str =
         context.close()
 
 
+def open_every_page(
+    urls: Mapping[str, str],
+    *,
+    secrets: Mapping[str, str],
+    user: str,
+    flow_runs: Mapping[str, str],
+    epochs: int,
+    experiment: str,
+    pictures: Path,
+) -> None:
+    """Find what ran by its name on every dashboard, and keep a picture of each in `pictures`.
+
+    `urls` and `secrets` are by page, `flow_runs` by stage. The search, of `epochs` epochs a trial, is in the experiment
+    `experiment` of MLflow, whose user is `user`. A Ray job and MLflow's runs have the name of their flow run.
+    """
+    search = flow_runs["search"]
+    with chromium() as browser:
+        for stage, name in flow_runs.items():
+            picture = pictures / f"prefect-{stage}.png"
+            open_prefect(browser, urls["prefect"], password=secrets["prefect"], name=name, screenshot=picture)
+        ray, token = urls["ray"], secrets["ray"]
+        open_ray_job(browser, ray, token=token, name=search, screenshot=pictures / "ray-job.png")
+        open_ray_job(browser, ray, token=token, name=flow_runs["train"], screenshot=pictures / "ray-train.png")
+        log, picture = re.compile(rf"trial \d+: epoch 1/{epochs}: train loss"), pictures / "ray-actor.png"
+        open_ray_actor(browser, ray, token=token, name=search, log=log, screenshot=picture)
+        open_tensorboard(browser, urls["tensorboard"], name=search, screenshot=pictures / "tensorboard.png")
+        open_mlflow(
+            browser,
+            urls["mlflow"],
+            user=user,
+            password=secrets["mlflow"],
+            experiment=experiment,
+            name=search,
+            screenshot=pictures / "mlflow.png",
+        )
+
+
 def open_prefect(browser: Browser, url: str, *, password: str, name: str, screenshot: Path) -> None:
     """Log in to Prefect and find the flow run `name`, completed."""
     with _page(browser, screenshot) as page:
@@ -74,7 +111,9 @@ def open_ray_job(browser: Browser, url: str, *, token: str, name: str, screensho
         expect(page.locator("tr").filter(has_text=name).first).to_contain_text("SUCCEEDED")
 
 
-def open_ray_actor(browser: Browser, url: str, *, token: str, name: str, log: str, screenshot: Path) -> None:
+def open_ray_actor(
+    browser: Browser, url: str, *, token: str, name: str, log: re.Pattern[str], screenshot: Path
+) -> None:
     """Log in to Ray's dashboard, find the actor that calls itself `name`, and `log` in what it printed."""
     with _page(browser, screenshot) as page:
         _log_in_to_ray(page, f"{url}/#/actors", token=token)

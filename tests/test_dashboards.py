@@ -377,40 +377,20 @@ def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Pa
     pytest.importorskip("playwright", reason="playwright is not installed")
     from tests import browser
 
-    pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path)
+    pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path) / "machine"
     logs = {}
     for stage in ("ingest", "normalize", "search", "train"):
         logs[stage] = run_in(root, sys.executable, "-m", "pipelines", stage)
     runs = {stage: flow_run(log) for stage, log in logs.items()}
-    [search] = {path.name.partition(".")[0] for path in (root / layout.RAY_RESULTS).glob("search-*")}
-    url = {name: service.url for name, service in recorded(root).items()}
-    with browser.chromium() as chromium:
-        for stage, name in runs.items():
-            picture = pictures / f"prefect-{stage}.png"
-            browser.open_prefect(
-                chromium, url["prefect"], password=secret(root, "prefect"), name=name, screenshot=picture
-            )
-        token = secret(root, "ray")
-        browser.open_ray_job(chromium, url["ray"], token=token, name=search, screenshot=pictures / "ray-job.png")
-        browser.open_ray_job(chromium, url["ray"], token=token, name="train-", screenshot=pictures / "ray-train.png")
-        browser.open_ray_actor(
-            chromium,
-            url["ray"],
-            token=token,
-            name=search,
-            log="trial 1: epoch 1/2: train loss",
-            screenshot=pictures / "ray-actor.png",
-        )
-        browser.open_tensorboard(chromium, url["tensorboard"], name=search, screenshot=pictures / "tensorboard.png")
-        browser.open_mlflow(
-            chromium,
-            url["mlflow"],
-            user=services.MLFLOW_USER,
-            password=secret(root, "mlflow"),
-            experiment="digits-search",
-            name=search,
-            screenshot=pictures / "mlflow.png",
-        )
+    browser.open_every_page(
+        {name: service.url for name, service in recorded(root).items()},
+        secrets={name: secret(root, name) for name in ("prefect", "ray", "mlflow")},
+        user=services.MLFLOW_USER,
+        flow_runs=runs,
+        epochs=2,
+        experiment="digits-search",
+        pictures=pictures,
+    )
     assert {path.name for path in pictures.glob("*.png")} >= {
         *(f"prefect-{stage}.png" for stage in runs),
         *("ray-job.png", "ray-train.png", "ray-actor.png", "tensorboard.png", "tensorboard-curves.png", "mlflow.png"),

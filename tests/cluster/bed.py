@@ -290,6 +290,11 @@ class Bed:
         """SIGKILL every process of a host at once, as a power cut does; its peers see closed connections."""
         _kill_all(self.namespace(host))
 
+    def pids(self, host: str, *, of: str) -> list[int]:
+        """The processes of a host with `of` in their command line."""
+        listed = _pids(self.namespace(host))
+        return [pid for pid in listed if of.encode() in Path("/proc", str(pid), "cmdline").read_bytes()]
+
     def link(self, host: str, *, up: bool) -> None:
         """Plug in or pull the cable of a host. Its peers see nothing but silence."""
         _ip("-n", self.namespace("switch"), "link", "set", host, "up" if up else "down")
@@ -614,11 +619,16 @@ def _remove(namespace: str) -> None:
 
 def _kill_all(namespace: str) -> None:
     """Again and again, because a process may have been born meanwhile."""
-    while pids := subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True).stdout.split():
+    while pids := _pids(namespace):
         for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+
+
+def _pids(namespace: str) -> list[int]:
+    listed = subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in listed.stdout.split()]
 
 
 def _ip(*arguments: str) -> None:

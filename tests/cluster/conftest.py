@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -38,3 +40,12 @@ def rebuilt(project: Project) -> str:
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
     print(f"dvc repro on the cluster took {time.monotonic() - started:.0f} s")
     return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(rebuilt: str, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the rebuilt checkout, for the tests of a module to change as they like."""
+    assert rebuilt
+    folder = tmp_path_factory.mktemp("copy") / "main"
+    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".state"))
+    return dataclasses.replace(project, folder=folder)

@@ -27,7 +27,7 @@ SMALL = {
 RECIPE = {  # of the trainings that are disturbed: some 10 s an epoch on two nodes, and smooth enough to be compared
     "model": "convnet",
     "optimizer": "sgd",
-    "learning_rate": 0.05,
+    "learning_rate": 0.02,
     "weight_decay": 1e-4,
     "batch_size": 250,
     "rotation_degrees": 5.0,
@@ -141,8 +141,10 @@ def take(project: Project, **values: Any) -> None:
     best.unlink(missing_ok=True)  # DVC's own may be a link into its cache
     best.write_text(json.dumps({"config": RECIPE}))
     defaults = {
+        "train__seed": 0,
         "train__num_epochs": 4,
         "train__num_workers": "auto",
+        "train__data": "memory",
         "train__precision": "float32",
         "models__convnet": {"channels": [8, 16, 32]},
     }

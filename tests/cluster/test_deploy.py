@@ -15,7 +15,7 @@ from tests.cluster.bed import POOL, ROOT, Bed, wait_for
 
 pytestmark = pytest.mark.cluster
 
-SCRIPTS = ("database", "head", "mlflow-server", "node", "prefect-server", "worker")
+SCRIPTS = ("database", "deployments", "head", "mlflow-server", "node", "prefect-server", "run", "worker")
 
 TICKS = """
     import time
@@ -147,6 +147,8 @@ def test_a_script_refuses_a_settings_file_that_is_not_there(script: str, tmp_pat
         ("node", "MNIST_PIPE_HEAD"),
         ("node", "RAY_AUTH_TOKEN"),
         ("prefect-server", "PREFECT_API_AUTH_STRING"),
+        ("deployments", "PREFECT_API_AUTH_STRING"),
+        ("run", "MLFLOW_TRACKING_USERNAME"),
         ("worker", "MNIST_PIPE_WORK_POOL"),
         ("worker", "MNIST_PIPE_STORAGE"),
     ],
@@ -228,6 +230,7 @@ def test_a_run_goes_on_without_its_worker_and_the_next_worker_takes_the_next_run
     assert marks(bed, f"{mark}-next") == ["0"]
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_absence_of_the_prefect_server_and_loses_no_line(
     bed: Bed, trigger: Callable[[str, int], str]
 ) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import time
 
 import pytest
 
-from tests.cluster.bed import Bed
+from tests.cluster.bed import Bed, wait_for
 from tests.cluster.project import Project, Training, take
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
@@ -14,10 +17,9 @@ OUTAGE_SECONDS = 30
 
 
 @pytest.fixture(scope="module")
-def ready(rebuilt: str, project: Project) -> Project:
-    assert rebuilt
-    take(project, train__seed=1)
-    return project
+def ready(checkout: Project) -> Project:
+    take(checkout, train__seed=1)
+    return checkout
 
 
 def check_once(run: Training) -> None:
@@ -36,6 +38,46 @@ def test_the_worker_is_killed_and_started_again(bed: Bed, ready: Project) -> Non
         time.sleep(5)
         bed.deploy("worker")
     check_once(run)
+
+
+@pytest.mark.slow
+def test_the_worker_and_its_run_are_killed(bed: Bed, ready: Project) -> None:
+    with ready.training("without a run") as run:
+        run.wait_for("epoch 1/4")
+        bed.kill("worker")
+        [pid] = bed.pids("head", of="prefect.engine")
+        os.kill(pid, signal.SIGKILL)
+        bed.deploy("worker")
+        print(f"the run was missed after {run.wait_for('its process is gone'):.1f} s")
+        print(f"and trained again after {run.wait_for('workers: ', count=2):.1f} s more")
+    for epoch in range(1, 5):
+        assert run.log.count(f"epoch {epoch}/4") == 1, run.log[-3000:]
+    assert list(ready.history().epoch) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", ["worker", "prefect-server"])
+def test_a_run_is_cancelled_though_something_was_away(gone: str, bed: Bed, ready: Project) -> None:
+    take(ready, train__seed=2, train__num_epochs=100)
+    name = f"cancelled without {gone}"
+    process = bed.spawn("client", name, ["python", "-m", "pipelines", "train"], cwd=ready.folder)
+    wait_for(lambda: "epoch 1/100" in bed.log(name), "the first epoch")
+    bed.kill(gone)
+    if gone == "prefect-server":
+        time.sleep(OUTAGE_SECONDS)
+    bed.deploy(gone)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    run = re.search(r"(train-\S+): Running", bed.log(name))
+    assert run
+
+    def state() -> str:
+        wanted = {"flow_runs": {"name": {"any_": [run[1]]}}}
+        return str(bed.prefect("flow_runs/filter", body=wanted)[0]["state_name"])
+
+    print(f"{gone} was away: cancelled after {wait_for(lambda: state() == 'Cancelled', 'the end', timeout=90):.1f} s")
+    assert bed.pids("head", of="prefect.engine") == []
+    take(ready, train__seed=1)
 
 
 def test_the_prefect_server_is_away_for_half_a_minute(bed: Bed, ready: Project) -> None:

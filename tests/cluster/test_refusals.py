@@ -15,10 +15,9 @@ SECONDS = 30.0
 
 
 @pytest.fixture
-def ready(rebuilt: str, project: Project) -> Project:
-    assert rebuilt
-    take(project, train__seed=2)
-    return project
+def ready(checkout: Project) -> Project:
+    take(checkout, train__seed=2)
+    return checkout
 
 
 def refusal(project: Project, *, env: dict[str, str] | None = None, code: int = 3) -> str:

@@ -222,7 +222,9 @@ def test_no_secret_is_in_a_log_or_in_any_other_file_of_the_bed(bed: Bed) -> None
     for path in files:
         if path not in settings and path.exists():
             content = path.read_bytes()
-            assert not [name for name, value in bed.secrets.items() if value.encode() in content], path
+            found = {name for name, value in bed.secrets.items() if value.encode() in content}
+            # The storage logs the addresses that MLflow signs for a download, and these name the key, as S3 has it.
+            assert found <= ({"AWS_ACCESS_KEY_ID"} if path.name == "s3.log" else set()), path
 
 
 def opens(bed: Bed, path: str, password: str) -> bool:

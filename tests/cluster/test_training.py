@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -16,11 +19,10 @@ RECOVERY_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def ready(rebuilt: str, project: Project) -> Project:
-    """The checkout with data, RECIPE and params of its own."""
-    assert rebuilt
-    take(project)
-    return project
+def ready(checkout: Project) -> Project:
+    """The checkout with RECIPE and params of its own."""
+    take(checkout)
+    return checkout
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,17 @@ def test_two_nodes_and_one_worker_agree_on_every_epoch(reference: pd.DataFrame, 
     agree(alone, reference)
 
 
+@pytest.mark.slow
+def test_rows_that_are_streamed_from_the_bucket_train_as_well(reference: pd.DataFrame, ready: Project) -> None:
+    take(ready, train__data="stream")
+    streamed = ready.train()
+    take(ready)
+    assert list(streamed.epoch) == list(reference.epoch)
+    difference = abs(streamed.validation_accuracy.iloc[-1] - reference.validation_accuracy.iloc[-1])
+    print(f"validation accuracy differs by {difference:.4f} after the last epoch")
+    assert difference < 0.005  # the rows come in another order
+
+
 @pytest.mark.usefixtures("nodes")
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
@@ -57,6 +70,19 @@ def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed
             bed.link("node2", up=False)
         seconds = run.wait_for(f"1 worker: {bed.addresses['node1']}")
         print(f"a node was {how}: training again after {seconds:.1f} s")
+        assert seconds <= RECOVERY_SECONDS
+    agree(ready.history(), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nodes")
+def test_a_worker_that_hangs_costs_no_run(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
+    with ready.training("hung") as run:
+        run.wait_for("epoch 1/4")
+        [pid] = bed.pids("node2", of="RayTrainWorker")
+        os.kill(pid, signal.SIGSTOP)
+        seconds = wait_for(lambda: len(re.findall(r"\d workers?: ", run.log)) == 2, "a new start", timeout=240)
+        print(f"a worker hung: training again after {seconds:.1f} s")
         assert seconds <= RECOVERY_SECONDS
     agree(ready.history(), reference)
 
@@ -73,11 +99,46 @@ def test_a_node_that_is_told_to_go_leaves_a_checkpoint(reference: pd.DataFrame, 
     agree(ready.history(), reference)
 
 
+@pytest.mark.slow
+def test_a_directory_that_all_machines_have_does_as_well_as_a_bucket(
+    reference: pd.DataFrame, bed: Bed, ready: Project, tmp_path: Path
+) -> None:
+    file = bed.settings_file("head")
+    bed.write_settings(file, {**bed.settings("head"), "MNIST_PIPE_STORAGE": str(tmp_path)})
+    bed.kill("worker")
+    bed.deploy("worker")
+    try:
+        done = ready.run("python", "-m", "pipelines", "train", env={"MNIST_PIPE_STORAGE": str(tmp_path)}, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+    finally:
+        bed.write_settings(file, bed.settings("head"))
+        bed.kill("worker")
+        bed.deploy("worker")
+    assert "2 workers: " in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} >= {"objects", "runs"}
+    agree(ready.history(), reference)
+
+
+@pytest.mark.slow
+def test_a_training_that_was_stopped_leaves_the_machines_to_the_next(bed: Bed, ready: Project) -> None:
+    take(ready, train__seed=3)
+    process = bed.spawn("client", "stopped", ["python", "-m", "pipelines", "train"], cwd=ready.folder)
+    wait_for(lambda: "epoch 1/4" in bed.log("stopped"), "the first epoch")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    with ready.training("next") as run:
+        seconds = run.wait_for("2 workers: ")
+        print(f"the next training had both machines after {seconds:.1f} s")
+        assert seconds <= RECOVERY_SECONDS
+    assert "epoch 1/4" not in bed.log("next")
+    take(ready)
+
+
 @pytest.mark.usefixtures("nodes")
 def test_the_search_fills_a_node_that_joins(bed: Bed, ready: Project) -> None:
     bed.crash("node2")
     wait_for(lambda: bed.ray_nodes().get(bed.addresses["node2"]) == "DEAD", "node2 to be missed")
-    ready.set(search__num_trials=16, search__train_rows=4000, search__seed=5)
+    ready.set(search__num_trials=30, search__train_rows=6000, search__seed=5)
     process = bed.spawn("client", "search", ["python", "-m", "pipelines", "search"], cwd=ready.folder)
     wait_for(lambda: f"on {bed.addresses['node1']}:" in bed.log("search"), "a trial on node1", timeout=120)
     bed.deploy("node2")

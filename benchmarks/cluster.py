@@ -1,6 +1,6 @@
 """What a cluster costs and gains, on the test bed of tests/cluster: two one-thread nodes in network namespaces.
 
-    python -m benchmarks.cluster [--repeats 3] [--rows 20000] [--epochs 3]
+    python -m benchmarks.cluster [--only stages|epochs] [--repeats 3] [--rows 20000] [--epochs 3]
 
 Prints the seconds of a stage here and there; then those of an epoch on one node and on two, taken in turns in one run.
 While epochs are timed, Prefect, MLflow and PostgreSQL are stopped: they have no machine of their own in the bed, and
@@ -20,6 +20,7 @@ from tests.cluster.bed import ROOT, Bed
 from tests.cluster.project import RECIPE, Project, make
 
 CHANNELS = [32, 64, 128]
+BATCH_ROWS = 1000  # the workers wait for each other a dozen times a step
 OVERHEAD_STAGE = "normalize"
 EPOCHS = """
 import itertools, json, os, time
@@ -52,6 +53,7 @@ print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times
 def main() -> None:
     """Start the bed, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", choices=("stages", "epochs"))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=3)
@@ -61,24 +63,35 @@ def main() -> None:
         project = make(bed, Path(folder))
         for stage in ("ingest", "normalize"):
             run(project, stage)
-        there, here = [], []
-        for _ in range(options.repeats):
-            there.append(run(project, OVERHEAD_STAGE))
-            here.append(run(project, OVERHEAD_STAGE, locally=True))
-        show(f"{OVERHEAD_STAGE} on the cluster", there)
-        show(f"{OVERHEAD_STAGE} here", here)
-        print(f"more on the cluster: {statistics.median(there) - statistics.median(here):.1f} s")
-        for service in ("worker", "prefect-server", "mlflow-server", "postgres"):
-            bed.kill(service)
-        one: list[float] = []
-        two: list[float] = []
-        for number in range(options.repeats):
-            for workers, seconds in ((1, one), (2, two)):
-                name = f"{number}-{workers}"
-                seconds += epochs(project, workers=workers, name=name, rows=options.rows, number=options.epochs)
-        show(f"an epoch of {options.rows} rows, convnet {CHANNELS}, on one node", one)
-        show("on two nodes", two)
-        print(f"ratio: {statistics.median(one) / statistics.median(two):.2f}")
+        if options.only != "epochs":
+            compare_stages(project, repeats=options.repeats)
+        if options.only != "stages":
+            compare_epochs(project, repeats=options.repeats, rows=options.rows, number=options.epochs)
+
+
+def compare_stages(project: Project, *, repeats: int) -> None:
+    """One stage on the cluster and here, in turns."""
+    there, here = [], []
+    for _ in range(repeats):
+        there.append(run(project, OVERHEAD_STAGE))
+        here.append(run(project, OVERHEAD_STAGE, locally=True))
+    show(f"{OVERHEAD_STAGE} on the cluster", there)
+    show(f"{OVERHEAD_STAGE} here", here)
+    print(f"more on the cluster: {statistics.median(there) - statistics.median(here):.1f} s")
+
+
+def compare_epochs(project: Project, *, repeats: int, rows: int, number: int) -> None:
+    """Epochs on one node and on two, in turns."""
+    for service in ("worker", "prefect-server", "mlflow-server", "postgres"):
+        project.bed.kill(service)
+    one: list[float] = []
+    two: list[float] = []
+    for repeat in range(repeats):
+        for workers, seconds in ((1, one), (2, two)):
+            seconds += epochs(project, workers=workers, name=f"{repeat}-{workers}", rows=rows, number=number)
+    show(f"an epoch of {rows} rows, convnet {CHANNELS}, on one node", one)
+    show("on two nodes", two)
+    print(f"ratio: {statistics.median(one) / statistics.median(two):.2f}")
 
 
 def run(project: Project, stage: str, *, locally: bool = False) -> float:
@@ -93,7 +106,8 @@ def run(project: Project, stage: str, *, locally: bool = False) -> float:
 
 def epochs(project: Project, *, workers: int, name: str, rows: int, number: int) -> list[float]:
     """Seconds of each epoch but the first, which also warms up."""
-    code = EPOCHS.format(recipe=RECIPE, channels=CHANNELS, epochs=number, rows=rows, workers=workers, name=name)
+    recipe = {**RECIPE, "batch_size": BATCH_ROWS}
+    code = EPOCHS.format(recipe=recipe, channels=CHANNELS, epochs=number, rows=rows, workers=workers, name=name)
     code = f"import os\nos.chdir({str(project.folder)!r})\n{code}"
     found: list[float] = project.bed.python("head", code, timeout=900)
     return found

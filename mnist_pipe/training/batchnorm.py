@@ -10,23 +10,48 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class _AllReduceSum(torch.autograd.Function):
-    """The sum over all workers; its gradient is the sum of their gradients."""
+class _Normalize(torch.autograd.Function):
+    """Normalise by the statistics of every worker's rows; (normalised, mean, variance) of float32 (n, c, h, w).
+
+    Forward and backward are the fused kernels of inference, which take the statistics as constants, and in backward
+    what is missing then: the gradient through mean and variance, which is affine in the input (Ioffe and Szegedy 2015,
+    section 3), with sums over all workers. Written out in single operations the same takes three times as long.
+    """
 
     @staticmethod
-    def forward(_: Any, values: Tensor) -> Tensor:
-        total = values.clone()
+    def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        count = values.numel() // values.shape[1]
+        squares = torch.linalg.vector_norm(values, dim=(0, 2, 3)).square()
+        total = torch.cat([values.sum((0, 2, 3)), squares, values.new_tensor([count])])
         dist.all_reduce(total)
-        return total
+        sums, squares, count_all = total[: len(weight)], total[len(weight) : -1], total[-1]
+        mean = sums / count_all
+        variance = (squares / count_all - mean.square()).clamp(min=0)
+        normalized = F.batch_norm(values, mean, variance, weight, bias, training=False, eps=eps)
+        ctx.save_for_backward(values, weight, mean, variance, count_all)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count_all)
+        return normalized, mean, variance, count_all
 
     @staticmethod
-    def backward(_: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone()
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, weight, mean, variance, count_all = ctx.saved_tensors
+        wanted = [True, True, True]
+        of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0], values, weight, mean, variance, None, None, False, ctx.eps, wanted
+        )
+        total = torch.cat([of_weight, of_bias])
         dist.all_reduce(total)
-        return total
+        all_weight, all_bias = total.chunk(2)
+        inverse = torch.rsqrt(variance + ctx.eps)
+        slope = -weight * inverse.square() * all_weight / count_all
+        offset = -weight * inverse * all_bias / count_all - slope * mean
+        of_values.addcmul_(values, slope[:, None, None]).add_(offset[:, None, None])
+        return of_values, of_weight, of_bias, None
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -35,26 +60,19 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
-        values = images.float()
-        count = values.numel() // values.shape[1]
-        local = torch.cat([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), values.new_tensor([count])])
-        total = _AllReduceSum.apply(local)  # type: ignore[no-untyped-call]
-        sums, squares, count_all = total[: self.num_features], total[self.num_features : -1], total[-1]
-        mean = sums / count_all
-        variance = squares / count_all - mean.square()
+        normalized, mean, variance, count_all = _Normalize.apply(  # type: ignore[no-untyped-call]
+            images.float(), self.weight, self.bias, self.eps
+        )
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
             assert self.momentum is not None
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-            unbiased = variance * count_all / (count_all - 1)
             self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
-        weight = self.weight * torch.rsqrt(variance + self.eps)
-        bias = self.bias - mean * weight
-        normalized: Tensor = (values * weight[:, None, None] + bias[:, None, None]).to(images.dtype)
-        return normalized
+            self.running_var.lerp_(variance * count_all / (count_all - 1), self.momentum)
+        result: Tensor = normalized.to(images.dtype)
+        return result
 
 
 def synchronize(model: nn.Module, *, device: torch.device) -> nn.Module:

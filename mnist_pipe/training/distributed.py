@@ -337,7 +337,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     parallel: torch.nn.Module = model
     if world.size > 1:
         batchnorm.synchronize(model, device=device)
-        parallel = DistributedDataParallel(model)
+        # Every worker's buffers are the same already: their batch norm is synchronised.
+        parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def save(at: Position, metrics: dict[str, Any]) -> None:
         if world.rank > 0:

@@ -194,7 +194,9 @@ def fit(
     earlier = attempts(storage, name)
     for attempt in earlier:
         _release(storage.read_json(f"{attempt}/{_RUN_ID}"))
-    progress = Queue(actor_options={"num_cpus": 0})
+    # On this machine: elsewhere it could be lost, and every worker with it.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    progress = Queue(actor_options={"num_cpus": 0, "label_selector": here})
     handlers = {"epoch": on_epoch, "start": on_start, "save": on_save}
     follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
     follower.start()

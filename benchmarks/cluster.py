@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cluster.bed import ROOT, Bed
+from tests.cluster.bed import Bed
 from tests.cluster.project import RECIPE, Project, make
 
 CHANNELS = [32, 64, 128]
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     with Bed.start() as bed, tempfile.TemporaryDirectory() as folder:
-        bed.run("head", [ROOT / "deploy/deployments"], env={"MNIST_PIPE_ENV": str(bed.settings_file("head"))})
+        bed.script("deployments")
         project = make(bed, Path(folder))
         for stage in ("ingest", "normalize"):
             run(project, stage)

@@ -24,7 +24,7 @@ from mnist_pipe.errors import PipelineError
 from mnist_pipe.services import State
 from tests.test_pipeline import copy_tree
 from tests.test_pipeline import run as run_in
-from tests.test_services import clean_variables, command, family, recorded, request, run, taken
+from tests.test_services import clean_variables, command, family, recorded, request, run, run_twice_at_once, taken
 
 __all__ = ["clean_variables"]  # a fixture
 
@@ -40,10 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         try:
             run(root, "up")
             assert set(recorded(root)) == {"prefect", "ray"}  # and nothing that costs time besides
-            both = [command(root, "dashboards"), command(root, "dashboards")]
-            outputs = [process.communicate(timeout=250)[0] for process in both]
-            assert [process.returncode for process in both] == [0, 0], outputs
-            assert outputs[0] == outputs[1]
+            run_twice_at_once(root, "dashboards")
             yield root
         finally:
             run(root, "down")

@@ -110,16 +110,21 @@ def bearer(service: Service) -> str:
     return "Bearer " + Path(service.secret).read_text()
 
 
+def run_twice_at_once(root: Path, name: str) -> None:
+    """Two people run the same command at once, and are told the same."""
+    both = [command(root, name), command(root, name)]
+    outputs = [process.communicate(timeout=250)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0] == outputs[1]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project whose services two impatient people have started at once, on a machine whose ports are taken."""
     root = new_root(tmp_path_factory.mktemp("project"))
     with taken(services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT):
         try:
-            both = [command(root, "up"), command(root, "up")]
-            outputs = [process.communicate(timeout=250)[0] for process in both]
-            assert [process.returncode for process in both] == [0, 0], outputs
-            assert outputs[0] == outputs[1]
+            run_twice_at_once(root, "up")
             yield root
         finally:
             run(root, "down")

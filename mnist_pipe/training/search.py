@@ -98,8 +98,8 @@ def search(
 ) -> list[TrialRecord]:
     """Run the search and return every trial in the order of the proposals; `on_trial` is called as each ends.
 
-    On a cluster of several machines `auto` runs as many trials as there is room for, at every moment. With one trial at
-    a time the result is the same from run to run. With more, ASHA and TPE decide by the order in which trials happen to
+    Where machines come and go `auto` runs as many trials as there is room for, at every moment. With one trial at a
+    time the result is the same from run to run. With more, ASHA and TPE decide by the order in which trials happen to
     report.
 
     Raises:

@@ -238,6 +238,13 @@ class Bed:
             check=False,
         )
 
+    def script(
+        self, name: str, *arguments: str | Path, cwd: Path | None = None, timeout: float = 120.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of the programs of `deploy/` on the head to its end."""
+        env = {"MNIST_PIPE_ENV": str(self.settings_file("head"))}
+        return self.run("head", [ROOT / "deploy" / name, *arguments], env=env, cwd=cwd, timeout=timeout)
+
     def python(self, host: str, code: str, *, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> Any:
         """Run Python code on a host, as a driver of the Ray cluster unless `env` is given; the JSON of its last line.
 
@@ -357,6 +364,11 @@ class Bed:
         if status >= 400:
             raise OSError(f"{path}: {status} {text[:300]}")
         return json.loads(text)
+
+    def run_state(self, name: str) -> str:
+        """The name of the state of the flow run `name`."""
+        wanted = {"flow_runs": {"name": {"any_": [name]}}}
+        return str(self.prefect("flow_runs/filter", body=wanted)[0]["state_name"])
 
     def ray_nodes(self) -> dict[str, str]:
         """ALIVE or DEAD by address, as the dashboard says; of several on one address the last that joined."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.bed import ROOT, Bed, missing
+from tests.cluster.bed import Bed, missing
 from tests.cluster.project import Project, make
 
 
@@ -27,7 +27,7 @@ def bed() -> Iterator[Bed]:
 @pytest.fixture(scope="session")
 def project(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A checkout on the client, and its deployments on the server."""
-    deployed = bed.run("head", [ROOT / "deploy/deployments"], env={"MNIST_PIPE_ENV": str(bed.settings_file("head"))})
+    deployed = bed.script("deployments")
     assert deployed.returncode == 0, deployed.stderr
     return make(bed, tmp_path_factory.mktemp("client"))
 

@@ -70,12 +70,8 @@ def test_a_run_is_cancelled_though_something_was_away(gone: str, bed: Bed, ready
     assert process.wait(60) == 128 + signal.SIGTERM
     run = re.search(r"(train-\S+): Running", bed.log(name))
     assert run
-
-    def state() -> str:
-        wanted = {"flow_runs": {"name": {"any_": [run[1]]}}}
-        return str(bed.prefect("flow_runs/filter", body=wanted)[0]["state_name"])
-
-    print(f"{gone} was away: cancelled after {wait_for(lambda: state() == 'Cancelled', 'the end', timeout=90):.1f} s")
+    seconds = wait_for(lambda: bed.run_state(run[1]) == "Cancelled", "the run to be cancelled", timeout=90)
+    print(f"{gone} was away: cancelled after {seconds:.1f} s")
     assert bed.pids("head", of="prefect.engine") == []
     take(ready, train__seed=1)
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.cluster.bed import ROOT, SERVICES, Bed, wait_for
+from tests.cluster.bed import SERVICES, Bed, wait_for
 from tests.cluster.project import Project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
@@ -29,7 +29,7 @@ def test_deploying_twice_changes_nothing(bed: Bed) -> None:
     assert {entry["name"] for entry in before.values()} == {"cpu"}
     assert len(before) == len(STAGES) + 1
     # From the same checkout: Prefect takes the version of a deployment from its commit.
-    done = bed.run("head", [ROOT / "deploy/deployments"], env={"MNIST_PIPE_ENV": str(bed.settings_file("head"))})
+    done = bed.script("deployments")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"deployed {name}/cpu" for name in (*STAGES, "rebuild")]
     after = deployments()
@@ -112,12 +112,8 @@ def test_a_stopped_client_cancels_the_run(number: signal.Signals, bed: Bed, chec
     process.send_signal(number)
     assert process.wait(20) == 128 + number
     assert "cancelled: http" in bed.log(name)
-
-    def state() -> str:
-        wanted = {"flow_runs": {"name": {"any_": [run[1]]}}}
-        return str(bed.prefect("flow_runs/filter", body=wanted)[0]["state_name"])
-
-    print(f"cancelled after {wait_for(lambda: state() == 'Cancelled', 'the run to be cancelled'):.1f} s")
+    seconds = wait_for(lambda: bed.run_state(run[1]) == "Cancelled", "the run to be cancelled")
+    print(f"cancelled after {seconds:.1f} s")
 
 
 def test_a_fault_there_is_one_line_here_with_its_exit_code(checkout: Project) -> None:

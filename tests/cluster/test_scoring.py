@@ -8,16 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cluster.bed import BUCKET, ROOT, Bed
+from tests.cluster.bed import BUCKET, Bed
 from tests.cluster.project import Project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 def score(bed: Bed, project: Project, source: str, output: Path) -> str:
-    command = [ROOT / "deploy/run", "mnist-pipe", "score", source, output]
-    env = {"MNIST_PIPE_ENV": str(bed.settings_file("head"))}
-    done = bed.run("head", command, env=env, cwd=project.folder, timeout=300)
+    done = bed.script("run", "mnist-pipe", "score", source, output, cwd=project.folder, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout.strip())
     return done.stdout

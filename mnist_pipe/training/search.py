@@ -18,6 +18,8 @@ import optuna
 import torch
 from ray import tune
 from ray.tune.execution import class_cache
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Trial
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -151,6 +153,10 @@ def search(
     # Tune would hand each trial our credentials in its runtime environment, which Ray logs and shows in its dashboard.
     # Every machine of a cluster has its own.
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in os.environ if name.startswith("AWS_")})
+    if concurrent is None:
+        # For every process that may be starting, and one for the next that becomes free. Stock 1, which takes turns.
+        processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(processes + 1)
     tuner.fit()
     if not any(record.score >= 0 for record in book.records):
         got = ", ".join(sorted({record.status for record in book.records})) or "no trial"
@@ -189,10 +195,23 @@ def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
 
 def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialScheduler:
     if name == "fifo":
-        return FIFOScheduler()
-    return AsyncHyperBandScheduler(
-        time_attr="epoch", max_t=num_epochs, grace_period=1, reduction_factor=reduction_factor
-    )
+        scheduler: TrialScheduler = FIFOScheduler()
+    else:
+        scheduler = AsyncHyperBandScheduler(
+            time_attr="epoch", max_t=num_epochs, grace_period=1, reduction_factor=reduction_factor
+        )
+    scheduler.choose_trial_to_run = _newest_pending
+    return scheduler
+
+
+def _newest_pending(controller: TuneController) -> Trial | None:
+    """The trial that gets a process which has become free.
+
+    Tune's choice is the one that waits longest. That one has perhaps a process of its own, which is just starting on a
+    machine that joined, and Tune ends it then: trials shorter than such a start would never fill that machine.
+    """
+    pending = [trial for trial in controller.get_trials() if trial.status == Trial.PENDING]
+    return pending[-1] if pending else None
 
 
 def _propose(trial: optuna.Trial, *, space: Space) -> dict[str, Any]:

@@ -37,6 +37,9 @@ def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str,
     def show_save(at: dict[str, Any]) -> None:
         logger.info("a machine is leaving: saved epoch %d, step %d", at["epoch"] + 1, at["step"])
 
+    def show_wait(_: None) -> None:
+        logger.info("waiting for machines: others use them")
+
     with distributed.cluster(run_name) as available:
         preflight.check_workers(
             "train.num_workers",
@@ -57,6 +60,7 @@ def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str,
             on_epoch=show,
             on_start=show_start,
             on_save=show_save,
+            on_wait=show_wait,
         )
     return {"history": result.history, "num_workers": len(result.addresses)}
 

@@ -19,6 +19,13 @@ import torch
 import torch.distributed as dist
 from ray.job_config import JobConfig
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import (
+    InitializingState,
+    ReschedulingState,
+    RestartingState,
+    TrainControllerState,
+)
 from ray.util.queue import Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -36,6 +43,10 @@ _OBJECT_STORE_BYTES = 500_000_000
 """The data set is 172 MB as float32; Ray's default is 30 % of the memory."""
 _RUN_ID = "run_id.json"
 """In the folder of an attempt: under which name Ray has reserved its processors."""
+_WAIT_SECONDS = 0.5
+"""Between two looks at what the cluster has left for us."""
+_WAITS = 20
+"""So many looks, and somebody is told that we wait."""
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is about to go; Ray gives it 30 s."""
 
@@ -164,6 +175,7 @@ def fit(
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
     on_start: Callable[[list[str]], None] = lambda _: None,
     on_save: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_wait: Callable[[None], None] = lambda _: None,
 ) -> TrainingResult:
     """Train `recipe` with Ray Train, from the newest valid checkpoint of `name` on; its last one is copied to `state`.
 
@@ -173,8 +185,8 @@ def fit(
     Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
     file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
     and our own, verified checkpoints do not depend on it. `on_epoch`, `on_start` with the workers' addresses each time
-    they start, and `on_save` when a checkpoint was taken because a machine is about to go, are called in a thread of
-    this process.
+    they start, `on_save` when a checkpoint was taken because a machine is about to go, and `on_wait` where others have
+    the machines, are called in a thread of this process.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -197,7 +209,7 @@ def fit(
     # On this machine: elsewhere it could be lost, and every worker with it.
     here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
     progress = Queue(actor_options={"num_cpus": 0, "label_selector": here})
-    handlers = {"epoch": on_epoch, "start": on_start, "save": on_save}
+    handlers = {"epoch": on_epoch, "start": on_start, "save": on_save, "wait": on_wait}
     follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
     follower.start()
     trainer = TorchTrainer(
@@ -230,6 +242,7 @@ def fit(
             # The stock values are no retry for a lost worker and endless ones for the controller, whose failures are
             # the 10 s that a start may wait: for 5 min others may have what a run of a fixed size needs.
             failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
+            callbacks=[_Wait(progress)],
         ),
     )
     run_id = trainer.train_run_context.run_id
@@ -252,6 +265,29 @@ def fit(
     restored = restore(storage, name=name, into=state)
     assert restored is not None
     return TrainingResult(history=outcome["history"], addresses=outcome["addresses"])
+
+
+class _Wait(ControllerCallback):  # type: ignore[misc]  # Ray exports no types
+    """What Ray's controller does while others have the machines.
+
+    In an elastic run it would ask again without a pause, with a whole processor, and nobody would know what it does.
+    """
+
+    def __init__(self, progress: Queue) -> None:
+        self._progress, self._waits = progress, 0
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        if not isinstance(current_state, InitializingState | RestartingState | ReschedulingState):
+            return
+        if current_state is previous_state:  # there was nothing to do
+            time.sleep(_WAIT_SECONDS)
+            self._waits += 1
+        elif isinstance(current_state, ReschedulingState):  # Ray itself has waited, for a run of a fixed size
+            self._waits += _WAITS
+        if self._waits == _WAITS:
+            self._progress.put(("wait", None))
 
 
 def _release(run_id: str | None) -> None:

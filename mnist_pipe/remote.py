@@ -130,9 +130,9 @@ def fault(storage: Storage, key: str) -> tuple[str, int] | None:
     return None if content is None else (content["line"], content["exit_code"])
 
 
-def is_fetched(storage: Storage, key: str) -> bool:
-    """Whether the client has taken the outputs of this attempt."""
-    return storage.read(f"{key}/fetched") is not None
+def has_outputs(storage: Storage, key: str) -> bool:
+    """Whether this attempt made outputs that no client has taken."""
+    return storage.read(f"{key}/outputs.json") is not None and storage.read(f"{key}/fetched") is None
 
 
 def fetch(request: Request, root: Path, *, storage: Storage, key: str) -> None:

@@ -22,6 +22,7 @@ from prefect.states import Cancelling
 
 from mnist_pipe import remote, storage
 from mnist_pipe.errors import EnvironmentFault, PipelineError, describe, one_line, public_url
+from mnist_pipe.files import digest
 from mnist_pipe.identity import source_version
 from mnist_pipe.remote import WORK_POOL
 from mnist_pipe.storage import Storage
@@ -57,7 +58,8 @@ def trigger(stage: str, root: Path, *, parameters: Mapping[str, Any], name: str)
     place.check()
     with get_client(sync_client=True) as client:
         deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{stage}/{os.environ[WORK_POOL]}")
-        series = f"{name}-{source_version()[:8]}"  # what other code made of the same is not taken for ours
+        # What other code made of the same, or what lies in another storage, is not taken for ours.
+        series = f"{name}-{digest([source_version(), place.uri])[:8]}"
         request = remote.ask(stage, root, name=series, storage=place)
         for attempt in range(MAX_ATTEMPTS):
             key, run = _start(client, deployment_id, name, series, parameters, place)
@@ -145,7 +147,7 @@ def _start(
 
 def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
     state = run.state
-    return state is None or not state.is_final() or (state.is_completed() and not remote.is_fetched(place, key))
+    return state is None or not state.is_final() or (state.is_completed() and remote.has_outputs(place, key))
 
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:

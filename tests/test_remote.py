@@ -53,7 +53,9 @@ def work(place: Storage) -> None:
 def test_inputs_go_out_and_outputs_come_back(client: Path, place: Storage) -> None:
     before = Path.cwd()
     request = remote.ask("double", client, name="double-abc", storage=place)
+    assert not remote.has_outputs(place, KEY)
     work(place)
+    assert remote.has_outputs(place, KEY)
     assert Path.cwd() == before
     (client / "models/out").mkdir(parents=True)
     (client / "models/out/stale.txt").touch()
@@ -61,7 +63,7 @@ def test_inputs_go_out_and_outputs_come_back(client: Path, place: Storage) -> No
     assert [path.name for path in (client / "models/out").iterdir()] == ["a.txt"]
     assert (client / "models/out/a.txt").read_text() == "aa"
     assert (client / "reports/double.json").read_text() == "11"
-    assert remote.is_fetched(place, KEY)
+    assert not remote.has_outputs(place, KEY)
     assert list((client / layout.STATE).iterdir()) == []
 
 
@@ -140,4 +142,4 @@ def test_a_damaged_output_leaves_every_output_as_it_was(client: Path, place: Sto
         remote.fetch(request, client, storage=place, key=KEY)
     assert not (client / "models").exists()
     assert not (client / "reports").exists()
-    assert not remote.is_fetched(place, KEY)
+    assert remote.has_outputs(place, KEY)

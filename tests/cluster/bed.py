@@ -372,11 +372,21 @@ class Bed:
 
     def ray_nodes(self) -> dict[str, str]:
         """ALIVE or DEAD by address, as the dashboard says; of several on one address the last that joined."""
-        status, text = self.fetch(f"{self.dashboard_url}/api/v0/nodes?limit=100&detail=1", headers=self.ray_headers)
+        nodes = sorted(self._ray_state("nodes"), key=lambda node: node["start_time_ms"])
+        return {node["node_ip"]: node["state"] for node in nodes}
+
+    def actors(self, of: str) -> list[str]:
+        """The address of each living actor of a class."""
+        addresses = {node["node_id"]: node["node_ip"] for node in self._ray_state("nodes")}
+        living = (actor for actor in self._ray_state("actors") if actor["state"] == "ALIVE")
+        return [addresses[actor["node_id"]] for actor in living if actor["class_name"] == of]
+
+    def _ray_state(self, kind: str) -> list[dict[str, Any]]:
+        url = f"{self.dashboard_url}/api/v0/{kind}?limit=1000&detail=1"
+        status, text = self.fetch(url, headers=self.ray_headers)
         if status != 200:
             raise OSError(f"{status}: {text[:200]}")
-        nodes = json.loads(text)["data"]["result"]["result"]
-        return {node["node_ip"]: node["state"] for node in sorted(nodes, key=lambda node: node["start_time_ms"])}
+        return json.loads(text)["data"]["result"]["result"]
 
     def objects(self, prefix: str = "") -> dict[str, int]:
         """Key and bytes of what the bucket holds below MNIST_PIPE_STORAGE."""
@@ -604,6 +614,11 @@ def missing() -> str:
         return "not root, and network namespaces need it"
     if not shutil.which("ip"):
         return "no program `ip` (Debian: iproute2)"
+    name = f"{_PREFIX}-{os.getpid()}-probe"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"root here lacks the rights of root, as in a container: {made.stderr.strip()}"
+    subprocess.run(["ip", "netns", "delete", name], check=True)
     return ""
 
 

@@ -65,8 +65,8 @@ class Project:
         return self.history()
 
     @contextmanager
-    def training(self, name: str) -> Iterator[Training]:
-        """The stage `train` as a process that the block disturbs; after the block it must end well, by itself."""
+    def training(self, name: str, *, ends_with: int = 0) -> Iterator[Training]:
+        """The stage `train` as a process that the block disturbs; it must then end by itself, with this exit code."""
         process = self.bed.spawn("client", name, ["python", "-m", "pipelines", "train"], cwd=self.folder)
         training = Training(project=self, name=name)
         try:
@@ -76,7 +76,7 @@ class Project:
             if process.poll() is None:
                 process.terminate()
                 process.wait(30)
-        assert process.returncode == 0, training.log[-3000:]
+        assert process.returncode == ends_with, training.log[-3000:]
 
 
 @dataclass(frozen=True, kw_only=True)

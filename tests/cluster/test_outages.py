@@ -56,24 +56,23 @@ def test_the_worker_and_its_run_are_killed(bed: Bed, ready: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gone", ["worker", "prefect-server"])
-def test_a_run_is_cancelled_though_something_was_away(gone: str, bed: Bed, ready: Project) -> None:
-    take(ready, train__seed=2, train__num_epochs=100)
-    name = f"cancelled without {gone}"
-    process = bed.spawn("client", name, ["python", "-m", "pipelines", "train"], cwd=ready.folder)
-    wait_for(lambda: "epoch 1/100" in bed.log(name), "the first epoch")
-    bed.kill(gone)
-    if gone == "prefect-server":
-        time.sleep(OUTAGE_SECONDS)
-    bed.deploy(gone)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 128 + signal.SIGTERM
-    run = re.search(r"(train-\S+): Running", bed.log(name))
-    assert run
-    seconds = wait_for(lambda: bed.run_state(run[1]) == "Cancelled", "the run to be cancelled", timeout=90)
+@pytest.mark.parametrize(("gone", "seed"), [("worker", 2), ("prefect-server", 3)])
+def test_a_run_is_cancelled_though_something_was_away(gone: str, seed: int, bed: Bed, ready: Project) -> None:
+    take(ready, train__seed=seed, train__num_epochs=100)
+    with ready.training(f"cancelled without {gone}", ends_with=128 + signal.SIGTERM) as run:
+        run.wait_for("epoch 1/100")
+        bed.kill(gone)
+        if gone == "prefect-server":
+            time.sleep(OUTAGE_SECONDS)
+        bed.deploy(gone)
+        bed.processes[run.name].send_signal(signal.SIGTERM)
+        bed.processes[run.name].wait(60)
+    take(ready, train__seed=1)
+    flow_run = re.search(r"(train-\S+): Running", run.log)
+    assert flow_run
+    seconds = wait_for(lambda: bed.run_state(flow_run[1]) == "Cancelled", "the run to be cancelled", timeout=90)
     print(f"{gone} was away: cancelled after {seconds:.1f} s")
     assert bed.pids("head", of="prefect.engine") == []
-    take(ready, train__seed=1)
 
 
 def test_the_prefect_server_is_away_for_half_a_minute(bed: Bed, ready: Project) -> None:

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,21 +87,30 @@ def entered(run: str) -> Iterator[None]:
         EnvironmentFault: this machine has other code than the client, or no MLflow server to register with.
     """
     uri, _, key = run.partition("/runs/")
-    storage, key, before = open_uri(uri), f"runs/{key}", Path.cwd()
+    storage, key = open_uri(uri), f"runs/{key}"
     with tempfile.TemporaryDirectory(prefix="mnist-pipe-") as folder:
         try:
             request = _receive(storage, key, Path(folder))
-            os.environ[VARIABLE] = uri
-            os.chdir(folder)
-            yield
-            outputs = {str(path): storage.put(path) for path in _files(Path(), map(Path, request.outputs))}
+            with chdir(folder), _environment(VARIABLE, uri):
+                yield
+                outputs = {str(path): storage.put(path) for path in _files(Path(), map(Path, request.outputs))}
             storage.write_json(f"{key}/outputs.json", outputs)
         except Exception as fault:
             text, exit_code = line(fault)
             storage.write_json(f"{key}/fault.json", {"line": text, "exit_code": exit_code})
             raise
-        finally:
-            os.chdir(before)
+
+
+@contextmanager
+def _environment(variable: str, value: str) -> Iterator[None]:
+    before = os.environ.get(variable)
+    os.environ[variable] = value
+    try:
+        yield
+    finally:
+        os.environ.pop(variable)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _receive(storage: Storage, key: str, folder: Path) -> Request:

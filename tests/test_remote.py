@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def test_inputs_go_out_and_outputs_come_back(client: Path, place: Storage) -> No
     work(place)
     assert remote.has_outputs(place, KEY)
     assert Path.cwd() == before
+    assert "MNIST_PIPE_STORAGE" not in os.environ
     (client / "models/out").mkdir(parents=True)
     (client / "models/out/stale.txt").touch()
     remote.fetch(request, client, storage=place, key=KEY)

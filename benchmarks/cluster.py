@@ -1,6 +1,6 @@
 """What a cluster costs and gains, on the test bed of tests/cluster: two one-thread nodes in network namespaces.
 
-    python -m benchmarks.cluster [--only stages|epochs] [--repeats 3] [--rows 20000] [--epochs 3]
+    python -m benchmarks.cluster [--only stages|epochs] [--repeats 3] [--rows 8000] [--epochs 3]
 
 Prints the seconds of a stage here and there; then those of an epoch on one node and on two, taken in turns in one run.
 While epochs are timed, Prefect, MLflow and PostgreSQL are stopped: they have no machine of their own in the bed, and
@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.cluster.bed import Bed
 from tests.cluster.project import RECIPE, Project, make
 
-CHANNELS = [32, 64, 128]
+CHANNELS = [64, 128, 256]
 BATCH_ROWS = 1000  # the workers wait for each other a dozen times a step
 OVERHEAD_STAGE = "normalize"
 EPOCHS = """
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=("stages", "epochs"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=8_000)
     parser.add_argument("--epochs", type=int, default=3)
     options = parser.parse_args()
     with Bed.start() as bed, tempfile.TemporaryDirectory() as folder:

@@ -18,10 +18,10 @@ test-all: $(VENV)/.test $(VENV)/.cluster ## also what takes minutes
 	pytest -q -m ""
 
 # What pip does not have comes from Debian. Without root nothing is installed, and the tests say why they are skipped.
-test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces of this machine; needs root
+test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces of this machine; needs root, prints its times
 	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
 		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium; }
-	pytest -q -rs -m "cluster and not slow" tests/cluster
+	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
 lint: $(VENV)/.test
 	ruff check .

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
 import time
 from collections.abc import Iterator
 
@@ -46,6 +44,4 @@ def rebuilt(project: Project) -> str:
 def checkout(rebuilt: str, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A copy of the rebuilt checkout, for the tests of a module to change as they like."""
     assert rebuilt
-    folder = tmp_path_factory.mktemp("copy") / "main"
-    shutil.copytree(project.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".state"))
-    return dataclasses.replace(project, folder=folder)
+    return project.copy(tmp_path_factory.mktemp("copy") / "main")

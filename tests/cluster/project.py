@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ class Project:
     def history(self) -> pd.DataFrame:
         """Of the last training, a row an epoch."""
         return pd.read_csv(self.folder / "reports/curves.csv")
+
+    def copy(self, folder: Path) -> Project:
+        """The same files in the new `folder`, but for the state of runs."""
+        shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".state"))
+        return replace(self, folder=folder)
 
     def train(self) -> pd.DataFrame:
         """Run the stage `train` to its end and return its history."""

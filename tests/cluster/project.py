@@ -96,12 +96,15 @@ class Training:
     def log(self) -> str:
         return self.project.bed.log(self.name)
 
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        return self.project.bed.processes[self.name]
+
     def wait_for(self, text: str, *, count: int = 1, timeout: float = 240) -> float:
         """Until the client has printed `text` so many times; the seconds that took."""
 
         def alive() -> None:
-            process = self.project.bed.processes[self.name]
-            assert process.poll() is None or self.log.count(text) >= count, self.log[-3000:]
+            assert self.process.poll() is None or self.log.count(text) >= count, self.log[-3000:]
 
         return wait_for(lambda: self.log.count(text) >= count, f"{self.name}: {text}", during=alive, timeout=timeout)
 

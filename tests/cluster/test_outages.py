@@ -65,8 +65,8 @@ def test_a_run_is_cancelled_though_something_was_away(gone: str, seed: int, bed:
         if gone == "prefect-server":
             time.sleep(OUTAGE_SECONDS)
         bed.deploy(gone)
-        bed.processes[run.name].send_signal(signal.SIGTERM)
-        bed.processes[run.name].wait(60)
+        run.process.send_signal(signal.SIGTERM)
+        run.process.wait(60)
     take(ready, train__seed=1)
     flow_run = re.search(r"(train-\S+): Running", run.log)
     assert flow_run

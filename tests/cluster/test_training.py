@@ -126,6 +126,21 @@ def test_a_directory_that_all_machines_have_does_as_well_as_a_bucket(
 
 
 @pytest.mark.slow
+def test_a_training_that_was_stopped_leaves_the_machines_to_the_next(ready: Project) -> None:
+    take(ready, train__seed=3)
+    with ready.training("stopped", ends_with=128 + signal.SIGINT) as stopped:
+        stopped.wait_for("epoch 1/4")
+        stopped.process.send_signal(signal.SIGINT)
+        stopped.process.wait(20)
+    with ready.training("next") as run:
+        seconds = run.wait_for("2 workers: ")
+        print(f"the next training had both machines after {seconds:.1f} s")
+        assert seconds <= RECOVERY_SECONDS
+    assert "epoch 1/4" not in run.log
+    take(ready)
+
+
+@pytest.mark.slow
 def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_free(
     bed: Bed, ready: Project, tmp_path: Path
 ) -> None:
@@ -137,13 +152,13 @@ def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_f
         with another.training("second") as second:
             second.wait_for("waiting for machines")
             controllers = [psutil.Process(pid) for pid in bed.pids("head", of="TrainController")]
-            period = 10
-            before = sum(sum(process.cpu_times()[:2]) for process in controllers)
-            time.sleep(period)
-            load = (sum(sum(process.cpu_times()[:2]) for process in controllers) - before) / period
+            for process in controllers:
+                process.cpu_percent()  # from here on
+            time.sleep(10)
+            load = sum(process.cpu_percent() for process in controllers) / 100
             print(f"{len(controllers)} controllers take {load:.2f} of a processor")
             assert load < 0.3
-            bed.processes["first"].send_signal(signal.SIGINT)
+            first.process.send_signal(signal.SIGINT)
             seconds = second.wait_for("2 workers: ")
             print(f"the second training had both machines after {seconds:.1f} s")
             assert seconds <= RECOVERY_SECONDS

@@ -47,6 +47,7 @@ def _check_mirror(value: str) -> str:
 
 ModelName = Annotated[str, _one_of("models")]
 OptimizerName = Annotated[str, _one_of("optimizers")]
+ScheduleName = Annotated[str, _one_of("schedules")]
 DatasetName = Annotated[str, _one_of("datasets")]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Epochs = Annotated[int, Field(ge=1, le=1000)]
@@ -98,6 +99,32 @@ class BaselineParams(Section):
     seed: Seed
 
 
+class RecipeParams(Section):
+    """An operating point: how long a run takes and how accurate its model is."""
+
+    model: ModelName
+    model_params: dict[str, Any]
+    """Constructor arguments of `model`, in place of those under `models`."""
+    optimizer: OptimizerName
+    learning_rate: LearningRate
+    """The peak of the schedule."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    batch_size: BatchSize
+    train_rows: Annotated[int, Field(ge=100)] | None
+    """Train on the first so many training rows; null takes them all."""
+    num_epochs: Epochs
+    schedule: ScheduleName
+    label_smoothing: Smoothing
+    average_decay: Annotated[float, Field(ge=0, lt=1)]
+    """What a step leaves of the moving average of the weights; 0 keeps none and takes the last weights."""
+    rotation_degrees: Degrees
+    """The largest random rotation."""
+    translation_pixels: Pixels
+    """The largest random shift."""
+    test_shifts: bool
+    """Whether the model looks at each image five times, once shifted by a pixel in each direction."""
+
+
 class SpaceParams(Section):
     """What the search chooses from. A list of names or sizes is a choice; `[low, high]` is a range."""
 
@@ -138,12 +165,12 @@ class TrainParams(Section):
 
     data: Literal["memory", "stream"]
     """Where the training rows are: in the memory of every worker, or read from disk by Ray Data as they are needed."""
-    num_epochs: Epochs
+    num_epochs: Epochs | Literal["auto"]
+    """auto: those of the recipe."""
     num_workers: Workers | Annotated[list[Workers], Field(min_length=2, max_length=2)] | Literal["auto"]
     """auto: one on every GPU of the cluster; without GPUs one on every machine. [low, high]: as many of these as there
     are at any moment; several machines make `auto` elastic too, so that the loss of one costs no run."""
     use_gpu: bool | Literal["auto"]
-    label_smoothing: Smoothing
     precision: Precision
     """auto: bfloat16 where the processor or the GPU computes in it, float32 elsewhere."""
     seed: Seed
@@ -174,6 +201,10 @@ class Params(Section):
     baseline: BaselineParams
     models: dict[ModelName, dict[str, Any]]
     """Constructor arguments by model; a model that is not named here takes its own defaults."""
+    recipe: str
+    """The key of `recipes` that is used."""
+    recipes: Annotated[dict[str, RecipeParams], Field(min_length=1)]
+    """The search starts from the chosen recipe and keeps what it does not search; its winner is trained by it."""
     search: SearchParams
     train: TrainParams
     evaluate: EvaluateParams
@@ -358,6 +389,14 @@ def _cross_checks(path: Path, params: Params) -> list[str]:
         if isinstance(values, list) and values[0] > values[1]:
             rule = "be [low, high] with low <= high"
             faults.append(describe(path, name, rule, got=values, fix="swap them"))
+    if params.recipe not in params.recipes:
+        rule = f"be one of {', '.join(sorted(params.recipes))}"
+        fix = closest(params.recipe, params.recipes)
+        faults.append(describe(path, "recipe", rule, got=repr(params.recipe), fix=fix))
+    elif params.train.data == "stream" and params.recipes[params.recipe].train_rows is not None:
+        rule = "be null when train.data is stream, which reads every row"
+        got = params.recipes[params.recipe].train_rows
+        faults.append(describe(path, f"recipes.{params.recipe}.train_rows", rule, got=got))
     for name, dataset in (("dataset", params.ingest.dataset), ("fallback", params.ingest.fallback)):
         if dataset == "local" and params.ingest.folder is None:
             rule = f"name the folder of the four IDX files when ingest.{name} is local"

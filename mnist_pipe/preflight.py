@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,27 @@ from mnist_pipe.errors import EnvironmentFault, InputError, describe
 from mnist_pipe.models import MODELS
 from mnist_pipe.params import Params
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.schedules import SCHEDULES
 
 NEEDED_BYTES = 1_000_000_000
 """Free space that a stage starts with: every output together is about 100 MB, Ray's session and MLflow the rest."""
 
 
 def load_params(path: Path) -> Params:
-    """`params.load` with the names that MODELS, OPTIMIZERS and SOURCES hold."""
-    return params_file.load(path, names={"models": MODELS, "optimizers": OPTIMIZERS, "datasets": SOURCES})
+    """`params.load` with the names that MODELS, OPTIMIZERS, SCHEDULES and SOURCES hold."""
+    names: dict[str, Collection[str]] = {
+        "models": MODELS,
+        "optimizers": OPTIMIZERS,
+        "schedules": SCHEDULES,
+        "datasets": SOURCES,
+    }
+    return params_file.load(path, names=names)
 
 
 def sections(params: Params, names: Iterable[str]) -> dict[str, Any]:
-    """The sections of those names as JSON has them."""
+    """The sections of those names as JSON has them; `recipe` is the whole of the one that is chosen."""
     values = params.model_dump(mode="json", by_alias=True)
+    values["recipe"] = values["recipes"][params.recipe]
     return {name: values[name] for name in names}
 
 

@@ -62,7 +62,8 @@ def run(stage: str, *, debug: bool = False) -> None:
     if not on_cluster:
         preflight.check_params(params)
     if "models" in STAGES[stage]:
-        models.check(params.models)
+        recipe = params.recipes[params.recipe]
+        models.check({**params.models, recipe.model: recipe.model_params})
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with files.locked(layout.STATE / "stage.lock", purpose="a stage"):
@@ -74,11 +75,16 @@ def run(stage: str, *, debug: bool = False) -> None:
 
             trigger(stage, root, parameters=_parameters(values), name=name)
         else:
+            from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
             flow = getattr(importlib.import_module(f"pipelines.{stage}"), stage)
             if not debug:
                 for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
                     handler.addFilter(_told_once)
-            flow.with_options(flow_run_name=name)(**_parameters(values))
+            # A flow with heartbeats waits up to a second at its end for the thread that sends them. They tell a
+            # server's automations that a run has died; of this one DVC knows.
+            with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+                flow.with_options(flow_run_name=name)(**_parameters(values))
         _record_time(stage, time.monotonic() - started)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import layout
 from mnist_pipe.errors import EnvironmentFault
-from mnist_pipe.params import SearchParams
+from mnist_pipe.params import RecipeParams, SearchParams
 from pipelines import retries
 from pipelines.stage import stage
+
+if TYPE_CHECKING:
+    from mnist_pipe.training.search import TrialRecord
 
 COLUMNS = (
     "model",
@@ -27,12 +30,11 @@ COLUMNS = (
 
 
 @task
-def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str) -> list[dict[str, Any]]:
+def tune(
+    params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str
+) -> list[dict[str, Any]]:
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
-    from mnist_pipe import preflight, storage
-    from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training.distributed import cluster
-    from mnist_pipe.training.search import TrialRecord, search
+    from mnist_pipe import cluster, preflight, storage
 
     logger = get_run_logger()
 
@@ -43,7 +45,10 @@ def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str)
             "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
         )
 
-    with cluster(run_name) as available:
+    with cluster.connected(run_name, warm=[("mnist_pipe.training.trial", "")]) as available:
+        from mnist_pipe.data.table import read_normalized  # now, while Ray's process imports the same
+        from mnist_pipe.training.search import search
+
         preflight.check_workers(
             "search.max_concurrent_trials",
             params.max_concurrent_trials,
@@ -57,6 +62,7 @@ def tune(params: SearchParams, models: dict[str, dict[str, Any]], run_name: str)
             available=available,
             storage=storage.of(Path.cwd()),
             name=run_name,
+            recipe=recipe.model_dump(),
             model_params=models,
             on_trial=show,
             space=params.space,
@@ -109,13 +115,13 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @stage
-def search(params: SearchParams, models: dict[str, dict[str, Any]]) -> None:
+def search(params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
     """Search, record every trial, and hand the best configuration on."""
     from mnist_pipe.identity import run_name as name_of
 
-    made_from = {"search": params.model_dump(mode="json"), "models": models}
+    made_from = {"search": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
     run_name = name_of("search", params=made_from, inputs=layout.TRAINING_SPLITS.values())
-    trials = tune(params, models, run_name)
+    trials = tune(params, recipe, models, run_name)
     result = write_results(trials)
     log_to_mlflow(trials, run_name)
     create_table_artifact(key="trials", table=[_row(trial) for trial in trials], description="All trials")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 
 from mnist_pipe import layout
-from mnist_pipe.params import TrainParams
+from mnist_pipe.params import RecipeParams, TrainParams
 from mnist_pipe.storage import VARIABLE, Storage
 from pipelines.stage import stage
 
@@ -19,17 +19,14 @@ if TYPE_CHECKING:
 
 
 @task
-def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str, Any]:
+def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run_name: str) -> dict[str, Any]:
     """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
-    from mnist_pipe import preflight, storage
-    from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training import distributed
-    from mnist_pipe.training.loop import Recipe
+    from mnist_pipe import cluster, preflight, storage
 
     logger, path, place = get_run_logger(), layout.TRAINING_SPLITS["train"], storage.of(Path.cwd())
 
     def show(metrics: dict[str, float]) -> None:
-        logger.info("%s", distributed.progress_line(metrics, num_epochs=params.num_epochs))
+        logger.info("%s", loop.progress_line(metrics, num_epochs=recipe["num_epochs"]))
 
     def show_start(addresses: list[str]) -> None:
         logger.info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
@@ -40,7 +37,11 @@ def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str,
     def show_wait(_: None) -> None:
         logger.info("waiting for machines: others use them")
 
-    with distributed.cluster(run_name) as available:
+    module = "mnist_pipe.training.distributed"  # of Ray Train's controller and of a worker
+    with cluster.connected(run_name, warm=[(module, ""), (module, "RAY_TRAIN_")]) as available:
+        from mnist_pipe.data.table import read_normalized  # now, while Ray's processes import the same
+        from mnist_pipe.training import distributed, loop
+
         preflight.check_workers(
             "train.num_workers",
             params.num_workers,
@@ -50,13 +51,13 @@ def fit(recipe: dict[str, Any], params: TrainParams, run_name: str) -> dict[str,
             where="the cluster",
         )
         result = distributed.fit(
-            Recipe(**recipe),
-            training=_rows(path, place) if params.data == "stream" else read_normalized(path),
+            loop.Recipe(**recipe),
+            training=_rows(path, place) if params.data == "stream" else read_normalized(path).first(train_rows),
             validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
             name=run_name,
             storage=place,
             state=state_of(run_name),
-            scale=distributed.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
+            scale=cluster.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
             on_epoch=show,
             on_start=show_start,
             on_save=show_save,
@@ -80,42 +81,49 @@ def state_of(run_name: str) -> Path:
 
 
 @task
-def write_candidate(recipe: dict[str, Any], history: list[dict[str, float]], run_name: str, num_workers: int) -> None:
+def write_candidate(
+    recipe: dict[str, Any], history: list[dict[str, float]], run_name: str, *, num_workers: int, test_shifts: bool
+) -> None:
     """Write `models/candidate`, the learning curves and the training's metrics."""
     import pandas as pd
     import torch
 
     from mnist_pipe.files import replacing, write_json
-    from mnist_pipe.training import checkpoint, loop
+    from mnist_pipe.training import averaging, checkpoint, loop
 
     full = loop.Recipe(**recipe)
     model, optimizer = loop.new_run(full, device=torch.device("cpu"))
     checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
-    card = checkpoint.model_card(full.to_dict(), model=model, metrics=history[-1], data=layout.TRAINING_SPLITS)
-    checkpoint.save_model(layout.CANDIDATE, model, card=card)
+    card = checkpoint.model_card(
+        full.to_dict(), model=model, metrics=history[-1], data=layout.TRAINING_SPLITS, test_shifts=test_shifts
+    )
+    with averaging.averaged(optimizer):
+        checkpoint.save_model(layout.CANDIDATE, model, card=card)
     with replacing(layout.CURVES) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
     write_json(layout.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
 
 
 @stage
-def train(params: TrainParams, models: dict[str, dict[str, Any]]) -> None:
-    """Train the best configuration that the search found."""
+def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
+    """Train the best configuration that the search found, as long and as carefully as the recipe says."""
     from mnist_pipe.files import read_json
     from mnist_pipe.identity import run_name as name_of
+    from mnist_pipe.training.loop import recipe_of
 
-    config = read_json(layout.BEST, fix="run: dvc repro search")["config"]
-    recipe = {
-        **config,
-        "model_params": models.get(config["model"], {}),
-        **params.model_dump(exclude={"data", "num_workers", "use_gpu"}),
-    }
-    made_from = {"train": params.model_dump(mode="json"), "models": models}
+    best = read_json(layout.BEST, fix="run: dvc repro search")["config"]
+    run = {"precision": params.precision, "seed": params.seed}
+    if params.num_epochs != "auto":
+        run["num_epochs"] = params.num_epochs
+    full = recipe_of(recipe.model_dump(), found=best, models=models, **run).to_dict()
+    made_from = {"train": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
     run_name = name_of("train", params=made_from, inputs=[layout.BEST, *layout.TRAINING_SPLITS.values()])
-    result = fit(recipe, params, run_name)
-    write_candidate(recipe, result["history"], run_name, result["num_workers"])
+    result = fit(full, recipe.train_rows, params, run_name)
+    write_candidate(
+        full, result["history"], run_name, num_workers=result["num_workers"], test_shifts=recipe.test_shifts
+    )
     accuracy = 100 * result["history"][-1]["validation_accuracy"]
-    get_run_logger().info("trained %s: validation accuracy %.2f %%", recipe["model"], accuracy)
+    get_run_logger().info("trained %s: validation accuracy %.2f %%", full["model"], accuracy)
     forget(run_name)
 
 
@@ -123,7 +131,7 @@ def train(params: TrainParams, models: dict[str, dict[str, Any]]) -> None:
 def forget(run_name: str) -> None:
     """Remove what a killed run resumes from; a finished one, asked for again, is to be trained again."""
     from mnist_pipe import storage
-    from mnist_pipe.training.distributed import attempts
+    from mnist_pipe.cluster import attempts
 
     place = storage.of(Path.cwd())
     for attempt in attempts(place, run_name):

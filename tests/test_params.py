@@ -24,6 +24,7 @@ SHIPPED = (ROOT / "params.yaml").read_text()
 NAMES = {
     "models": ["cnn", "convnet", "lenet5", "linear", "mlp"],
     "optimizers": ["adadelta", "adagrad", "adam", "adamw", "muon", "rmsprop", "sgd"],
+    "schedules": ["constant", "one_cycle", "triangle"],
     "datasets": ["digits", "fashion-mnist", "kmnist", "local", "mnist"],
 }
 

@@ -12,7 +12,7 @@ import json
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,10 @@ class NormalizedSplit:
     """(rows,), the row in the raw split."""
     provenance: dict[str, Any]
     """`dataset`, `mean` and `std` on the [0, 1] scale, `shape`, `dtype`, `source_sha256`."""
+
+    def first(self, num_rows: int | None) -> NormalizedSplit:
+        """Its first `num_rows` rows, or all."""
+        return replace(self, images=self.images[:num_rows], labels=self.labels[:num_rows], index=self.index[:num_rows])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from mnist_pipe import layout, models
 from mnist_pipe.data.table import read_provenance
 from mnist_pipe.errors import CorruptDataError, PipelineError, describe, one_line
 from mnist_pipe.files import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
+from mnist_pipe.models.shifted import Shifted
 
 WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"
@@ -38,7 +39,7 @@ def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in evaluation mode, and its card.
+    """The model in evaluation mode, within `Shifted` where its card says so, and the card.
 
     Raises:
         CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
@@ -48,6 +49,8 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model = models.build(card["model"], **card["model_params"])
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
+        if card.get("test_shifts"):
+            model = Shifted(model, background=-card["mean"] / card["std"])
     except (PipelineError, KeyError, RuntimeError) as fault:
         got = one_line(fault)[:200]
         raise CorruptDataError(
@@ -92,10 +95,14 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
         got = one_line(fault)[:200]
         raise CorruptDataError(describe(folder / STATE, "the weights", "fit the model", got=got)) from fault
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
+            like = parameters[int(index)]
+            # A fused optimizer walks through parameter and state side by side in memory: their layouts must agree.
+            same = tensor.shape == like.shape
+            state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if same else tensor
     # The groups are rebuilt by the caller from the same recipe; only what training changed is restored.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     progress: dict[str, Any] = record["progress"]
@@ -114,7 +121,12 @@ def position(folder: Path) -> tuple[int, int]:
 
 
 def model_card(
-    recipe: dict[str, Any], *, model: nn.Module, metrics: dict[str, float], data: dict[str, Path]
+    recipe: dict[str, Any],
+    *,
+    model: nn.Module,
+    metrics: dict[str, float],
+    data: dict[str, Path],
+    test_shifts: bool = False,
 ) -> dict[str, Any]:
     """What a reader of the weights must know; the same run gives the same bytes, so it holds no time and no host.
 
@@ -126,6 +138,7 @@ def model_card(
         "model": recipe["model"],
         "model_params": recipe["model_params"],
         "recipe": settings,
+        "test_shifts": test_shifts,
         "dataset": provenance["dataset"],
         "mean": provenance["mean"],
         "std": provenance["std"],

@@ -47,12 +47,12 @@ def _muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerSpec(build=_torch("SGD", momentum=0.9, nesterov=True), learning_rate=(0.01, 0.5)),
-    "adagrad": OptimizerSpec(build=_torch("Adagrad"), learning_rate=(0.003, 0.1)),
-    "rmsprop": OptimizerSpec(build=_torch("RMSprop"), learning_rate=(0.0002, 0.01)),
-    "adam": OptimizerSpec(build=_torch("Adam"), learning_rate=(0.0005, 0.03)),
-    "adamw": OptimizerSpec(build=_torch("AdamW"), learning_rate=(0.0005, 0.03)),
-    "adadelta": OptimizerSpec(build=_torch("Adadelta"), learning_rate=(0.1, 5.0)),
+    "sgd": OptimizerSpec(build=_torch("SGD", momentum=0.9, nesterov=True, fused=True), learning_rate=(0.01, 0.5)),
+    "adagrad": OptimizerSpec(build=_torch("Adagrad", fused=True), learning_rate=(0.003, 0.1)),
+    "rmsprop": OptimizerSpec(build=_torch("RMSprop", foreach=True), learning_rate=(0.0002, 0.01)),
+    "adam": OptimizerSpec(build=_torch("Adam", fused=True), learning_rate=(0.0005, 0.03)),
+    "adamw": OptimizerSpec(build=_torch("AdamW", fused=True), learning_rate=(0.0005, 0.03)),
+    "adadelta": OptimizerSpec(build=_torch("Adadelta", foreach=True), learning_rate=(0.1, 5.0)),
     "muon": OptimizerSpec(build=_muon, learning_rate=(0.005, 0.1)),
 }
 

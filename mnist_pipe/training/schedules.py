@@ -20,4 +20,9 @@ def one_cycle(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "one_cycle": one_cycle}
+def triangle(progress: float) -> float:
+    """Linear from zero over the first quarter, then linear to zero."""
+    return progress / WARM_UP if progress < WARM_UP else (1 - progress) / (1 - WARM_UP)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "one_cycle": one_cycle, "triangle": triangle}

@@ -27,6 +27,8 @@ import itertools, json, os, time
 from pathlib import Path
 from mnist_pipe import layout, storage
 from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.cluster import connected
+from mnist_pipe.cluster import scale as scale_of
 from mnist_pipe.training import distributed
 from mnist_pipe.training.loop import Recipe
 
@@ -38,13 +40,13 @@ times = []
 def note(_):
     times.append(time.perf_counter())
 
-with distributed.cluster("benchmark") as available:
+with connected("benchmark") as available:
     distributed.fit(
         Recipe(**{recipe}, model_params={{"channels": {channels}}}, num_epochs={epochs} + 1, precision="float32"),
         training=first(read_normalized(layout.TRAINING_SPLITS["train"]), {rows}),
         validation=first(read_normalized(layout.TRAINING_SPLITS["validation"]), 1000),
         name="benchmark-{name}", storage=storage.of(Path.cwd()), state=Path("state-{name}"),
-        scale=distributed.scale(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
+        scale=scale_of(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
     )
 print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times[1:])]))
 """

@@ -17,9 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 
 from mnist_pipe import layout, storage
+from mnist_pipe.cluster import Scale, connected
+from mnist_pipe.cluster import scale as scale_of
 from mnist_pipe.data.table import NormalizedSplit, read_normalized
 from mnist_pipe.training import distributed, stream
-from mnist_pipe.training.distributed import Scale
 from mnist_pipe.training.loop import Recipe
 
 MODELS = {
@@ -71,8 +72,8 @@ def main() -> None:
     folder = options.data.resolve()
     steady, total = [], []
     memory, validation = (read_normalized(folder / f"{split}.parquet") for split in ("train", "validation"))
-    with distributed.cluster("benchmark") as available:
-        scale = distributed.scale(available, num_workers=options.workers, use_gpu=False)
+    with connected("benchmark") as available:
+        scale = scale_of(available, num_workers=options.workers, use_gpu=False)
         shards = stream.shards(folder / "train.parquet")
         for repeat in range(options.repeats):
             medians, sums = {}, {}

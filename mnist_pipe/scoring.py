@@ -26,6 +26,7 @@ from pyarrow import fs
 from torch import nn
 
 from mnist_pipe.blocks import blocks
+from mnist_pipe.cluster import Cluster, connected
 from mnist_pipe.data import table
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE, RowGroup
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, describe
@@ -35,7 +36,6 @@ from mnist_pipe.training.loop import logits
 if TYPE_CHECKING:
     import ray.data
 
-    from mnist_pipe.training.distributed import Cluster
 
 RESULTS = pa.schema(
     [
@@ -119,15 +119,13 @@ def score(location: str | Path, output: Path, *, model: Model, filesystem: fs.Fi
         EnvironmentFault: the file system does not answer.
         BusyError: every processor of the cluster is in use.
     """
-    from mnist_pipe.training import distributed  # not above: the actors have no use for Ray Train
-
     output = output.resolve()
     _check_output(output)
     found = _examine(location, filesystem=filesystem)
     if not found.is_raw:
         _check_figures(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
-    with distributed.cluster("score") as available, appearing(output) as folder:
+    with connected("score") as available, appearing(output) as folder:
         scored = _scored(found, model, available=available, filesystem=filesystem)
         first = next(scored)
         start_seconds = time.perf_counter() - started

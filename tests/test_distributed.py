@@ -18,10 +18,12 @@ import safetensors.torch
 import torch
 
 from mnist_pipe import machine, models, storage
+from mnist_pipe.cluster import Cluster, Scale, connected
+from mnist_pipe.cluster import scale as scale_of
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, distributed, loop, optimizers
-from mnist_pipe.training.distributed import Cluster, Scale, TrainingResult
+from mnist_pipe.training.distributed import TrainingResult
 from mnist_pipe.training.loop import DivergedError, Recipe
 from mnist_pipe.training.stream import Shards
 from tests import ray_data
@@ -46,10 +48,10 @@ ONE, TWO = workers(1), workers(2)
 DRIVER = """
 import sys
 from pathlib import Path
-from mnist_pipe.training import distributed
+from mnist_pipe.cluster import connected
 from tests.test_distributed import fit
 def show(metrics): print("epoch", metrics["epoch"])
-with distributed.cluster("a-test"):
+with connected("a-test"):
     fit(Path(sys.argv[1]), on_epoch=show)
 """
 
@@ -85,7 +87,7 @@ def progress(folder: Path) -> dict[str, Any] | None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with distributed.cluster("a-test") as available:
+    with connected("a-test") as available:
         yield available
 
 
@@ -245,7 +247,7 @@ def test_auto_is_every_gpu_or_a_worker_on_every_machine(
 ) -> None:
     monkeypatch.setattr(machine, "num_cpus", lambda: 2)
     available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, grows=grows, address="")
-    assert distributed.scale(available, num_workers=asked[0], use_gpu=asked[1]) == expected
+    assert scale_of(available, num_workers=asked[0], use_gpu=asked[1]) == expected
 
 
 def test_everything_that_ray_opens_is_on_loopback() -> None:

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 
 from mnist_pipe import storage
+from mnist_pipe.cluster import Cluster, connected
 from mnist_pipe.errors import PipelineError
-from mnist_pipe.training import distributed
-from mnist_pipe.training.distributed import Cluster
 from mnist_pipe.training.search import TrialRecord, best, ledger_key, read_ledger, search
 from tests import ray_data
 
@@ -27,9 +26,9 @@ NUM_TRIALS = 8
 DRIVER = """
 import sys
 from pathlib import Path
-from mnist_pipe.training import distributed
+from mnist_pipe.cluster import connected
 from tests.test_search import run
-with distributed.cluster("a-test") as available:
+with connected("a-test") as available:
     run(available, folder=Path(sys.argv[1]))
 """
 
@@ -47,6 +46,25 @@ class Space:
     translation_pixels: list[float] = field(default_factory=lambda: [0.0, 2.0])
 
 
+RECIPE = {
+    "model": "mlp",
+    "model_params": {"hidden": [20], "activation": "relu"},
+    "optimizer": "adam",
+    "learning_rate": 0.01,
+    "weight_decay": 1e-5,
+    "batch_size": 64,
+    "train_rows": None,
+    "num_epochs": 9,
+    "schedule": "triangle",
+    "label_smoothing": 0.1,
+    "average_decay": 0.0,
+    "rotation_degrees": 2.0,
+    "translation_pixels": 1.0,
+    "test_shifts": False,
+}
+"""An operating point within `Space`."""
+
+
 def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord]:
     """A search over blobs, with its ledger and results in `folder`."""
     arguments: dict[str, Any] = {
@@ -59,6 +77,7 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
         "reduction_factor": 3,
         "max_concurrent_trials": "auto",
         "seed": 0,
+        "recipe": RECIPE,
         "model_params": {"convnet": {"channels": [4, 8]}},
     }
     return search(
@@ -73,7 +92,7 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with distributed.cluster("a-test") as available:
+    with connected("a-test") as available:
         yield available
 
 

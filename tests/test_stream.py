@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from mnist_pipe.cluster import Cluster, Scale, connected
 from mnist_pipe.data import table
 from mnist_pipe.data.table import RowGroup, write_normalized
 from mnist_pipe.errors import CorruptDataError, InputError
-from mnist_pipe.training import distributed, stream
-from mnist_pipe.training.distributed import Cluster, Scale
+from mnist_pipe.training import stream
 from mnist_pipe.training.loop import ALONE, Recipe, World
 from mnist_pipe.training.stream import Arrays, Buffer, Shards, Stream
 from tests import ray_data
@@ -103,7 +103,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with distributed.cluster("a-test") as available:
+    with connected("a-test") as available:
         yield available
 
 

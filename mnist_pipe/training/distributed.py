@@ -1,4 +1,4 @@
-"""Training on Ray: one cluster to join or to start, and data-parallel training with `TorchTrainer`."""
+"""Data-parallel training on Ray, with `TorchTrainer`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.job_config import JobConfig
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
     ReschedulingState,
@@ -30,17 +33,26 @@ from ray.util.queue import Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from mnist_pipe import machine
+from mnist_pipe.cluster import Scale, attempts, check_code, check_storage
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, describe, one_line
 from mnist_pipe.identity import code_version
-from mnist_pipe.storage import VARIABLE, Storage
+from mnist_pipe.storage import Storage
 from mnist_pipe.training import batchnorm, checkpoint
-from mnist_pipe.training.loop import START, Batches, DivergedError, Position, Recipe, World, new_run, resident, train
+from mnist_pipe.training.loop import (
+    START,
+    Batches,
+    DivergedError,
+    Position,
+    Recipe,
+    World,
+    new_run,
+    progress_line,
+    resident,
+    train,
+)
 from mnist_pipe.training.stream import Shards, Stream
 
-_OBJECT_STORE_BYTES = 500_000_000
-"""The data set is 172 MB as float32; Ray's default is 30 % of the memory."""
 _RUN_ID = "run_id.json"
 """In the folder of an attempt: under which name Ray has reserved its processors."""
 _WAIT_SECONDS = 0.5
@@ -49,108 +61,6 @@ _WAITS = 20
 """So many looks, and somebody is told that we wait."""
 _ASK_SECONDS = 2.0
 """Between two questions whether a machine is about to go; Ray gives it 30 s."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What the Ray that this process is connected to has."""
-
-    num_cpus: int
-    num_gpus: int
-    nodes: tuple[int, ...]
-    """The processors of each machine that has any for us."""
-    grows: bool
-    """Whether machines may come and go: it is a running one, with a storage that all of them reach."""
-    address: str
-
-
-_SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # stock 2: an epoch takes one poll at least
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # stock 600: so long a hung worker goes unnoticed
-    # Stock 60: for so long Ray waits for a machine that it does not know yet to be dead, and has to ask again.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard is named explicitly; CSV and JSON beside it are unread
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted search resumes from the ledger, so it need not save
-}
-
-
-@contextmanager
-def cluster(name: str) -> Iterator[Cluster]:
-    """Join the Ray that RAY_ADDRESS names, otherwise start one on loopback for the time of the block.
-
-    Ray's dashboard lists the block as the job `name`.
-    """
-    # Workers log to files, which the dashboard shows; progress comes by `on_epoch`.
-    options = {
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-        "job_config": JobConfig(metadata={"job_name": name}),
-    }
-    for variable, value in _SETTINGS.items():
-        os.environ.setdefault(variable, value)
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    if address != "local":
-        context = ray.init(address=address, **options)
-    else:
-        context = ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-            **options,
-        )
-    try:
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
-        yield Cluster(
-            num_cpus=sum(nodes),
-            num_gpus=int(sum(node.get("GPU", 0) for node in resources)),
-            nodes=nodes,
-            grows=address != "local" and bool(os.environ.get(VARIABLE)),
-            address=str(context.address_info["address"]),
-        )
-    finally:
-        ray.shutdown()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scale:
-    """How many workers of which kind."""
-
-    min_workers: int
-    max_workers: int
-    """Above `min_workers` the run is elastic: it takes what there is, now and after a machine has left or joined."""
-    use_gpu: bool
-    cpus_per_worker: int
-    num_nodes: int
-    """Machines that they are spread over."""
-
-
-def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
-    """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its processors.
-
-    Where machines come and go `auto` is elastic down to one worker, and the upper bound of a range may be more than
-    there is now.
-    """
-    gpu = available.num_gpus > 0 if use_gpu == "auto" else bool(use_gpu)
-    if num_workers == "auto":
-        most = available.num_gpus if gpu else len(available.nodes)
-        least = 1 if available.grows else most
-    else:
-        least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)
-        if not available.grows:
-            most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
-    cpus = available.num_cpus if available.grows else min(available.num_cpus, machine.num_cpus())
-    return Scale(
-        min_workers=least,
-        max_workers=most,
-        use_gpu=gpu,
-        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // most)),
-        num_nodes=len(available.nodes),
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +105,7 @@ def fit(
         InputError: there are fewer images in a batch than workers.
         PipelineError: the workers failed more often than they may be restarted.
     """
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
     check_storage(scale.num_nodes)
     if recipe.batch_size < scale.max_workers:
@@ -212,7 +122,9 @@ def fit(
     handlers = {"epoch": on_epoch, "start": on_start, "save": on_save, "wait": on_wait}
     follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
     follower.start()
-    trainer = TorchTrainer(
+    # A machine alone is told of no other's end; the watcher would be one more process to start.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = str(int(scale.num_nodes > 1))
+    trainer = _Trainer(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
@@ -267,6 +179,33 @@ def fit(
     return TrainingResult(history=outcome["history"], addresses=outcome["addresses"])
 
 
+class _Controller(TrainController):  # type: ignore[misc]
+    def __init__(self, variables: dict[str, str], **arguments: Any) -> None:
+        os.environ.update(variables)
+        super().__init__(**arguments)
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """With a controller that takes a process which has imported torch, where there is one.
+
+    Ray hands its controller these variables in a runtime environment, for which a process has to start, and another
+    one for a cleaner of what a dead controller leaves reserved; Ray takes that back itself when a driver ends.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        actor = ray.remote(num_cpus=0, label_selector=here)(_Controller)
+        controller = actor.remote(get_env_vars_to_propagate(), **arguments)
+        if threading.current_thread() is threading.main_thread():
+            self._register_sigint_handler(controller)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
+
+
 class _Wait(ControllerCallback):  # type: ignore[misc]  # Ray exports no types
     """What Ray's controller does while others have the machines.
 
@@ -301,11 +240,6 @@ def _release(run_id: str | None) -> None:
         ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=5)
 
 
-def attempts(storage: Storage, name: str) -> list[str]:
-    """The folders of Ray's that earlier attempts at the run `name` left in the storage, as keys."""
-    return [f"ray/{found}" for found in storage.names("ray") if found.startswith(f"{name}.")]
-
-
 def restore(storage: Storage, *, name: str, into: Path) -> str | None:
     """Copy the checkpoint of `name` that got farthest into the folder `into`, and return its key; None without one.
 
@@ -329,17 +263,6 @@ def restore(storage: Storage, *, name: str, into: Path) -> str | None:
                     shutil.rmtree(into, ignore_errors=True)
                     shutil.copytree(folder, into)
     return farthest[1] if farthest else None
-
-
-def check_storage(num_nodes: int) -> None:
-    """Refuse several machines that have no place to meet.
-
-    Raises:
-        EnvironmentFault: MNIST_PIPE_STORAGE is not set.
-    """
-    if num_nodes > 1 and not os.environ.get(VARIABLE):
-        rule = f"be set for a cluster of {num_nodes} machines"
-        raise EnvironmentFault(describe(VARIABLE, "", rule, got="nothing", fix="name a bucket or a shared directory"))
 
 
 def _elastic(scale: Scale) -> int | tuple[int, int]:
@@ -458,27 +381,6 @@ def _addresses(world: World) -> list[str]:
     found: list[Any] = [None] * world.size
     dist.all_gather_object(found, own)
     return [str(address) for address in found]
-
-
-def check_code(expected: str) -> None:
-    """Refuse to compute with other code than the process that started this run.
-
-    Raises:
-        EnvironmentFault: this machine has another version.
-    """
-    found = code_version()
-    if found != expected:
-        where = ray.util.get_node_ip_address()
-        fix = "bring its checkout to the same commit"
-        raise EnvironmentFault(describe(where, "the code", f"be {expected[:12]}", got=found[:12], fix=fix))
-
-
-def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
-    """One epoch as a person reads it."""
-    return (
-        f"epoch {metrics['epoch']}/{num_epochs}: train loss {metrics['train_loss']:.4f}, "
-        f"validation loss {metrics['validation_loss']:.4f}, validation accuracy {metrics['validation_accuracy']:.2%}"
-    )
 
 
 def _follow(progress: Queue, handlers: dict[str, Callable[[Any], None]]) -> None:

@@ -15,25 +15,24 @@ from functools import partial
 from typing import Any, Protocol
 
 import optuna
-import torch
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.execution import class_cache
 from ray.tune.execution.tune_controller import TuneController
-from ray.tune.experiment import Trial
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
+from mnist_pipe.cluster import Cluster, attempts, check_storage
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
 from mnist_pipe.files import digest
 from mnist_pipe.identity import code_version
 from mnist_pipe.storage import Storage
-from mnist_pipe.training.distributed import Cluster, attempts, check_code, check_storage, progress_line
-from mnist_pipe.training.loop import DivergedError, Recipe, new_run, resident, train
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.trial import METRIC, Trial, config_of
 
-METRIC = "validation_accuracy"
 _FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # of an epoch, as far as it has them
 
 
@@ -95,10 +94,14 @@ def search(
     reduction_factor: int,
     max_concurrent_trials: int | str,
     seed: int,
+    recipe: Mapping[str, Any],
     model_params: Mapping[str, dict[str, Any]],
     on_trial: Callable[[TrialRecord], None] = lambda _: None,
 ) -> list[TrialRecord]:
     """Run the search and return every trial in the order of the proposals; `on_trial` is called as each ends.
+
+    The first trial is `recipe` itself, an operating point as `params.RecipeParams` has it, where `space` holds it. All
+    keep what of it is not searched, apart from its length.
 
     Where machines come and go `auto` runs as many trials as there is room for, at every moment. With one trial at a
     time the result is the same from run to run. With more, ASHA and TPE decide by the order in which trials happen to
@@ -118,11 +121,14 @@ def search(
     # Optuna's own line for every trial would come on top of ours.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable = tune.with_parameters(
-        _trial,
+        Trial,
         training=training,
         validation=validation,
         known={key: record.history for key, record in known.items() if record.status != "failed"},
-        fixed={"num_epochs": num_epochs, "seed": seed, "train_rows": train_rows},
+        num_epochs=num_epochs,
+        seed=seed,
+        train_rows=train_rows,
+        recipe=dict(recipe),
         model_params=dict(model_params),
         num_threads=num_threads,
         code=code_version(),
@@ -136,7 +142,13 @@ def search(
             num_samples=num_trials,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # a new process for each trial would import torch again
-            search_alg=OptunaSearch(space=partial(_propose, space=space), sampler=sampler, metric=METRIC, mode="max"),
+            search_alg=OptunaSearch(
+                space=partial(_propose, space=space),
+                points_to_evaluate=_start_points(recipe, space=space),
+                sampler=sampler,
+                metric=METRIC,
+                mode="max",
+            ),
             scheduler=_scheduler(scheduler, num_epochs=num_epochs, reduction_factor=reduction_factor),
             trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']}",
         ),
@@ -146,6 +158,7 @@ def search(
             storage_path=storage.path("ray"),
             # Stock 0: a trial would be lost with its machine. It starts again from its first epoch.
             failure_config=tune.FailureConfig(max_failures=3),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is what a search leaves
             callbacks=[_Curves(), book],
             verbose=0,
         ),
@@ -157,6 +170,7 @@ def search(
         # For every process that may be starting, and one for the next that becomes free. Stock 1, which takes turns.
         processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(processes + 1)
+    usage.tag_callbacks = lambda _: False  # Ray's telemetry, which is off, would import mlflow to count callbacks: 1 s
     tuner.fit()
     if not any(record.score >= 0 for record in book.records):
         got = ", ".join(sorted({record.status for record in book.records})) or "no trial"
@@ -204,13 +218,13 @@ def _scheduler(name: str, *, num_epochs: int, reduction_factor: int) -> TrialSch
     return scheduler
 
 
-def _newest_pending(controller: TuneController) -> Trial | None:
+def _newest_pending(controller: TuneController) -> TuneTrial | None:
     """The trial that gets a process which has become free.
 
     Tune's choice is the one that waits longest. That one has perhaps a process of its own, which is just starting on a
     machine that joined, and Tune ends it then: trials shorter than such a start would never fill that machine.
     """
-    pending = [trial for trial in controller.get_trials() if trial.status == Trial.PENDING]
+    pending = [trial for trial in controller.get_trials() if trial.status == TuneTrial.PENDING]
     return pending[-1] if pending else None
 
 
@@ -230,64 +244,24 @@ def _propose(trial: optuna.Trial, *, space: Space) -> dict[str, Any]:
     return {"trial": trial.number + 1, "learning_rate": learning_rate}
 
 
-def _config(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """What a proposal searches: without the trial's number and the learning rate's name within Optuna."""
-    return {key: proposal[key] for key in proposal if key != "trial" and not key.startswith("learning_rate.")}
-
-
-def _trial(
-    proposal: dict[str, Any],
-    *,
-    training: NormalizedSplit,
-    validation: NormalizedSplit,
-    known: Mapping[str, list[dict[str, float]]],
-    fixed: Mapping[str, Any],
-    model_params: Mapping[str, dict[str, Any]],
-    num_threads: int,
-    code: str,
-) -> None:
-    """One trial, in a Ray actor that many trials share; what it prints is the actor's log in Ray's dashboard."""
-    check_code(code)
-    config = _config(proposal)
-    say = partial(print, f"trial {proposal['trial']}:", flush=True)
-    say(
-        ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()
-        )
+def _start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, Any]]:
+    """The recipe as a proposal, where the space holds it."""
+    rates = space.learning_rate.get(recipe["optimizer"], OPTIMIZERS[recipe["optimizer"]].learning_rate)
+    choices = {key: recipe[key] for key in ("model", "optimizer", "batch_size")}
+    ranges = {key: recipe[key] for key in ("weight_decay", "rotation_degrees", "translation_pixels")}
+    within = all(value in getattr(space, key) for key, value in choices.items()) and all(
+        getattr(space, key)[0] <= value <= getattr(space, key)[1] for key, value in ranges.items()
     )
-    recorded = known.get(digest(config))
-    if recorded is not None:
-        say("had ended before the search was interrupted")
-        for metrics in recorded:
-            tune.report(metrics)
-        return
-    torch.set_num_threads(num_threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = Recipe(
-        **config,
-        model_params=model_params.get(config["model"], {}),
-        num_epochs=fixed["num_epochs"],
-        seed=fixed["seed"],
-    )
-    model, optimizer = new_run(recipe, device=device)
-    data = resident(training, device=device, num_rows=fixed["train_rows"])
-    held_out = resident(validation, device=device)
-    try:
-        for metrics in train(recipe, model=model, optimizer=optimizer, training=data, validation=held_out):
-            say(progress_line(metrics, num_epochs=recipe.num_epochs))
-            tune.report(metrics)
-    except DivergedError as fault:
-        # ASHA compares with `<`, which is false for NaN, so a diverged trial would run on and could be best: it reports
-        # the worst finite score and ends.
-        say(fault)
-        tune.report({"epoch": fixed["num_epochs"], METRIC: 0.0, "diverged": 1})
+    if not within or not rates[0] <= recipe["learning_rate"] <= rates[1]:
+        return []
+    return [{**choices, **ranges, f"learning_rate.{recipe['optimizer']}": recipe["learning_rate"]}]
 
 
 class _Curves(TBXLoggerCallback):  # type: ignore[misc]
     """TensorBoard's files: what was searched, under the names of `Space`, and the figures of each epoch alone."""
 
     def log_trial_start(self, trial: Any) -> None:
-        trial.evaluated_params = _config(trial.config)
+        trial.evaluated_params = config_of(trial.config)
         super().log_trial_start(trial)
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
@@ -340,7 +314,7 @@ class _Ledger(tune.Callback):  # type: ignore[misc]
         record = TrialRecord(
             trial=trial.config["trial"],
             status=status,
-            config=_config(trial.config),
+            config=config_of(trial.config),
             history=self._histories.get(trial.trial_id, []),
             address=self._addresses.get(trial.trial_id, ""),
         )

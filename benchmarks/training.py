@@ -1,0 +1,157 @@
+"""How long the recipes of `params.yaml` take to their accuracy, beside the example of pytorch/examples.
+
+A recipe is trained from memory as `mnist_pipe.training.loop` does it for search, train and studies, once for each seed;
+the time is that of the training, without the data's way into memory and without the test. The peer runs as published in
+the same process, on files that are there already, until the first epoch with 99 % on the test split.
+
+    python -m benchmarks.training --seeds 10 --points "99.00 %" "99.50 %"
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mnist_pipe import layout, preflight
+from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.models.shifted import Shifted
+from mnist_pipe.training import averaging, loop
+
+FILES = Path("../shared/mnist")
+PEER_ACCURACY = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """What a recipe is to reach."""
+
+    accuracy: float
+    """On the test split, the mean over the seeds."""
+    seconds: float
+    """Of training, at most."""
+    recipe: str
+    """A key of `recipes`."""
+    num_epochs: int | None = None
+    """In place of the recipe's."""
+
+
+POINTS = {
+    "99.00 %": Point(accuracy=0.99, seconds=2.5, recipe="fast"),
+    "99.50 %": Point(accuracy=0.995, seconds=25, recipe="standard"),
+    "99.65 %": Point(accuracy=0.9965, seconds=150, recipe="best", num_epochs=4),
+    "99.75 %": Point(accuracy=0.9975, seconds=1200, recipe="best"),
+}
+
+
+def measure(
+    names: Sequence[str], *, seeds: int, peer: bool = True, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Train each of `names`, keys of POINTS, once for each seed, and the peer.
+
+    Returns:
+        `points`: by name the goal and for each seed `seconds` and `accuracy`, with `mean` and `deviation` of the
+        accuracy and `median` of the seconds; `peer`: `seconds` and `accuracy` of each epoch; `ratio`: the peer's
+        seconds over the median of the first point's.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    splits = {name: read_normalized(layout.NORMALIZED / f"{name}.parquet") for name in ("train", "test")}
+    found: dict[str, Any] = {}
+    for name in names:
+        runs = [_run(POINTS[name], splits, seed=seed, device=device) for seed in range(seeds)]
+        seconds, accuracies = zip(*runs, strict=True)
+        found[name] = {
+            **vars(POINTS[name]),
+            "num_parameters": _parameters(POINTS[name]),
+            "seconds": list(seconds),
+            "median_seconds": statistics.median(seconds),
+            "accuracies": list(accuracies),
+            "mean_accuracy": statistics.mean(accuracies),
+            "deviation": statistics.stdev(accuracies) if seeds > 1 else 0.0,
+        }
+        say(
+            f"{name}: {found[name]['mean_accuracy']:.3%} ± {found[name]['deviation']:.3%} over {seeds} seeds in "
+            f"{min(seconds):.2f} to {max(seconds):.2f} s"
+        )
+    if not peer:
+        return {"points": found}
+    history = _peer(say)
+    total = sum(seconds for seconds, _ in history)
+    first = found[names[0]]
+    say(f"pytorch/examples: {total:.1f} s, {total / first['median_seconds']:.0f} times as long as {names[0]}")
+    return {"points": found, "peer": history, "ratio": total / first["median_seconds"]}
+
+
+def _run(
+    point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of training, accuracy on the test split."""
+    params = preflight.load_params(layout.PARAMS)
+    chosen = params.recipes[point.recipe]
+    recipe = loop.recipe_of(chosen.model_dump(), found={}, models={}, seed=seed)
+    if point.num_epochs:
+        recipe = replace(recipe, num_epochs=point.num_epochs)
+    training = loop.resident(splits["train"], device=device, num_rows=chosen.train_rows)
+    few = loop.resident(splits["train"], device=device, num_rows=10)  # the loop asks for an accuracy after each epoch
+    _synchronize(device)
+    started = time.perf_counter()
+    model, optimizer = loop.new_run(recipe, device=device)
+    for _ in loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=few):
+        pass
+    _synchronize(device)
+    seconds = time.perf_counter() - started
+    test = splits["test"]
+    scored = Shifted(model, background=training.background) if chosen.test_shifts else model
+    with averaging.averaged(optimizer):
+        correct = loop.logits(scored, test.images).argmax(1) == test.labels
+    return seconds, float(correct.mean())
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def _parameters(point: Point) -> int:
+    recipe = preflight.load_params(layout.PARAMS).recipes[point.recipe]
+    model, _ = loop.new_run(loop.recipe_of(recipe.model_dump(), found={}, models={}), device=torch.device("cpu"))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _peer(say: Callable[[str], None]) -> list[tuple[float, float]]:
+    from benchmarks import example
+
+    history = []
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "MNIST/raw"
+        raw.mkdir(parents=True)
+        for file in FILES.glob("*.gz"):
+            (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        for seconds, accuracy in example.epochs(Path(folder)):
+            history.append((seconds, accuracy))
+            say(f"pytorch/examples, epoch {len(history)}: {seconds:.1f} s, {accuracy:.2%}")
+            if accuracy >= PEER_ACCURACY:
+                break
+    return history
+
+
+def main() -> None:
+    """Print a line for each point, and for each of the peer's epochs."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--points", nargs="+", default=list(POINTS), choices=list(POINTS))
+    parser.add_argument("--no-peer", action="store_true")
+    options = parser.parse_args()
+    measure(options.points, seeds=options.seeds, peer=not options.no_peer, say=lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,37 @@ def test_the_moments_do_not_depend_on_how_the_rows_are_chunked(rows: int, seed: 
     mean, std = split.mean_and_std(images)
     assert mean == pytest.approx(total / len(exact) / 255, rel=1e-15)
     assert std == pytest.approx(((len(exact) * squares - total**2) ** 0.5) / len(exact) / 255, rel=1e-14)
+
+
+@pytest.mark.parametrize("rows", [999, 1000, 1001, 2500])
+def test_images_looked_up_in_parts_are_those_looked_up_at_once(rows: int) -> None:
+    random = np.random.default_rng(rows)
+    raw = {
+        name: RawSplit(
+            images=random.integers(0, 256, (rows, 28, 28), dtype=np.uint8),
+            labels=(np.arange(rows) % 10).astype(np.uint8),
+            provenance={"dataset": "toy"},
+        )
+        for name in ("train", "test")
+    }
+    splits, report = normalize(raw)
+    levels = ((np.arange(256) / 255 - report["mean"]) / report["std"]).astype(np.float32)
+    for name, normalized in splits.items():
+        images = raw["test" if name == "test" else "train"].images
+        assert np.array_equal(normalized.images, levels[images][normalized.index])
+
+
+@pytest.mark.parametrize("grey", [254, 255])
+def test_the_moments_of_the_brightest_images_are_exact(grey: int) -> None:
+    """The largest sums there can be, where float32 would round first."""
+    images = np.full((331, 28, 28), grey, np.uint8)
+    images[0, 0, :3] = 253, 0, 1
+    exact = [int(pixel) for pixel in images.ravel()]
+    total, squares = sum(exact), sum(pixel**2 for pixel in exact)
+    deviation = math.isqrt((len(exact) * squares - total**2) << 128) / 2**64
+    assert split.mean_and_std(images) == pytest.approx(
+        (total / (255 * len(exact)), deviation / (255 * len(exact))), rel=1e-15
+    )
 
 
 def test_test_images_that_occur_in_train_are_counted(raw_splits: Splits) -> None:

@@ -108,6 +108,55 @@ def test_a_streamed_split_is_the_split(tmp_path: Path, normalized: NormalizedSpl
     assert part.to_pydict() == {"index": [10_003, 10_004, 10_005, 10_006, 10_007]}
 
 
+@pytest.fixture
+def many(normalized: NormalizedSplit) -> NormalizedSplit:
+    """25,001 rows, three row groups, no two of them alike in any column."""
+    rows = np.arange(25_001)
+    images = normalized.images[rows % 100]
+    images[:, 0, 0] = rows
+    labels = np.random.default_rng(0).integers(0, 10, len(rows), dtype=np.uint8)
+    return dataclasses.replace(normalized, images=images, labels=labels, index=rows.astype(np.uint32))
+
+
+def test_row_groups_that_are_read_side_by_side_are_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
+    table.write_normalized(tmp_path / "n", many)
+    read = table.read_normalized(tmp_path / "n")
+    assert same(read, many)
+    oracle = pq.read_table(tmp_path / "n")
+    assert b"".join(oracle["image"].to_pylist()) == read.images.tobytes()
+    assert oracle["index"].to_pylist() == read.index.tolist()
+    assert read.images.ctypes.data % 64 == 0
+    assert read.images.flags.writeable
+
+
+def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, many: NormalizedSplit) -> None:
+    path = tmp_path / "n"
+    table.write_normalized(path, many)
+    intact, metadata = path.read_bytes(), pq.read_metadata(path)
+    assert metadata.num_row_groups == 3
+    for group in range(3):
+        for number in range(3):
+            column = metadata.row_group(group).column(number)
+            flipped = bytearray(intact)
+            flipped[column.data_page_offset + column.total_compressed_size - 3] ^= 1
+            path.write_bytes(flipped)
+            assert fault(table.read_normalized, path).startswith("n: every page must match its checksum, but got ")
+
+
+@pytest.mark.parametrize("column", ["image", "label", "index"])
+def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: NormalizedSplit, column: str) -> None:
+    """What page checksums cannot see: every page is intact, and two of a column have changed places."""
+    path = tmp_path / "n"
+    table.write_normalized(path, many)
+    whole = pq.read_table(path)
+    swapped = pa.concat_tables([whole.slice(10_000, 10_000), whole.slice(0, 10_000), whole.slice(20_000)])
+    moved = whole.set_column(whole.column_names.index(column), whole.schema.field(column), swapped[column])
+    pq.write_table(moved, path, row_group_size=10_000, write_page_checksum=True)
+    assert fault(table.read_normalized, path) == (
+        f"n: {column} must match its checksum, but got other values; run: dvc repro --force normalize"
+    )
+
+
 @pytest.mark.parametrize("layer", ["raw", "normalized", "streamed"])
 def test_no_bit_flip_changes_a_split_unnoticed(
     tmp_path: Path, layer: str, raw: RawSplit, normalized: NormalizedSplit
@@ -299,6 +348,19 @@ def test_a_pixel_that_is_not_finite_is_named(
         assert fault(read, tmp_path / "n") == (
             f"n: image[5] at (3, 4) must be finite, but got {shown}; run: dvc repro --force normalize"
         )
+
+
+def test_a_pixel_of_a_later_row_group_is_named_by_its_row(tmp_path: Path, many: NormalizedSplit) -> None:
+    for row in (24_999, 10_250, 10_249):
+        many.images[row, 27, 27] = np.nan
+        table.write_normalized(tmp_path / "n", many)
+        assert f"n: image[{row}] at (27, 27) must be finite" in fault(table.read_normalized, tmp_path / "n")
+
+
+def test_finite_pixels_whose_sum_is_not_are_taken(tmp_path: Path, normalized: NormalizedSplit) -> None:
+    large = np.full_like(normalized.images, np.finfo(np.float32).max)
+    table.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=large))
+    assert np.array_equal(table.read_normalized(tmp_path / "n").images, large)
 
 
 def test_infinities_that_cancel_in_a_sum_are_still_found(tmp_path: Path, normalized: NormalizedSplit) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from mnist_pipe.data import crc32
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line
 from mnist_pipe.files import replacing
+from mnist_pipe.machine import num_cpus
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -45,6 +48,7 @@ NORMALIZED_SCHEMA = pa.schema(
 _METADATA_KEY = b"mnist_pipe"
 _CHECKSUM_KEY = b"mnist_pipe_crc32"
 _ROWS_AT_ONCE = 10_000
+_ROWS_IN_CACHE = 250  # 0.8 MB of float32, which a processor still has at hand when it checks what it has decoded
 _NORMALIZE_AGAIN = "run: dvc repro --force normalize"
 
 
@@ -101,9 +105,10 @@ def read_raw(path: Path) -> RawSplit:
     Raises:
         CorruptDataError: not Parquet, another schema, a failed page checksum, no rows, a label above 9.
     """
-    table, provenance = read(path, RAW_SCHEMA, fix="run: dvc repro --force ingest")
-    images = column_values(table, "image", np.dtype(np.uint8), PIXELS).reshape(-1, SIDE, SIDE)
-    return RawSplit(images=images, labels=_labels(path, table), provenance=provenance)
+    columns, provenance = read(path, RAW_SCHEMA, fix="run: dvc repro --force ingest")
+    images, labels = columns["image"].reshape(-1, SIDE, SIDE), columns["label"].reshape(-1)
+    check_labels(path, labels)
+    return RawSplit(images=images, labels=labels, provenance=provenance)
 
 
 def write_normalized(path: Path, split: NormalizedSplit) -> None:
@@ -122,11 +127,14 @@ def read_normalized(path: Path) -> NormalizedSplit:
     Raises:
         CorruptDataError: as `read_raw`, and a pixel that is not finite.
     """
-    table, provenance = read(path, NORMALIZED_SCHEMA, fix=_NORMALIZE_AGAIN)
-    images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
-    check_finite(path, images, fix=_NORMALIZE_AGAIN)
-    index = column_values(table, "index", np.dtype(np.uint32), 1).reshape(-1)
-    return NormalizedSplit(images=images, labels=_labels(path, table), index=index, provenance=provenance)
+
+    def check(part: dict[str, NDArray[np.uint8]], first_row: int) -> None:
+        check_finite(path, _float32(part["image"]), first_row=first_row, fix=_NORMALIZE_AGAIN)
+
+    columns, provenance = read(path, NORMALIZED_SCHEMA, check=check, fix=_NORMALIZE_AGAIN)
+    labels, index = columns["label"].reshape(-1), columns["index"].view(np.uint32).reshape(-1)
+    check_labels(path, labels)
+    return NormalizedSplit(images=_float32(columns["image"]), labels=labels, index=index, provenance=provenance)
 
 
 def check_finite(where: object, images: NDArray[np.float32], *, first_row: int = 0, fix: str = "") -> None:
@@ -136,9 +144,10 @@ def check_finite(where: object, images: NDArray[np.float32], *, first_row: int =
     """
     # One sum is a hundred times cheaper than isfinite over every pixel, and a NaN or infinity cannot hide from it.
     with np.errstate(invalid="ignore", over="ignore"):
-        suspicious = not np.isfinite(images.sum(dtype=np.float64))
-    if suspicious:
-        row, y, x = np.argwhere(~np.isfinite(images))[0]
+        suspicious = not np.isfinite(images.sum())
+    wrong = np.argwhere(~np.isfinite(images)) if suspicious else np.empty((0, 3), int)  # none where the sum overflows
+    if len(wrong):
+        row, y, x = wrong[0]
         got = images[row, y, x]
         raise CorruptDataError(
             describe(where, f"image[{first_row + row}] at ({y}, {x})", "be finite", got=got, fix=fix)
@@ -192,6 +201,9 @@ def row_groups(file: str, *, filesystem: fs.FileSystem | None = None, fix: str =
     with _opened(file, filesystem=filesystem, fix=fix) as parquet:
         for number in range(parquet.metadata.num_row_groups):
             num_rows = parquet.metadata.row_group(number).num_rows
+            if num_rows < 0:
+                rule = "have 0 rows or more"
+                raise CorruptDataError(describe(file, f"row group {number}", rule, got=num_rows, fix=fix))
             if num_rows:
                 groups.append(RowGroup(file=file, number=number, first_row=first_row, num_rows=num_rows))
             first_row += num_rows
@@ -204,10 +216,12 @@ def read_row_group(
     start: int = 0,
     stop: int | None = None,
     columns: list[str] | None = None,
+    rows_at_once: int = _ROWS_AT_ONCE,
+    use_threads: bool = True,
     filesystem: fs.FileSystem | None = None,
     fix: str = "",
 ) -> Iterator[pa.Table]:
-    """Rows `start` to `stop` (all by default) of a row group, at most 10,000 at once, whatever its size.
+    """Rows `start` to `stop` (all by default) of a row group, at most `rows_at_once` at once, whatever its size.
 
     The columns are checked by their pages' checksums, where the writer left any; the file's schema is the caller's
     concern.
@@ -219,7 +233,9 @@ def read_row_group(
     stop = group.num_rows if stop is None else stop
     with _opened(group.file, filesystem=filesystem, fix=fix) as parquet:
         seen = 0
-        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group.number], columns=columns):
+        for batch in parquet.iter_batches(
+            rows_at_once, row_groups=[group.number], columns=columns, use_threads=use_threads
+        ):
             first, last = max(start - seen, 0), min(stop - seen, batch.num_rows)
             seen += batch.num_rows
             if first < last:
@@ -298,7 +314,11 @@ def write(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: di
     """Write `columns`, each an array that Arrow takes, to `path`, whole or not at all."""
     arrays = [column if isinstance(column, pa.Array) else pa.array(column) for column in columns.values()]
     table = pa.Table.from_arrays(arrays, schema=schema)
-    metadata = json.dumps({"provenance": provenance, "crc32": _checksums(table)}, sort_keys=True).encode()
+    checksums = {
+        name: crc32.joined((crc32.of(content), content.nbytes) for content in _contents(column))
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
+    metadata = json.dumps({"provenance": provenance, "crc32": checksums}, sort_keys=True).encode()
     table = table.replace_schema_metadata({_METADATA_KEY: metadata, _CHECKSUM_KEY: str(zlib.crc32(metadata)).encode()})
     with replacing(path) as temporary:
         pq.write_table(
@@ -373,15 +393,19 @@ def _metadata(path: Path | str, schema: pa.Schema, *, fix: str) -> dict[str, Any
     return dict(json.loads(content))
 
 
-def _checksums(table: pa.Table, before: dict[str, int] | None = None) -> dict[str, int]:
-    """The CRC-32 of each column's values, or of those `before` and these."""
+def _checksums(table: pa.Table, before: dict[str, int]) -> dict[str, int]:
+    """The CRC-32 of each column's values, those `before` and these."""
     checksums = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        checksum, width = before[name] if before else 0, column.type.byte_width
-        for chunk in column.chunks:
-            checksum = zlib.crc32(chunk.buffers()[1].slice(chunk.offset * width, len(chunk) * width), checksum)
-        checksums[name] = checksum
+        checksums[name] = before[name]
+        for content in _contents(column):
+            checksums[name] = zlib.crc32(content.data, checksums[name])
     return checksums
+
+
+def _contents(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
+    """The bytes of each chunk of a column of a fixed width, as (rows, bytes of a value)."""
+    return [values(chunk, np.dtype(np.uint8), column.type.byte_width) for chunk in column.chunks]
 
 
 def _check_columns(path: Path | str, found: dict[str, int], expected: dict[str, int], *, fix: str) -> None:
@@ -390,8 +414,17 @@ def _check_columns(path: Path | str, found: dict[str, int], expected: dict[str, 
             raise CorruptDataError(describe(path, name, "match its checksum", got="other values", fix=fix))
 
 
-def read(path: Path, schema: pa.Schema, *, fix: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The table and its provenance.
+def read(
+    path: Path,
+    schema: pa.Schema,
+    *,
+    check: Callable[[dict[str, NDArray[np.uint8]], int], None] = lambda *_: None,
+    fix: str,
+) -> tuple[dict[str, NDArray[np.uint8]], dict[str, Any]]:
+    """Each column as (rows, bytes of a value), writable, and the provenance.
+
+    Every processor reads row groups of its own. `check` is called, in any order, with the columns of each part of a row
+    group and the number of its first row.
 
     Raises:
         CorruptDataError: not Parquet, another schema, a checksum that does not hold, no rows; it tells the user `fix`.
@@ -400,19 +433,59 @@ def read(path: Path, schema: pa.Schema, *, fix: str) -> tuple[pa.Table, dict[str
     found = read_schema(path, fix=fix)
     _check_schema(path, found, schema, fix=fix)
     metadata = _metadata(path, found, fix=fix)
-    with _decoding(path, "every page", "match its checksum", fix=fix):
-        table = pq.read_table(path, page_checksum_verification=True)
-        table.validate(full=True)
-    if table.num_rows == 0:
+    groups = row_groups(str(path), fix=fix)
+    num_rows = sum(group.num_rows for group in groups)
+    if num_rows == 0:
         raise CorruptDataError(describe(path, "the table", "have rows", got=0, fix=fix))
-    _check_columns(path, _checksums(table), metadata["crc32"], fix=fix)
-    return table, metadata["provenance"]
+    try:
+        columns = {field.name: _empty(num_rows, field.type.byte_width) for field in schema}
+    except (MemoryError, ValueError) as fault:
+        raise CorruptDataError(describe(path, "the table", "fit in memory", got=f"{num_rows} rows", fix=fix)) from fault
+    with ThreadPoolExecutor(num_cpus()) as pool:
+        checksums = list(pool.map(lambda group: _read_into(columns, group, check=check, fix=fix), groups))
+    whole = {
+        name: crc32.joined(
+            (found[name], group.num_rows * column.shape[1]) for found, group in zip(checksums, groups, strict=True)
+        )
+        for name, column in columns.items()
+    }
+    _check_columns(path, whole, metadata["crc32"], fix=fix)
+    return columns, metadata["provenance"]
 
 
-def _labels(path: Path, table: pa.Table) -> NDArray[np.uint8]:
-    labels: NDArray[np.uint8] = column_values(table, "label", np.dtype(np.uint8), 1).reshape(-1)
-    check_labels(path, labels)
-    return labels
+def _read_into(
+    columns: dict[str, NDArray[np.uint8]],
+    group: RowGroup,
+    *,
+    check: Callable[[dict[str, NDArray[np.uint8]], int], None],
+    fix: str,
+) -> dict[str, int]:
+    """Read `group` into its rows of `columns`; returns the CRC-32 of each column there."""
+    checksums, first_row = dict.fromkeys(columns, 0), group.first_row
+    # A thread of ours for each row group; more of Arrow's for its columns would only be in their way.
+    for table in read_row_group(group, rows_at_once=_ROWS_IN_CACHE, use_threads=False, fix=fix):
+        part = {name: column[first_row : first_row + len(table)] for name, column in columns.items()}
+        for name, column in part.items():
+            np.concatenate(_contents(table.column(name)), out=column)
+            checksums[name] = zlib.crc32(column.data, checksums[name])
+        check(part, first_row)
+        first_row += len(table)
+    return checksums
+
+
+def _empty(num_rows: int, width: int) -> NDArray[np.uint8]:
+    """(num_rows, width), not yet written to, from an address that is a multiple of 64, as torch's own tensors are.
+
+    They may become tensors as they are, and where a tensor lies can decide how a kernel rounds.
+    """
+    room = np.empty(num_rows * width + 63, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + num_rows * width].reshape(num_rows, width)
+
+
+def _float32(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(rows, bytes of an image) as (rows, 28, 28), in the same memory."""
+    return images.view(np.dtype("<f4")).reshape(-1, SIDE, SIDE)
 
 
 def check_labels(where: object, labels: NDArray[np.uint8], *, first_row: int = 0) -> None:

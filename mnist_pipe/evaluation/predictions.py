@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES, column_values, read, write
+from mnist_pipe.data.table import NUM_CLASSES, read, write
 from mnist_pipe.errors import CorruptDataError, describe
 from mnist_pipe.evaluation.scores import log_probabilities
 
@@ -70,11 +70,8 @@ def read_predictions(path: Path) -> Predictions:
         CorruptDataError: not Parquet, another schema, a failed page checksum, no rows, a class above 9, a probability
             outside [0, 1].
     """
-    table, provenance = read(path, SCHEMA, fix=_FIX)
-    columns = {
-        field.name: column_values(table, field.name, np.dtype(field.type.to_pandas_dtype()), 1).reshape(-1)
-        for field in SCHEMA
-    }
+    found, provenance = read(path, SCHEMA, fix=_FIX)
+    columns = {field.name: found[field.name].view(field.type.to_pandas_dtype()).reshape(-1) for field in SCHEMA}
     for name, values in columns.items():
         if name == "index":
             continue

@@ -37,8 +37,7 @@ def _place(mirror: str) -> str:
 def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> dict[str, int]:
     """Check the files and write them as Parquet; returns the rows of each split."""
     splits = sources.load(dataset, found, fallback_for=fallback_for)
-    for name, split in splits.items():
-        table.write_raw(layout.RAW / f"{name}.parquet", split)
+    table.write_all(layout.RAW, splits, write=table.write_raw)
     return {name: len(split.labels) for name, split in splits.items()}
 
 

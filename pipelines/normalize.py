@@ -20,8 +20,7 @@ def standardise(params: NormalizeParams) -> dict[str, int]:
         validation_rows=params.validation_rows,
         seed=params.seed,
     )
-    for name, normalized in splits.items():
-        table.write_normalized(layout.NORMALIZED / f"{name}.parquet", normalized)
+    table.write_all(layout.NORMALIZED, splits, write=table.write_normalized)
     files.write_json(layout.DATA_REPORT, report)
     return {name: len(normalized.labels) for name, normalized in splits.items()}
 

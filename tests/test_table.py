@@ -157,6 +157,13 @@ def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: Norm
     )
 
 
+def test_splits_written_side_by_side_are_those_written_one_by_one(tmp_path: Path, raw_splits: Any) -> None:
+    table.write_all(tmp_path / "both", raw_splits, write=table.write_raw)
+    for name, split in raw_splits.items():
+        table.write_raw(tmp_path / "one.parquet", split)
+        assert (tmp_path / "both" / f"{name}.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
 @pytest.mark.parametrize("layer", ["raw", "normalized", "streamed"])
 def test_no_bit_flip_changes_a_split_unnoticed(
     tmp_path: Path, layer: str, raw: RawSplit, normalized: NormalizedSplit

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -92,6 +92,15 @@ class RowGroup:
     first_row: int
     """Its place in the file."""
     num_rows: int
+
+
+Split = TypeVar("Split", RawSplit, NormalizedSplit)
+
+
+def write_all(folder: Path, splits: Mapping[str, Split], *, write: Callable[[Path, Split], None]) -> None:
+    """`write` each split to `<name>.parquet` in `folder`, side by side: the encoder of a file is a single thread."""
+    with ThreadPoolExecutor(num_cpus()) as pool:
+        list(pool.map(write, [folder / f"{name}.parquet" for name in splits], splits.values()))
 
 
 def write_raw(path: Path, split: RawSplit) -> None:

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe import models
+from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import batchnorm, loop, optimizers
 from mnist_pipe.training.loop import Data, DivergedError, Recipe, World
 
@@ -56,6 +58,24 @@ def run(
         loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation, **arguments)
     )
     return history, torch.cat([value.flatten().double() for value in model.state_dict().values()])
+
+
+@pytest.mark.filterwarnings("error")  # torch warns of memory that it must not write to
+@pytest.mark.parametrize("writeable", [True, False])
+def test_a_split_on_the_cpu_is_not_copied_unless_it_must_be(writeable: bool) -> None:
+    images = np.random.default_rng(0).normal(size=(8, 28, 28)).astype(np.float32)
+    images.flags.writeable = writeable
+    rows = np.arange(8)
+    split = NormalizedSplit(
+        images=images,
+        labels=rows.astype(np.uint8),
+        index=rows.astype(np.uint32),
+        provenance={"mean": 0.1, "std": 0.25},
+    )
+    data = loop.resident(split, device=torch.device("cpu"), num_rows=5)
+    assert torch.equal(data.images, torch.tensor(images[:5]).unsqueeze(1))
+    assert data.labels.tolist() == [0, 1, 2, 3, 4]
+    assert (data.images.data_ptr() == images.ctypes.data) is writeable
 
 
 def test_learns() -> None:

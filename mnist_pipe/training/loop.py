@@ -162,9 +162,14 @@ START = Position()
 
 
 def resident(split: NormalizedSplit, *, device: torch.device, num_rows: int | None = None) -> Data:
-    """The first `num_rows` of `split` (all by default) as tensors on `device`."""
+    """The first `num_rows` of `split` (all by default) as tensors on `device`.
+
+    On the CPU the images stay where they are, unless that is memory which torch may not write to, such as Ray's.
+    """
+    images = split.images[:num_rows]
+    tensor = torch.from_numpy(images) if images.flags.writeable else torch.tensor(images)
     return Data(
-        images=torch.tensor(split.images[:num_rows], device=device).unsqueeze(1),
+        images=tensor.to(device).unsqueeze(1),
         labels=torch.tensor(split.labels[:num_rows], device=device, dtype=torch.int64),
         background=-float(split.provenance["mean"]) / float(split.provenance["std"]),
     )

@@ -90,9 +90,7 @@ def measure(
     return {"points": found, "peer": history, "ratio": total / first["median_seconds"]}
 
 
-def _run(
-    point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device: torch.device
-) -> tuple[float, float]:
+def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device: torch.device) -> tuple[float, float]:
     """Seconds of training, accuracy on the test split."""
     params = preflight.load_params(layout.PARAMS)
     chosen = params.recipes[point.recipe]

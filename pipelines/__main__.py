@@ -7,10 +7,12 @@ corrupt data, 75 busy), 130 on Ctrl-C and 143 on SIGTERM.
 from __future__ import annotations
 
 import argparse
+import atexit
 import importlib
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,4 +111,10 @@ def _record_time(stage: str, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Python's own exit without its last part, which takes the modules of torch and Ray apart, one by one: 0.4 s.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

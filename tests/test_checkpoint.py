@@ -79,10 +79,11 @@ def test_weights_of_another_architecture_are_refused(saved: Path, tmp_path: Path
         checkpoint.load_model(other)
 
 
+@pytest.mark.parametrize("average_decay", [0.0, 0.9])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_restored_run_goes_on_as_if_never_stopped(name: str, tmp_path: Path) -> None:
-    rate = OPTIMIZERS[name].learning_rate[0]
-    recipe = loop.Recipe(**{**RECIPE.to_dict(), "optimizer": name, "learning_rate": rate, "num_epochs": 2})
+def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: float, tmp_path: Path) -> None:
+    changes = {"optimizer": name, "learning_rate": OPTIMIZERS[name].learning_rate[0], "average_decay": average_decay}
+    recipe = loop.Recipe(**{**RECIPE.to_dict(), **changes, "num_epochs": 2})
     training, validation = blobs(160), blobs(50, seed=1)
     model, optimizer = loop.new_run(recipe, device=CPU)
     epochs = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)

@@ -49,6 +49,14 @@ def blobs(num_rows: int, *, seed: int = 0) -> Data:
     return Data(images=images, labels=labels, background=-0.4)
 
 
+def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
+    point = {**RECIPE.to_dict(), "train_rows": 100, "test_shifts": True}
+    assert loop.recipe_of(point, found={}, models={"convnet": {"channels": [9]}}) == RECIPE
+    other = loop.recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
+    assert other == dataclasses.replace(RECIPE, model="mlp", model_params={"hidden": [3]}, batch_size=7, seed=5)
+    assert loop.recipe_of(point, found={"model": "linear"}, models={}).model_params == {}
+
+
 def run(
     recipe: Recipe, *, training: Data, validation: Data, **arguments: Any
 ) -> tuple[list[dict[str, float]], torch.Tensor]:

@@ -20,6 +20,26 @@ PARAMETERS = {
 }
 
 
+def test_a_cropped_convnet_does_not_look_at_the_rim() -> None:
+    model = models.build("convnet", channels=[4, 8], crop=3).eval()
+    image = torch.randn(1, 1, 28, 28)
+    other = image.clone()
+    other[..., :3, :] = other[..., -3:, :] = other[..., :, :3] = other[..., :, -3:] = 9.0
+    assert torch.equal(model(image), model(other))
+    other[..., 3, 3] += 9.0
+    assert not torch.equal(model(image), model(other))
+
+
+def test_a_block_has_so_many_convolutions_and_the_last_pool_can_be_left_out() -> None:
+    def count(**arguments: object) -> int:
+        return sum(parameter.numel() for parameter in models.build("convnet", **arguments).parameters())
+
+    twice = 9 * 4 + 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 2 * (4 + 4 + 8 + 8) + (8 * 7 * 7 * 10 + 10)
+    assert count(channels=[4, 8], convolutions=2) == twice
+    # 22 pixels, 20 after the first convolution, which is not padded, 10 after the one pool.
+    assert count(channels=[4, 8], crop=3, last_pool=False) == 9 * 4 + 9 * 4 * 8 + 2 * (4 + 8) + (8 * 10 * 10 * 10 + 10)
+
+
 @pytest.fixture(params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)

@@ -190,6 +190,21 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ("ingest.fallback", "  fallback: 3", "L: ingest.fallback must be text, but got 3"),
         ("ingest.timeout_seconds", "  timeout_seconds: 0", "L: ingest.timeout_seconds must be > 0, but got 0"),
         (
+            "recipe",
+            "recipe: fastest",
+            "recipe must be one of best, fast, standard, but got 'fastest'; did you mean 'fast'?",
+        ),
+        (
+            "recipes.fast.schedule",
+            "    schedule: cosine",
+            "L: recipes.fast.schedule must be one of constant, one_cycle, triangle, but got 'cosine'",
+        ),
+        (
+            "recipes.fast.average_decay",
+            "    average_decay: 1",
+            "L: recipes.fast.average_decay must be < 1, but got 1",
+        ),
+        (
             "models.linear",
             "  linear: 3",
             "L: models.linear must be a mapping, but got 3",

@@ -6,9 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from mnist_pipe.training.schedules import SCHEDULES, WARM_UP, one_cycle
+from mnist_pipe.training.schedules import SCHEDULES, WARM_UP, one_cycle, triangle
 
 GRID = [step / 1000 for step in range(1001)]
+
+
+def test_the_triangle_is_straight_up_and_straight_down() -> None:
+    assert [triangle(progress) for progress in (0, WARM_UP / 2, WARM_UP, (1 + WARM_UP) / 2, 1)] == [0, 0.5, 1, 0.5, 0]
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

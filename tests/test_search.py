@@ -111,6 +111,19 @@ def test_every_trial_is_in_the_result_and_in_the_ledger(reference: tuple[list[Tr
 
 
 @ray
+def test_the_first_trial_is_the_recipe(reference: tuple[list[TrialRecord], Path]) -> None:
+    first = reference[0][0].config
+    assert first == {key: RECIPE[key] for key in first}
+
+
+@ray
+def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path) -> None:
+    space = Space(model=["linear"], optimizer=["sgd"])
+    (record,) = run(cluster, folder=tmp_path, space=space, num_trials=1, num_epochs=1)
+    assert (record.config["model"], record.config["optimizer"]) == ("linear", "sgd")
+
+
+@ray
 def test_asha_stops_some_trials_and_finishes_the_best(reference: tuple[list[TrialRecord], Path]) -> None:
     records, _ = reference
     epochs = {status: {len(r.history) for r in records if r.status == status} for status in ("finished", "stopped")}

@@ -15,6 +15,7 @@ if torch.version.cuda is None:
     for _name in ("nms", "qnms"):
         _LIBRARY.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
+from torchvision import datasets  # noqa: E402
 from torchvision.transforms import v2 as transforms  # noqa: E402
 
-__all__ = ["transforms"]
+__all__ = ["datasets", "transforms"]

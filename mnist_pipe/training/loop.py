@@ -248,8 +248,8 @@ def train(
     augmented = bool(recipe.rotation_degrees or recipe.translation_pixels)
     for epoch in range(start.epoch, recipe.num_epochs):
         torch.manual_seed(_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
-        generator = _generator(recipe.seed, epoch, _ORDER)
-        batches = training.epoch(epoch, batch_size=batch_size, world=world, generator=generator)
+        order, chance = generators(recipe.seed, epoch)
+        batches = training.epoch(epoch, batch_size=batch_size, world=world, generator=order)
         sums = torch.zeros(3, device=device, dtype=torch.float64)
         first_step = start.step if epoch == start.epoch else 0
         if first_step and world.rank == 0:
@@ -259,7 +259,7 @@ def train(
                 num_steps * batch_size,
                 rotation_degrees=recipe.rotation_degrees,
                 translation_pixels=recipe.translation_pixels,
-                generator=_generator(recipe.seed, epoch, _MOVES),
+                generator=chance,
             ).to(device)
         model.train()
         for step, (images, labels) in enumerate(batches):
@@ -369,11 +369,10 @@ def _rates(sums: Tensor) -> tuple[float, float]:
     return loss / seen, correct / seen
 
 
-_ORDER, _MOVES = 1, 2  # what is drawn
-
-
-def _generator(seed: int, epoch: int, what: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(seed, epoch, what))
+def generators(seed: int, epoch: int) -> tuple[torch.Generator, torch.Generator]:
+    """What draws the order of an epoch's rows, and what draws how each of them is moved."""
+    order, chance = (torch.Generator().manual_seed(_seed(seed, epoch, which)) for which in (1, 2))
+    return order, chance
 
 
 def _seed(*numbers: int) -> int:

@@ -16,22 +16,22 @@ from torch import Tensor, nn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
-SGD_RATIO = 3.0
-"""The SGD rate over the Muon rate: 0.1 and 0.03 were good together on the convnet."""
+SGD_RATIO = 2.0
+"""The SGD rate over the Muon rate, 0.03: in the convnet's first 37,500 images 0.05 was better than 0.1 and 0.03."""
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of a (rows, columns) matrix, by five Newton-Schulz iterations.
+    """The nearest semi-orthogonal matrix of each (..., rows, columns) matrix, by five Newton-Schulz iterations.
 
     Singular values end between about 0.7 and 1.2, which is near enough for a step direction.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x: Tensor = wide / wide.norm().clamp(min=1e-7)
+    wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
+    x: Tensor = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(NUM_ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return x if matrix.shape[-2] <= matrix.shape[-1] else x.mT
 
 
 class Muon(torch.optim.Optimizer):
@@ -42,7 +42,14 @@ class Muon(torch.optim.Optimizer):
         output = weights[-1:]  # the classifier's rows are templates, not directions of a hidden space
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
-            {"params": weights[:-1], "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "orthogonal": True},
+            {
+                "params": weights[:-1],
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "orthogonal": True,
+                "decoupled_weight_decay": True,  # as torch.optim.AdamW says it
+            },
             {
                 "params": output,
                 "lr": SGD_RATIO * lr,
@@ -52,7 +59,8 @@ class Muon(torch.optim.Optimizer):
             },
             {"params": vectors, "lr": SGD_RATIO * lr, "momentum": 0.9, "weight_decay": 0.0, "orthogonal": False},
         ]
-        super().__init__([group for group in groups if group["params"]], {})
+        # Stacked weights are those of many models, (models, ...); see `pack`.
+        super().__init__([group for group in groups if group["params"]], {"stacked": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -68,8 +76,8 @@ class Muon(torch.optim.Optimizer):
                 buffer, gradient = state["momentum_buffer"], parameter.grad
                 if group["orthogonal"]:
                     buffer.lerp_(gradient, 1 - group["momentum"])
-                    matrix = gradient.lerp(buffer, group["momentum"]).flatten(1)
-                    scale = math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+                    matrix = gradient.lerp(buffer, group["momentum"]).flatten(2 if group["stacked"] else 1)
+                    scale = math.sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
                     update = orthogonalize(matrix).mul_(scale).view(parameter.shape)
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 else:

@@ -1,0 +1,124 @@
+"""Configurations that train together, beside the same configurations one after the other.
+
+For each model, batch size and precision one run of `loop.train` and a pack of each size go on in turn, an epoch of each
+at a time, with as many rows to validate for each to train on as a search has. What is told is the time of an epoch for
+each member, the median over epochs after the first. Pixels and labels are noise: they do not change the time.
+
+    python -m benchmarks.packs --model mlp linear --batch-size 128 --members 2 4 8 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mnist_pipe.training import loop, pack
+from mnist_pipe.training.loop import Data, Recipe
+
+MODELS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "mlp": {"hidden": [15]},
+    "lenet5": {},
+    "convnet": {"channels": [16, 32, 64]},
+}
+VALIDATION = 5 / 11
+"""Rows to validate for each to train on: 5,000 and 11,000 in a search."""
+
+
+def noise(num_rows: int, *, device: torch.device) -> Data:
+    """Random images with random labels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(num_rows, 1, 28, 28, generator=generator)
+    labels = torch.randint(10, (num_rows,), generator=generator)
+    return Data(images=images.to(device), labels=labels.to(device), background=-0.4)
+
+
+def alone(recipe: Recipe, *, training: Data, validation: Data, device: torch.device) -> Iterator[object]:
+    """The epochs of `recipe` by itself."""
+    model, optimizer = loop.new_run(recipe, device=device)
+    return loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
+
+
+def seconds(epochs: Iterator[object]) -> float:
+    """The time of the next epoch."""
+    start = time.perf_counter()
+    next(epochs)
+    return time.perf_counter() - start
+
+
+def measure(
+    recipe: Recipe, *, members: Sequence[int], num_rows: int, repeats: int, device: torch.device
+) -> dict[str, Any]:
+    """`alone`, seconds of an epoch, and by number of members `packed`, the seconds for each, and `speedup`."""
+    training = noise(num_rows, device=device)
+    data: dict[str, Any] = {
+        "training": training,
+        "validation": noise(int(num_rows * VALIDATION), device=device),
+        "device": device,
+    }
+    recipe = replace(recipe, num_epochs=repeats + 1)
+    runs: dict[int, Iterator[object]] = {1: alone(recipe, **data)}
+    for number in members:
+        rates = [recipe.learning_rate * (1 + member / number) for member in range(number)]
+        runs[-number] = pack.train_pack([replace(recipe, learning_rate=rate) for rate in rates], **data)
+    times = [{number: seconds(epochs) / abs(number) for number, epochs in runs.items()} for _ in range(repeats + 1)]
+    medians = {number: statistics.median(epoch[number] for epoch in times[1:]) for number in runs}
+    return {
+        "alone": medians[1],
+        "packed": {number: medians[-number] for number in members},
+        "speedup": {number: medians[1] / medians[-number] for number in members},
+    }
+
+
+def main() -> None:
+    """Print a line for each model, batch size and precision."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", choices=MODELS, nargs="+", default=list(MODELS))
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--members", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--optimizer", default="adamw")
+    parser.add_argument("--augment", action="store_true", help="rotate and shift, as most of a search's trials do")
+    parser.add_argument("--rows", type=int, default=4096, help="to train on in an epoch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for model in options.model:
+        for precision in options.precision:
+            for batch_size in options.batch_size:
+                recipe = Recipe(
+                    model=model,
+                    model_params=MODELS[model],
+                    optimizer=options.optimizer,
+                    learning_rate=1e-4,
+                    weight_decay=1e-4,
+                    batch_size=batch_size,
+                    num_epochs=1,
+                    rotation_degrees=5 if options.augment else 0,
+                    translation_pixels=1 if options.augment else 0,
+                    precision=precision,
+                )
+                found = measure(
+                    recipe, members=options.members, num_rows=options.rows, repeats=options.repeats, device=device
+                )
+                shown = ", ".join(
+                    f"{number}: {1000 * found['packed'][number]:.0f} ms ({found['speedup'][number]:.2f})"
+                    for number in options.members
+                )
+                print(
+                    f"{model}, {precision}, batch {batch_size}: alone {1000 * found['alone']:.0f} ms, packed {shown}",
+                    flush=True,
+                )
+    print(f"{options.rows:,} rows, {device.type}, {options.threads} thread(s), augmented: {options.augment}")
+
+
+if __name__ == "__main__":
+    main()

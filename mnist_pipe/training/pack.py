@@ -1,0 +1,336 @@
+"""Configurations of one shape, trained together in one process.
+
+Recipes that differ in rates and augmentation alone run the same operations on the same rows in the same order. Here
+their weights are stacked, (members, ...), and one operation works for all members: where an operation is so small that
+starting it takes its time, many cost little more than one. Each member's numbers are those of `loop.train`, within
+rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from mnist_pipe import models
+from mnist_pipe.data import augment
+from mnist_pipe.errors import InputError, describe
+from mnist_pipe.training.loop import ALONE, Data, Recipe, autocast, generators, new_run
+from mnist_pipe.training.schedules import SCHEDULES
+
+MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
+"""The fields of `Recipe` that members of one pack may have of their own."""
+_MAX_ON_GPU = 256
+_MAX_ON_PROCESSOR = 16
+_MAX_PARAMETERS_ON_PROCESSOR = 15_000  # as far as `benchmarks/packs.py` has measured: 784-15-10 has 11,935
+
+
+def shape(recipe: Recipe) -> str:
+    """What a pack has in common, as canonical JSON: recipes with equal shapes train together."""
+    common = {key: value for key, value in recipe.to_dict().items() if key not in MEMBERS_DIFFER_IN}
+    return json.dumps(common, sort_keys=True)
+
+
+def train_pack(
+    recipes: Sequence[Recipe], *, training: Data, validation: Data, device: torch.device
+) -> Iterator[list[dict[str, float]]]:
+    """Train `recipes` from their first step to their last, yielding each epoch's metrics, in the order of `recipes`.
+
+    The metrics are those of `loop.train`. A member whose loss is no longer finite has instead, in that epoch and all
+    that follow, `epoch`, `validation_accuracy` 0 and `diverged` 1; the others go on as if it were not there.
+
+    Raises:
+        InputError: no recipes, or recipes of different shapes.
+    """
+    _check(recipes)
+    assert not recipes[0].average_decay
+    recipe, num_members = recipes[0], len(recipes)
+    # At rate and decay 1 the groups say what each parameter takes of a member's own: see `_Optimizer`.
+    model, optimizer = new_run(replace(recipe, learning_rate=1.0, weight_decay=1.0), device=device)
+    weights, buffers = _stack(model, num_members)
+    stepper = _Optimizer(optimizer, model=model, weights=weights, recipes=recipes)
+    augmentation = _Augmentation(recipes, device=device)
+    schedule = SCHEDULES[recipe.schedule]
+    batch_size = min(recipe.batch_size, training.num_rows)
+    num_steps = training.num_rows // batch_size
+    diverged = np.zeros(num_members, dtype=bool)
+    for epoch in range(recipe.num_epochs):
+        order, chance = generators(recipe.seed, epoch)
+        batches = training.epoch(epoch, batch_size=batch_size, world=ALONE, generator=order)
+        if augmentation.moves:
+            moves = augmentation.draw(num_steps * batch_size, generator=chance)
+        sums = torch.zeros(num_members, 2, device=device, dtype=torch.float64)
+        model.train()
+        for step, (images, labels) in enumerate(batches):
+            if augmentation.moves:
+                mine = moves[step * batch_size : (step + 1) * batch_size]
+                images = augmentation(images, mine, background=training.background)
+            with autocast(recipe.precision, device):
+                logits = _forward(model, weights, buffers, images).float()
+            # A sum over members, whose terms share no weight: each member's gradients are those of its own mean loss.
+            loss = F.cross_entropy(
+                logits.flatten(0, 1),
+                labels.repeat(num_members),
+                label_smoothing=recipe.label_smoothing,
+                reduction="sum",
+            )
+            (loss / batch_size).backward()  # type: ignore[no-untyped-call]
+            stepper.step(schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps)))
+            sums += _score(logits.detach(), labels)
+        in_training = (sums / (num_steps * batch_size)).cpu().numpy()
+        in_validation = _evaluate(model, weights, buffers, validation).cpu().numpy()
+        diverged |= ~(np.isfinite(in_training[:, 0]) & np.isfinite(in_validation[:, 0]))
+        yield [
+            {"epoch": epoch + 1, "validation_accuracy": 0.0, "diverged": 1}
+            if diverged[member]
+            else {
+                "epoch": epoch + 1,
+                "train_loss": float(in_training[member, 0]),
+                "train_accuracy": float(in_training[member, 1]),
+                "validation_loss": float(in_validation[member, 0]),
+                "validation_accuracy": float(in_validation[member, 1]),
+            }
+            for member in range(num_members)
+        ]
+
+
+def max_members(recipe: Recipe, *, device: torch.device) -> int:
+    """How many recipes of the shape of `recipe` are best trained together; 1 where packing does not pay.
+
+    A moving average of the weights is kept for one alone.
+
+    On a processor only small dense networks gain, from 4 members on: many members' convolutions are grouped ones, which
+    take twice as long and more. On a GPU it is what half of the free memory holds, and at most 256, which is reasoned
+    and not measured: we had no GPU.
+    """
+    if recipe.average_decay:
+        return 1
+    with torch.device("meta"):
+        model = models.build(recipe.model, **recipe.model_params)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    if device.type != "cuda":
+        is_dense = not any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+        return _MAX_ON_PROCESSOR if is_dense and num_parameters <= _MAX_PARAMETERS_ON_PROCESSOR else 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(_MAX_ON_GPU, free // 2 // _member_bytes(model, batch_size=recipe.batch_size)))
+
+
+def _member_bytes(model: nn.Module, *, batch_size: int) -> int:
+    """What a member takes of a GPU's memory while it trains; `model` is on the meta device."""
+    saved = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    images = torch.empty(batch_size, 1, 28, 28, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        model(images)
+    state = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    # Activations and their gradients; the images, the grid that they are sampled by and what comes of it; weights,
+    # gradients, moves and two moments.
+    return 2 * saved + 5 * images.numel() * images.element_size() + 5 * state
+
+
+def _check(recipes: Sequence[Recipe]) -> None:
+    if not recipes:
+        raise InputError(describe("pack", "recipes", "hold one recipe or more", got="none"))
+    first = recipes[0].to_dict()
+    for recipe in recipes[1:]:
+        for key, value in recipe.to_dict().items():
+            if key not in MEMBERS_DIFFER_IN and value != first[key]:
+                raise InputError(describe("pack", key, f"be {first[key]!r} as in the first recipe", got=repr(value)))
+
+
+def _stack(model: nn.Module, num_members: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """`num_members` copies of the parameters and of the buffers, (members, ...) each; dense layers become packed."""
+    for module in model.modules():
+        if type(module) is nn.Linear and module.bias is not None:
+            module.__class__ = _PackedLinear
+    weights = {
+        name: _copies(parameter.detach(), num_members).requires_grad_() for name, parameter in model.named_parameters()
+    }
+    return weights, {name: _copies(buffer, num_members) for name, buffer in model.named_buffers()}
+
+
+def _copies(tensor: Tensor, num_members: int) -> Tensor:
+    return tensor.expand(num_members, *tensor.shape).clone(memory_format=torch.contiguous_format)
+
+
+def _forward(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+    """(members, rows, 10) logits of images that members share, (rows, 1, 28, 28), or not, (members, rows, 1, 28, 28).
+
+    In training the running statistics of batch norm, which are among `buffers`, are brought up to date in place.
+    """
+
+    def member(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Any:
+        return functional_call(model, (weights, buffers), (images,))
+
+    logits: Tensor = vmap(member, in_dims=(0, 0, 0 if images.ndim == 5 else None))(weights, buffers, images)
+    return logits
+
+
+@torch.inference_mode()
+def _evaluate(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: Data) -> Tensor:
+    """(members, 2): mean negative log-likelihood in nats and accuracy, as `loop.evaluate` has them."""
+    model.eval()
+    sums = torch.zeros(len(next(iter(weights.values()))), 2, device=data.labels.device, dtype=torch.float64)
+    for start in range(0, data.num_rows, 1000):
+        stop = start + 1000
+        sums += _score(_forward(model, weights, buffers, data.images[start:stop]), data.labels[start:stop])
+    return sums / data.num_rows
+
+
+def _score(logits: Tensor, labels: Tensor) -> Tensor:
+    """(members, 2): summed negative log-likelihood and number correct of (members, rows, 10) logits."""
+    losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
+    correct = logits.argmax(2) == labels
+    return torch.stack([losses.view(correct.shape).sum(1), correct.sum(1)], dim=1).double()
+
+
+def _of_each_member(values: Tensor, weight: Tensor) -> Tensor:
+    """(members,) `values` in a shape that multiplies the (members, ...) `weight`."""
+    return values.view(-1, *[1] * (weight.ndim - 1))
+
+
+class _Augmentation:
+    """Each member's rotations and shifts of the batch that all of them are given."""
+
+    def __init__(self, recipes: Sequence[Recipe], *, device: torch.device) -> None:
+        angles = [math.radians(recipe.rotation_degrees) for recipe in recipes]
+        shifts = [recipe.translation_pixels for recipe in recipes]
+        self._scales = torch.tensor([angles, shifts, shifts]).T
+        self.moves = bool(self._scales.any())
+        """Whether any member's images move."""
+        # A processor is faster with what fits its cache, a GPU with one large operation.
+        self._together = 1 if device.type == "cpu" else len(recipes)
+        self._images = torch.empty(0, device=device)  # one for all steps, since new memory is slow to touch
+
+    def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor:
+        """(num_rows, 3): one draw for all members, which each of them scales."""
+        return augment.draw(num_rows, rotation_degrees=math.degrees(1), translation_pixels=1, generator=generator)
+
+    def __call__(self, images: Tensor, unit: Tensor, *, background: float) -> Tensor:
+        """(members, rows, 1, 28, 28) of (rows, 1, 28, 28), moved as drawn, until the next call."""
+        num_members = len(self._scales)
+        if len(images) * num_members * images[0].numel() != self._images.numel():
+            self._images = images.new_empty(num_members, *images.shape)
+        for start in range(0, num_members, self._together):
+            moves = unit * self._scales[start : start + self._together, None]
+            moved = augment.affine(images.repeat(len(moves), 1, 1, 1), moves.flatten(0, 1), background=background)
+            self._images[start : start + len(moves)] = moved.view(-1, *images.shape)
+        return self._images
+
+
+class _Dense(torch.autograd.Function):
+    """`F.linear` under vmap; torch's own rule copies inputs that members share once for every member."""
+
+    @staticmethod
+    def forward(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(values, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing: what `vmap` does is differentiated as any operation."""
+
+    @staticmethod
+    def vmap(
+        info: Any,  # noqa: ARG004
+        in_dims: tuple[int | None, ...],
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> tuple[Tensor, int]:
+        """All members' weights as one matrix where they share the values; else a product for each."""
+        if in_dims[0] is None:
+            return F.linear(values, weight.flatten(0, 1), bias.flatten()).view(-1, *bias.shape), 1
+        return torch.baddbmm(bias.unsqueeze(1), values.movedim(in_dims[0], 0), weight.mT), 0
+
+
+class _PackedLinear(nn.Linear):
+    """`nn.Linear` whose (rows, inputs) are many members', or one for all of them."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        result: Tensor = _Dense.apply(values, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Part:
+    """A parameter of all members."""
+
+    def __init__(self, *, weight: Tensor, decay: Tensor | None, decoupled: bool) -> None:
+        self.weight = weight
+        """(members, ...)."""
+        self.move = torch.zeros_like(weight, requires_grad=False)
+        """What the optimizer takes for the parameter."""
+        self.decay = decay
+        """(members,), or None where it is for no member."""
+        self.decoupled = decoupled
+        """Whether decay shrinks the weight, as in AdamW, or is added to the gradient."""
+
+
+class _Optimizer:
+    """One optimizer for all members, each with a rate and a decay of its own.
+
+    Every entry of OPTIMIZERS moves a weight by its rate times what depends on the gradients alone, once the decay is
+    taken out of it. So the optimizer runs at rate 1 and without decay, on tensors of zeros that are given the weights'
+    gradients: what they are after its step is each member's move for a rate of 1.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        model: nn.Module,
+        weights: dict[str, Tensor],
+        recipes: Sequence[Recipe],
+    ) -> None:
+        """Take over `optimizer`, built at rate 1 and decay 1 for `model`, whose stacked parameters are `weights`."""
+        device = next(model.parameters()).device
+        self._optimizer = optimizer
+        self._rates = torch.tensor([recipe.learning_rate for recipe in recipes], device=device, dtype=torch.float64)
+        decays = torch.tensor([recipe.weight_decay for recipe in recipes], device=device, dtype=torch.float32)
+        stacked = {parameter: weights[name] for name, parameter in model.named_parameters()}
+        self._parts = []
+        for group in optimizer.param_groups:
+            decay = decays if group["weight_decay"] else None
+            decoupled = group.get("decoupled_weight_decay", False)
+            parts = [
+                _Part(weight=stacked[parameter], decay=decay, decoupled=decoupled) for parameter in group["params"]
+            ]
+            for parameter, part in zip(group["params"], parts, strict=True):
+                # Some optimizers make their state at once, not at the first step.
+                optimizer.state[part.move] = {
+                    key: _copies(value, len(recipes)) if value.shape == parameter.shape else value
+                    for key, value in optimizer.state.pop(parameter, {}).items()
+                }
+            group.update(params=[part.move for part in parts], weight_decay=0.0, stacked=True)
+            self._parts += parts
+
+    @torch.no_grad()
+    def step(self, multiplier: float) -> None:
+        """Update every member's weights, at `multiplier` times its rate, from their gradients, which are then gone."""
+        rates = (self._rates * multiplier).float()
+        for part in self._parts:
+            gradient, part.weight.grad = part.weight.grad, None
+            if part.decay is not None and not part.decoupled:
+                assert gradient is not None
+                gradient.addcmul_(part.weight, _of_each_member(part.decay, part.weight))
+            part.move.grad = gradient
+        self._optimizer.step()
+        for part in self._parts:
+            rate = _of_each_member(rates, part.weight)
+            if part.decay is not None and part.decoupled:
+                part.weight.mul_(1 - rate * _of_each_member(part.decay, part.weight))
+            part.weight.addcmul_(part.move, rate)
+            part.move.zero_()
+            part.move.grad = None

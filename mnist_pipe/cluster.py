@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,12 +46,10 @@ _SETTINGS = {
 
 
 @contextmanager
-def connected(name: str, *, warm: Sequence[tuple[str, str]] = ()) -> Iterator[Cluster]:
+def connected(name: str) -> Iterator[Cluster]:
     """Join the Ray that RAY_ADDRESS names, otherwise start one on loopback for the time of the block.
 
-    Ray's dashboard lists the block as the job `name`. For each entry of `warm`, a module and a prefix, a process of
-    this machine imports the module while the caller goes on: the actor that needs it takes that process and starts
-    seconds sooner. Ray gives an actor only a process of its own runtime environment, the variables with that prefix.
+    Ray's dashboard lists the block as the job `name`.
     """
     # Workers log to files, which the dashboard shows; progress comes by `on_epoch`.
     options = {
@@ -75,14 +72,10 @@ def connected(name: str, *, warm: Sequence[tuple[str, str]] = ()) -> Iterator[Cl
         )
     try:
         grows = address != "local" and bool(os.environ.get(VARIABLE))
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        if warm and not grows:  # where machines come and go, ours is perhaps not one that computes
-            for module, prefix in warm:
-                names = [name for name in os.environ if prefix and name.startswith(prefix)]
-                same = {"env_vars": {name: os.environ[name] for name in names}} if names else None
-                _import.options(label_selector=here, runtime_env=same).remote(module)
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
+        # A machine alone is told of no other's end; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(grows or len(nodes) > 1)))
         yield Cluster(
             num_cpus=sum(nodes),
             num_gpus=int(sum(node.get("GPU", 0) for node in resources)),
@@ -92,11 +85,6 @@ def connected(name: str, *, warm: Sequence[tuple[str, str]] = ()) -> Iterator[Cl
         )
     finally:
         ray.shutdown()
-
-
-@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-def _import(module: str) -> None:
-    importlib.import_module(module)
 
 
 @dataclass(frozen=True, kw_only=True)

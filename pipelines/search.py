@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
@@ -14,9 +14,6 @@ from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import RecipeParams, SearchParams
 from pipelines import retries
 from pipelines.stage import stage
-
-if TYPE_CHECKING:
-    from mnist_pipe.training.search import TrialRecord
 
 COLUMNS = (
     "model",
@@ -35,6 +32,8 @@ def tune(
 ) -> list[dict[str, Any]]:
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
     from mnist_pipe import cluster, preflight, storage
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training.search import TrialRecord, search
 
     logger = get_run_logger()
 
@@ -45,10 +44,7 @@ def tune(
             "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
         )
 
-    with cluster.connected(run_name, warm=[("mnist_pipe.training.trial", "")]) as available:
-        from mnist_pipe.data.table import read_normalized  # now, while Ray's process imports the same
-        from mnist_pipe.training.search import search
-
+    with cluster.connected(run_name) as available:
         preflight.check_workers(
             "search.max_concurrent_trials",
             params.max_concurrent_trials,

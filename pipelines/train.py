@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run_name: str) -> dict[str, Any]:
     """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
     from mnist_pipe import cluster, preflight, storage
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training import distributed, loop
 
     logger, path, place = get_run_logger(), layout.TRAINING_SPLITS["train"], storage.of(Path.cwd())
 
@@ -37,11 +39,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     def show_wait(_: None) -> None:
         logger.info("waiting for machines: others use them")
 
-    module = "mnist_pipe.training.distributed"  # of Ray Train's controller and of a worker
-    with cluster.connected(run_name, warm=[(module, ""), (module, "RAY_TRAIN_")]) as available:
-        from mnist_pipe.data.table import read_normalized  # now, while Ray's processes import the same
-        from mnist_pipe.training import distributed, loop
-
+    with cluster.connected(run_name) as available:
         preflight.check_workers(
             "train.num_workers",
             params.num_workers,

@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal import constants
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import (
@@ -122,9 +122,7 @@ def fit(
     handlers = {"epoch": on_epoch, "start": on_start, "save": on_save, "wait": on_wait}
     follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
     follower.start()
-    # A machine alone is told of no other's end; the watcher would be one more process to start.
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = str(int(scale.num_nodes > 1))
-    trainer = _Trainer(
+    trainer = (TorchTrainer if scale.num_nodes > 1 else _LocalTrainer)(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
@@ -182,14 +180,16 @@ def fit(
 class _Controller(TrainController):  # type: ignore[misc]
     def __init__(self, variables: dict[str, str], **arguments: Any) -> None:
         os.environ.update(variables)
+        constants.ENV_VARS_TO_PROPAGATE.clear()
         super().__init__(**arguments)
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """With a controller that takes a process which has imported torch, where there is one.
+class _LocalTrainer(TorchTrainer):  # type: ignore[misc]
+    """For one machine: with fewer processes to start, each of which takes its processors a second or two.
 
-    Ray hands its controller these variables in a runtime environment, for which a process has to start, and another
-    one for a cleaner of what a dead controller leaves reserved; Ray takes that back itself when a driver ends.
+    Stock, controller and workers get variables in a runtime environment, for which no process is at hand; here the
+    machine's Ray has them from `services` or `cluster`. And stock an actor cleans up what a dead controller has
+    reserved; Ray takes that back itself when the driver ends.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -199,7 +199,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         actor = ray.remote(num_cpus=0, label_selector=here)(_Controller)
-        controller = actor.remote(get_env_vars_to_propagate(), **arguments)
+        controller = actor.remote(constants.get_env_vars_to_propagate(), **arguments)
         if threading.current_thread() is threading.main_thread():
             self._register_sigint_handler(controller)
         ray.get(controller.run.remote())

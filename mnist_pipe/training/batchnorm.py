@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalise by the statistics of every worker's rows; (normalised, mean, variance) of float32 (n, c, h, w).
+    """Normalise float32 (n, c, h, w) by the statistics of every worker's rows.
+
+    Returns the normalised values, mean, variance and the number of values a channel.
 
     Forward and backward are the fused kernels of inference, which take the statistics as constants, and in backward
     what is missing then: the gradient through mean and variance, which is affine in the input (Ioffe and Szegedy 2015,

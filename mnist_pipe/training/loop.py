@@ -241,7 +241,6 @@ def train(
         DivergedError: the loss of an epoch is not finite.
     """
     schedule = SCHEDULES[recipe.schedule]
-    forward = _compiled(model, world=world)
     device = next(model.parameters()).device
     batch_size = min(recipe.batch_size, training.num_rows)
     num_steps = training.num_rows // batch_size
@@ -269,7 +268,7 @@ def train(
                 mine = moves[step * batch_size : (step + 1) * batch_size][world.mine]
                 images = augment.affine(images, mine, background=training.background)
             with autocast(recipe.precision, device):
-                logits = forward(images).float()
+                logits = model(images).float()
             log_probabilities = logits.log_softmax(1)
             likely = F.nll_loss(log_probabilities, labels)
             loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
@@ -305,17 +304,6 @@ def train(
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
         }
-
-
-def _compiled(model: nn.Module, *, world: World) -> Callable[[Tensor], Tensor]:
-    """What a step calls: on a GPU of its own the model as CUDA graphs, one launch for its forward and its backward.
-
-    Not on CPUs: there it takes 30 s for a convnet, and the steps are then no faster.
-    """
-    if world.size == 1 and next(model.parameters()).device.type == "cuda":
-        compiled: Callable[[Tensor], Tensor] = torch.compile(model, mode="reduce-overhead", dynamic=False)
-        return compiled
-    return model
 
 
 def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:

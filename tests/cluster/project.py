@@ -155,7 +155,9 @@ def take(project: Project, **values: Any) -> None:
         "train__num_workers": "auto",
         "train__data": "memory",
         "train__precision": "float32",
-        "models__convnet": {"channels": [8, 16, 32]},
+        "recipes__standard__model_params": {"channels": [8, 16, 32]},
+        "recipes__standard__label_smoothing": 0.0,
+        "recipes__standard__schedule": "one_cycle",
     }
     project.set(**{**defaults, **values})
 

@@ -26,15 +26,11 @@ EPOCHS = """
 import itertools, json, os, time
 from pathlib import Path
 from mnist_pipe import layout, storage
-from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.data.table import read_normalized
 from mnist_pipe.cluster import connected
 from mnist_pipe.cluster import scale as scale_of
 from mnist_pipe.training import distributed
 from mnist_pipe.training.loop import Recipe
-
-def first(split, rows):
-    return NormalizedSplit(images=split.images[:rows], labels=split.labels[:rows], index=split.index[:rows],
-                           provenance=split.provenance)
 
 times = []
 def note(_):
@@ -43,8 +39,8 @@ def note(_):
 with connected("benchmark") as available:
     distributed.fit(
         Recipe(**{recipe}, model_params={{"channels": {channels}}}, num_epochs={epochs} + 1, precision="float32"),
-        training=first(read_normalized(layout.TRAINING_SPLITS["train"]), {rows}),
-        validation=first(read_normalized(layout.TRAINING_SPLITS["validation"]), 1000),
+        training=read_normalized(layout.TRAINING_SPLITS["train"]).first({rows}),
+        validation=read_normalized(layout.TRAINING_SPLITS["validation"]).first(1000),
         name="benchmark-{name}", storage=storage.of(Path.cwd()), state=Path("state-{name}"),
         scale=scale_of(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
     )

@@ -51,10 +51,10 @@ def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _
         others also `ratio`, the median over the rounds, and `least_ratio`.
     """
     os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it once, on import
-    from mnist_pipe.training import distributed
+    from mnist_pipe.cluster import connected
 
     seconds: dict[str, dict[str, list[float]]] = {step: {} for step in LIMITS}
-    with tempfile.TemporaryDirectory() as folder, distributed.cluster("benchmark"):
+    with tempfile.TemporaryDirectory() as folder, connected("benchmark"):
         ways = _ways(mirror, Path(folder))
         for repeat in range(repeats):
             for step, contenders in ways.items():

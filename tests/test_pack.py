@@ -161,6 +161,21 @@ def test_on_a_processor_only_what_was_measured_to_pay_is_packed() -> None:
     assert {at_most(model) for model in ("lenet5", "cnn", "convnet")} == {1}
 
 
+def test_each_recipe_is_in_one_pack_of_its_shape_and_every_process_has_one() -> None:
+    few = [dataclasses.replace(RECIPE, optimizer="adam", learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
+    many = [dataclasses.replace(RECIPE, learning_rate=rate) for rate in range(1, 41)]
+    network = [dataclasses.replace(RECIPE, model="lenet5", model_params={}, learning_rate=rate) for rate in range(9)]
+    recipes = [*many[:20], *few, *network, *many[20:]]
+    for num_processes, sizes in ((1, [14, 13, 13]), (4, [10, 10, 10, 10]), (20, [1] * 40)):
+        found = pack.packs(recipes, device=CPU, num_processes=num_processes)
+        assert sorted(index for indices in found for index in indices) == list(range(len(recipes)))
+        assert all(len({pack.shape(recipes[index]) for index in indices}) == 1 for indices in found)
+        alike = [len(indices) for indices in found if recipes[indices[0]] in many]
+        assert alike == sizes
+        # Too few to gain by it, and convolutions, which lose.
+        assert len(found) == len(alike) + len(few) + len(network)
+
+
 def test_the_memory_of_a_member_is_counted_without_using_any() -> None:
     with torch.device("meta"):
         model = loop.models.build("convnet")

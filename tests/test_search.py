@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mnist_pipe import storage
 from mnist_pipe.cluster import Cluster, connected
 from mnist_pipe.errors import PipelineError
+from mnist_pipe.training import loop
 from mnist_pipe.training.search import TrialRecord, best, ledger_key, read_ledger, search
+from mnist_pipe.training.trial import trial_recipe
 from tests import ray_data
 
 ray = pytest.mark.ray
@@ -48,7 +52,7 @@ class Space:
 
 RECIPE = {
     "model": "mlp",
-    "model_params": {"hidden": [20], "activation": "relu"},
+    "model_params": {"hidden": [15], "activation": "relu"},
     "optimizer": "adam",
     "learning_rate": 0.01,
     "weight_decay": 1e-5,
@@ -192,6 +196,54 @@ def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tm
     by_optimizer = {record.config["optimizer"]: record.status for record in records}
     assert by_optimizer == {"sgd": "diverged", "adam": "finished"}
     assert best(records).config["optimizer"] == "adam"
+
+
+@ray
+def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    space = Space(model=["mlp"], optimizer=["adam", "sgd"], learning_rate={"sgd": [0.01, 1e20]}, batch_size=[64])
+    told: list[TrialRecord] = []
+    arguments = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
+    records = run(cluster, folder=tmp_path, space=space, **arguments)
+    optimizers = [record.config["optimizer"] for record in told]
+    assert len(list(itertools.groupby(optimizers))) == 2  # all of a pack end together
+    assert [record.trial for record in records] == list(range(1, 13))
+    assert sorted(read_ledger(storage.open_uri(str(tmp_path)), "search"), key=lambda r: r.trial) == records
+    curves = {path.parent.name for path in (tmp_path / "ray/search.0").glob("trial-*/*tfevents*")}
+    assert curves == {f"trial-{number}" for number in range(1, 13)}
+    statuses = {record.status for record in records}
+    assert statuses == {"finished", "diverged"}
+    given = {"recipe": RECIPE, "model_params": {}, "num_epochs": 3, "seed": 0}
+    device = torch.device("cpu")
+    training = loop.resident(ray_data.split(3200), device=device, num_rows=1000)
+    validation = loop.resident(ray_data.split(501, seed=1), device=device)
+    for record in records:
+        recipe = trial_recipe(record.config, given)
+        model, optimizer = loop.new_run(recipe, device=device)
+        epochs = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
+        try:
+            alone = list(epochs)
+        except loop.DivergedError:
+            assert record.status == "diverged"
+        else:
+            assert [epoch["validation_accuracy"] for epoch in record.history] == pytest.approx(
+                [epoch["validation_accuracy"] for epoch in alone], abs=0.01
+            )
+
+
+@ray
+def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: Cluster, tmp_path: Path) -> None:
+    space = Space(model=["mlp"], optimizer=["adam"], batch_size=[64])
+    arguments = {"folder": tmp_path, "space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
+    first = run(cluster, **arguments)
+    place = storage.open_uri(str(tmp_path))
+    for record in first[:2]:
+        (tmp_path / ledger_key("search") / f"{record.trial:05}.json").unlink()
+    marked = vars(first[4])
+    marked["history"][0]["train_loss"] = 123.0
+    place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
+    resumed = run(cluster, **arguments)
+    assert [record.config for record in resumed] == [record.config for record in first]
+    assert resumed[4].history[0]["train_loss"] == 123.0
 
 
 @ray

@@ -29,7 +29,7 @@ from mnist_pipe.training.schedules import SCHEDULES
 MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
 """The fields of `Recipe` that members of one pack may have of their own."""
 _MAX_ON_GPU = 256
-_MAX_ON_PROCESSOR = 16
+_MIN_ON_PROCESSOR, _MAX_ON_PROCESSOR = 4, 16
 _MAX_PARAMETERS_ON_PROCESSOR = 15_000  # as far as `benchmarks/packs.py` has measured: 784-15-10 has 11,935
 
 
@@ -100,6 +100,21 @@ def train_pack(
             }
             for member in range(num_members)
         ]
+
+
+def packs(recipes: Sequence[Recipe], *, device: torch.device, num_processes: int) -> list[list[int]]:
+    """Which of `recipes`, by index, are best trained together by so many processes; each is in one list."""
+    alike: dict[str, list[int]] = {}
+    for index, recipe in enumerate(recipes):
+        alike.setdefault(shape(recipe), []).append(index)
+    found: list[list[int]] = []
+    for indices in alike.values():
+        most = min(max_members(recipes[indices[0]], device=device), math.ceil(len(indices) / num_processes))
+        num_packs = math.ceil(len(indices) / most)
+        for pack in (indices[first::num_packs] for first in range(num_packs)):
+            pays = device.type == "cuda" or len(pack) >= _MIN_ON_PROCESSOR
+            found += [pack] if pays else [[index] for index in pack]
+    return found
 
 
 def max_members(recipe: Recipe, *, device: torch.device) -> int:

@@ -1,5 +1,8 @@
 """Hyper-parameter search with Ray Tune: Optuna proposes, ASHA stops, a ledger remembers.
 
+Where no proposal and no trial's length depends on another trial, which is `random` with `fifo`, all proposals are drawn
+at once, and those of one shape train together where that is faster: see `pack`.
+
 The ledger is one JSON file for each finished trial, in the storage as soon as it ends. A search that was killed and
 runs again asks Optuna for the same proposals (same seed) and a trial that the ledger knows reports its recorded epochs
 at once, so the sampler and the scheduler see exactly what they saw before. Tune's own state is pickle, written in
@@ -12,9 +15,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import ray
+import torch
 from ray import tune
 from ray.air._internal import usage
 from ray.tune.execution import class_cache
@@ -31,7 +37,8 @@ from mnist_pipe.files import digest
 from mnist_pipe.identity import code_version
 from mnist_pipe.storage import Storage
 from mnist_pipe.training.optimizers import OPTIMIZERS
-from mnist_pipe.training.trial import METRIC, Trial, config_of
+from mnist_pipe.training.pack import packs
+from mnist_pipe.training.trial import MEMBERS, METRIC, PACK, Trial, config_of, proposals_of, trial_recipe
 
 _FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # of an epoch, as far as it has them
 
@@ -115,43 +122,51 @@ def search(
     concurrent = _concurrent_trials(max_concurrent_trials, available=available)
     on_gpu = available.num_gpus > 0
     num_threads = max(1, min(min(available.nodes), available.num_cpus // (concurrent or 1)))
+    num_processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
     known = {digest(record.config): record for record in read_ledger(storage, name)}
     sampler = optuna.samplers.RandomSampler(seed) if algorithm == "random" else optuna.samplers.TPESampler(seed=seed)
     book = _Ledger(storage, name, num_epochs=num_epochs, known=known, on_trial=on_trial)
     # Optuna's own line for every trial would come on top of ours.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trainable = tune.with_parameters(
-        Trial,
-        training=training,
-        validation=validation,
-        known={key: record.history for key, record in known.items() if record.status != "failed"},
-        num_epochs=num_epochs,
-        seed=seed,
-        train_rows=train_rows,
-        recipe=dict(recipe),
-        model_params=dict(model_params),
-        num_threads=num_threads,
-        code=code_version(),
-    )
+    given = {
+        "known": {key: record.history for key, record in known.items() if record.status != "failed"},
+        "num_epochs": num_epochs,
+        "seed": seed,
+        "train_rows": train_rows,
+        "recipe": dict(recipe),
+        "model_params": dict(model_params),
+        "num_threads": num_threads,
+        "code": code_version(),
+    }
+    points = _start_points(recipe, space=space)
+    if algorithm == "random" and scheduler == "fifo":
+        proposals = _draw(num_trials, space=space, points=points, sampler=sampler)
+        together = _packs(proposals, given, on_gpu=on_gpu, num_processes=num_processes)
+        param_space = {PACK: tune.grid_search(together)}
+        sampling: dict[str, Any] = {"num_samples": 1}
+    else:
+        propose = partial(_propose, space=space)
+        param_space = {}
+        sampling = {
+            "num_samples": num_trials,
+            "search_alg": OptunaSearch(
+                space=propose, points_to_evaluate=points, sampler=sampler, metric=METRIC, mode="max"
+            ),
+        }
+    trainable = tune.with_parameters(Trial, training=training, validation=validation, **given)
     trainable.__name__ = name  # which Ray's dashboard shows as the name of its actors
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            num_samples=num_trials,
             max_concurrent_trials=concurrent,
             reuse_actors=True,  # a new process for each trial would import torch again
-            search_alg=OptunaSearch(
-                space=partial(_propose, space=space),
-                points_to_evaluate=_start_points(recipe, space=space),
-                sampler=sampler,
-                metric=METRIC,
-                mode="max",
-            ),
             scheduler=_scheduler(scheduler, num_epochs=num_epochs, reduction_factor=reduction_factor),
-            trial_dirname_creator=lambda trial: f"trial-{trial.config['trial']}",
+            trial_dirname_creator=lambda trial: _folder(proposals_of(trial.config)[0]),
+            **sampling,
         ),
+        param_space=param_space,
         run_config=tune.RunConfig(
             name=f"{name}.{len(attempts(storage, name))}",
             storage_filesystem=storage.filesystem,
@@ -168,8 +183,7 @@ def search(
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update({name for name in os.environ if name.startswith("AWS_")})
     if concurrent is None:
         # For every process that may be starting, and one for the next that becomes free. Stock 1, which takes turns.
-        processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(processes + 1)
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_processes + 1)
     usage.tag_callbacks = lambda _: False  # Ray's telemetry, which is off, would import mlflow to count callbacks: 1 s
     tuner.fit()
     if not any(record.score >= 0 for record in book.records):
@@ -235,8 +249,7 @@ def _propose(trial: optuna.Trial, *, space: Space) -> dict[str, Any]:
     """
     trial.suggest_categorical("model", list(space.model))
     optimizer = trial.suggest_categorical("optimizer", list(space.optimizer))
-    low, high = space.learning_rate.get(optimizer, OPTIMIZERS[optimizer].learning_rate)
-    learning_rate = trial.suggest_float(f"learning_rate.{optimizer}", low, high, log=True)
+    learning_rate = trial.suggest_float(f"learning_rate.{optimizer}", *_rates(optimizer, space=space), log=True)
     trial.suggest_float("weight_decay", *space.weight_decay, log=True)
     trial.suggest_categorical("batch_size", list(space.batch_size))
     trial.suggest_float("rotation_degrees", *space.rotation_degrees)
@@ -244,9 +257,44 @@ def _propose(trial: optuna.Trial, *, space: Space) -> dict[str, Any]:
     return {"trial": trial.number + 1, "learning_rate": learning_rate}
 
 
+def _draw(
+    num_trials: int, *, space: Space, points: Sequence[Mapping[str, Any]], sampler: optuna.samplers.BaseSampler
+) -> list[dict[str, Any]]:
+    """The first `num_trials` proposals, `points` before all others."""
+    study = optuna.create_study(sampler=sampler)
+    for point in points:
+        study.enqueue_trial(dict(point))
+    trials = [study.ask() for _ in range(num_trials)]
+    own = [_propose(trial, space=space) for trial in trials]
+    return [{**trial.params, **values} for trial, values in zip(trials, own, strict=True)]
+
+
+def _packs(
+    proposals: Sequence[dict[str, Any]], given: Mapping[str, Any], *, on_gpu: bool, num_processes: int
+) -> list[list[dict[str, Any]]]:
+    """The proposals as they are trained together, in the order of the first of each; a known one is by itself."""
+    new = [proposal for proposal in proposals if digest(config_of(proposal)) not in given["known"]]
+    recipes = [trial_recipe(proposal, given) for proposal in new]
+    find = partial(packs, recipes, num_processes=num_processes)
+    if on_gpu:  # whose memory only a process that has one can tell
+        found = ray.get(ray.remote(num_gpus=1)(lambda: find(device=torch.device("cuda"))).remote())
+    else:
+        found = find(device=torch.device("cpu"))
+    known = [[proposal] for proposal in proposals if proposal not in new]
+    return sorted(known + [[new[index] for index in pack] for pack in found], key=lambda pack: pack[0]["trial"])
+
+
+def _rates(optimizer: str, *, space: Space) -> Sequence[float]:
+    return space.learning_rate.get(optimizer, OPTIMIZERS[optimizer].learning_rate)
+
+
+def _folder(proposal: Mapping[str, Any]) -> str:
+    return f"trial-{proposal['trial']}"
+
+
 def _start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, Any]]:
     """The recipe as a proposal, where the space holds it."""
-    rates = space.learning_rate.get(recipe["optimizer"], OPTIMIZERS[recipe["optimizer"]].learning_rate)
+    rates = _rates(recipe["optimizer"], space=space)
     choices = {key: recipe[key] for key in ("model", "optimizer", "batch_size")}
     ranges = {key: recipe[key] for key in ("weight_decay", "rotation_degrees", "translation_pixels")}
     within = all(value in getattr(space, key) for key, value in choices.items()) and all(
@@ -257,16 +305,37 @@ def _start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, 
     return [{**choices, **ranges, f"learning_rate.{recipe['optimizer']}": recipe["learning_rate"]}]
 
 
+class _Curve:
+    """What TensorBoard's logger asks of a trial, for one proposal."""
+
+    def __init__(self, trial: TuneTrial, proposal: Mapping[str, Any]) -> None:
+        self.evaluated_params = config_of(proposal)
+        self.local_path = str(Path(trial.local_path).with_name(_folder(proposal)))
+
+    def init_local_path(self) -> None:
+        Path(self.local_path).mkdir(parents=True, exist_ok=True)
+
+
 class _Curves(TBXLoggerCallback):  # type: ignore[misc]
     """TensorBoard's files: what was searched, under the names of `Space`, and the figures of each epoch alone."""
 
-    def log_trial_start(self, trial: Any) -> None:
-        trial.evaluated_params = config_of(trial.config)
-        super().log_trial_start(trial)
+    def __init__(self) -> None:
+        super().__init__()
+        self._curves: dict[TuneTrial, list[_Curve]] = {}
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
-        shown = {key: result[key] for key in (*_FIGURES, "training_iteration") if key in result}
-        super().log_trial_result(iteration, trial, shown)
+    def log_trial_start(self, trial: TuneTrial) -> None:
+        self._curves[trial] = [_Curve(trial, proposal) for proposal in proposals_of(trial.config)]
+        for curve in self._curves[trial]:
+            super().log_trial_start(curve)
+
+    def log_trial_result(self, iteration: int, trial: TuneTrial, result: dict[str, Any]) -> None:
+        for curve, metrics in zip(self._curves[trial], result.get(MEMBERS, [result]), strict=True):
+            shown = {key: metrics[key] for key in _FIGURES if key in metrics}
+            super().log_trial_result(iteration, curve, {**shown, "training_iteration": result["training_iteration"]})
+
+    def log_trial_end(self, trial: TuneTrial, failed: bool = False) -> None:
+        for curve in self._curves.pop(trial, []):
+            super().log_trial_end(curve, failed)
 
 
 class _Ledger(tune.Callback):  # type: ignore[misc]
@@ -284,7 +353,7 @@ class _Ledger(tune.Callback):  # type: ignore[misc]
         self.records: list[TrialRecord] = []
         self._storage, self._name = storage, name
         self._num_epochs, self._known, self._on_trial = num_epochs, known, on_trial
-        self._histories: dict[str, list[dict[str, float]]] = {}
+        self._histories: dict[tuple[str, int], list[dict[str, float]]] = {}
         self._addresses: dict[str, str] = {}
 
     def on_trial_result(
@@ -297,27 +366,36 @@ class _Ledger(tune.Callback):  # type: ignore[misc]
     ) -> None:
         keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
         self._addresses[trial.trial_id] = str(result["node_ip"])
-        # A trial that lost its machine has started again and reports its first epochs once more.
-        earlier = [epoch for epoch in self._histories.get(trial.trial_id, []) if epoch["epoch"] < result["epoch"]]
-        self._histories[trial.trial_id] = [*earlier, {key: result[key] for key in keys if key in result}]
+        for member, metrics in enumerate(result.get(MEMBERS, [result])):
+            history = self._histories.get((trial.trial_id, member), [])
+            # A trial that lost its machine has started again and reports its first epochs once more.
+            earlier = [epoch for epoch in history if epoch["epoch"] < metrics["epoch"]]
+            shown = {key: metrics[key] for key in keys if key in metrics}
+            self._histories[trial.trial_id, member] = [*earlier, shown]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        history = self._histories.get(trial.trial_id, [])
-        diverged = bool(history and history[-1].get("diverged"))
-        ended = bool(history and history[-1]["epoch"] >= self._num_epochs)
-        self._add(trial, "diverged" if diverged else "finished" if ended else "stopped")
+        self._end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
-        self._add(trial, "failed")
+        self._end(trial, failed=True)
 
-    def _add(self, trial: Any, status: str) -> None:
-        record = TrialRecord(
-            trial=trial.config["trial"],
-            status=status,
-            config=config_of(trial.config),
-            history=self._histories.get(trial.trial_id, []),
-            address=self._addresses.get(trial.trial_id, ""),
-        )
+    def _end(self, trial: Any, *, failed: bool) -> None:
+        for member, proposal in enumerate(proposals_of(trial.config)):
+            history = self._histories.get((trial.trial_id, member), [])
+            diverged = bool(history and history[-1].get("diverged"))
+            ended = bool(history and history[-1]["epoch"] >= self._num_epochs)
+            status = "failed" if failed else "diverged" if diverged else "finished" if ended else "stopped"
+            self._add(
+                TrialRecord(
+                    trial=proposal["trial"],
+                    status=status,
+                    config=config_of(proposal),
+                    history=history,
+                    address=self._addresses.get(trial.trial_id, ""),
+                )
+            )
+
+    def _add(self, record: TrialRecord) -> None:
         self.records.append(record)
         if digest(record.config) not in self._known:
             self._storage.write_json(f"{ledger_key(self._name)}/{record.trial:05}.json", vars(record))

@@ -1,8 +1,8 @@
-"""One trial of a search, as Ray Tune runs it; without what its driver alone needs, so that it starts sooner."""
+"""Trials of a search, as Ray Tune runs them; without what its driver alone needs, so that they start sooner."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,20 @@ from ray.tune.result import DONE
 
 from mnist_pipe.cluster import check_code
 from mnist_pipe.files import digest
-from mnist_pipe.training.loop import DivergedError, new_run, progress_line, recipe_of, resident, train
+from mnist_pipe.training.loop import DivergedError, Recipe, new_run, progress_line, recipe_of, resident, train
+from mnist_pipe.training.pack import train_pack
 
 METRIC = "validation_accuracy"
+PACK = "pack"
+"""In what Tune hands out, the proposals that are trained together."""
+MEMBERS = "members"
+"""In what such a trial reports, the metrics of each."""
+
+
+def proposals_of(handed_out: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The proposals in what Tune handed out: one, or those of a pack."""
+    found: list[Mapping[str, Any]] = handed_out.get(PACK, [handed_out])
+    return found
 
 
 def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +33,19 @@ def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
     return {key: proposal[key] for key in proposal if key != "trial" and not key.startswith("learning_rate.")}
 
 
+def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """What a proposal trains; `given` has what `search` hands to every trial."""
+    return recipe_of(
+        given["recipe"],
+        found=config_of(proposal),
+        models=given["model_params"],
+        num_epochs=given["num_epochs"],
+        seed=given["seed"],
+    )
+
+
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """One trial at a time, in a Ray actor that many share; what it prints is the actor's log in Ray's dashboard.
+    """One trial or pack at a time, in a Ray actor that many share; what it prints is its log in Ray's dashboard.
 
     A class and not a function: Tune runs a function in a thread and polls it five times a second, so that a trial
     which reports and ends costs 0.2 s more.
@@ -53,39 +75,50 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             metrics = next(self._epochs)
         except DivergedError as fault:
-            # ASHA compares with `<`, which is false for NaN, so a diverged trial would run on and could be best: it
-            # reports the worst finite score and ends.
             self._say(fault)
-            return {"epoch": num_epochs, METRIC: 0.0, "diverged": 1, DONE: True}
+            return {**_diverged(num_epochs), DONE: True}
         return {DONE: metrics["epoch"] >= num_epochs, **metrics}
 
-    def _start(self, proposal: dict[str, Any]) -> None:
-        config = config_of(proposal)
-        self._say = partial(print, f"trial {proposal['trial']}:", flush=True)
-        self._say(
-            ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in config.items()
+    def _start(self, handed_out: Mapping[str, Any]) -> None:
+        proposals = proposals_of(handed_out)
+        self._says = [partial(print, f"trial {proposal['trial']}:", flush=True) for proposal in proposals]
+        self._say = self._says[0]
+        for say, proposal in zip(self._says, proposals, strict=True):
+            say(
+                ", ".join(
+                    f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                    for key, value in config_of(proposal).items()
+                )
             )
-        )
-        recorded = self._given["known"].get(digest(config))
-        if recorded is not None:
+        recorded = self._given["known"].get(digest(config_of(proposals[0])))
+        if len(proposals) > 1:
+            self._epochs = self._train_together(proposals)
+        elif recorded is not None:
             self._say("had ended before the search was interrupted")
             self._epochs = iter([*recorded[:-1], {**recorded[-1], DONE: True}])
         else:
-            self._epochs = self._train(config)
+            self._epochs = self._train(proposals[0])
 
-    def _train(self, config: dict[str, Any]) -> Iterator[dict[str, float]]:
-        given = self._given
-        recipe = recipe_of(
-            given["recipe"],
-            found=config,
-            models=given["model_params"],
-            num_epochs=given["num_epochs"],
-            seed=given["seed"],
-        )
+    def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        recipe = trial_recipe(proposal, self._given)
         model, optimizer = new_run(recipe, device=self._device)
         for metrics in train(
             recipe, model=model, optimizer=optimizer, training=self._training, validation=self._validation
         ):
             self._say(progress_line(metrics, num_epochs=recipe.num_epochs))
             yield metrics
+
+    def _train_together(self, proposals: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        recipes = [trial_recipe(proposal, self._given) for proposal in proposals]
+        num_epochs = recipes[0].num_epochs
+        epochs = train_pack(recipes, training=self._training, validation=self._validation, device=self._device)
+        for epoch, members in enumerate(epochs, start=1):
+            reported = [_diverged(num_epochs) if metrics.get("diverged") else metrics for metrics in members]
+            for say, metrics in zip(self._says, reported, strict=True):
+                say("diverged" if metrics.get("diverged") else progress_line(metrics, num_epochs=num_epochs))
+            yield {"epoch": epoch, METRIC: max(metrics[METRIC] for metrics in reported), MEMBERS: reported}
+
+
+def _diverged(num_epochs: int) -> dict[str, float]:
+    """The worst finite score: ASHA compares with `<`, which is false for NaN, so that such a trial would run on."""
+    return {"epoch": num_epochs, METRIC: 0.0, "diverged": 1}

@@ -106,7 +106,12 @@ class Training:
         def alive() -> None:
             assert self.process.poll() is None or self.log.count(text) >= count, self.log[-3000:]
 
-        return wait_for(lambda: self.log.count(text) >= count, f"{self.name}: {text}", during=alive, timeout=timeout)
+        try:
+            return wait_for(
+                lambda: self.log.count(text) >= count, f"{self.name}: {text}", during=alive, timeout=timeout
+            )
+        except RuntimeError as fault:
+            raise RuntimeError(f"{fault}\n{self.log[-3000:]}") from None
 
 
 def make(bed: Bed, folder: Path) -> Project:

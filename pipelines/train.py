@@ -36,8 +36,8 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     def show_save(at: dict[str, Any]) -> None:
         logger.info("a machine is leaving: saved epoch %d, step %d", at["epoch"] + 1, at["step"])
 
-    def show_wait(_: None) -> None:
-        logger.info("waiting for machines: others use them")
+    def show_wait() -> None:
+        logger.info("waiting for machines: none is free")
 
     with cluster.connected(run_name) as available:
         preflight.check_workers(

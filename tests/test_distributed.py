@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -260,8 +259,3 @@ def test_everything_that_ray_opens_is_on_loopback() -> None:
         and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
     ]
     assert open_to_all == []
-
-
-def test_the_thread_of_progress_ends_with_the_run(reference: TrainingResult) -> None:
-    assert reference.history
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("training-progress")] == []

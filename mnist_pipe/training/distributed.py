@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,8 +19,9 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal import constants
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -29,7 +29,7 @@ from ray.train.v2._internal.execution.controller.state import (
     RestartingState,
     TrainControllerState,
 )
-from ray.util.queue import Queue
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -85,7 +85,7 @@ def fit(
     on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
     on_start: Callable[[list[str]], None] = lambda _: None,
     on_save: Callable[[dict[str, Any]], None] = lambda _: None,
-    on_wait: Callable[[None], None] = lambda _: None,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Train `recipe` with Ray Train, from the newest valid checkpoint of `name` on; its last one is copied to `state`.
 
@@ -94,9 +94,9 @@ def fit(
 
     Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
     file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
-    and our own, verified checkpoints do not depend on it. `on_epoch`, `on_start` with the workers' addresses each time
+    and our own, verified checkpoints do not depend on it. `on_start` is called with the workers' addresses each time
     they start, `on_save` when a checkpoint was taken because a machine is about to go, and `on_wait` where others have
-    the machines, are called in a thread of this process.
+    the machines.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -116,13 +116,10 @@ def fit(
     earlier = attempts(storage, name)
     for attempt in earlier:
         _release(storage.read_json(f"{attempt}/{_RUN_ID}"))
-    # On this machine: elsewhere it could be lost, and every worker with it.
-    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-    progress = Queue(actor_options={"num_cpus": 0, "label_selector": here})
-    handlers = {"epoch": on_epoch, "start": on_start, "save": on_save, "wait": on_wait}
-    follower = threading.Thread(target=_follow, args=(progress, handlers), daemon=True, name="training-progress")
-    follower.start()
-    trainer = (TorchTrainer if scale.num_nodes > 1 else _LocalTrainer)(
+    teller = _Teller(on_epoch=on_epoch, on_start=on_start, on_save=on_save, on_wait=on_wait)
+    # Workers would get these in a runtime environment, for which Ray has no process at hand. Theirs was started so.
+    constants.ENV_VARS_TO_PROPAGATE.clear()
+    trainer = _Trainer(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
@@ -133,7 +130,6 @@ def fit(
             "num_threads": scale.cpus_per_worker,
             "preemptible": scale.num_nodes > 1,
             "code": code_version(),
-            "progress": progress,
         },
         torch_config=TorchConfig(timeout_s=60),  # stock 1800: so long a worker waits for one that hangs
         scaling_config=ScalingConfig(
@@ -152,7 +148,7 @@ def fit(
             # The stock values are no retry for a lost worker and endless ones for the controller, whose failures are
             # the 10 s that a start may wait: for 5 min others may have what a run of a fixed size needs.
             failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
-            callbacks=[_Wait(progress)],
+            callbacks=[teller],
         ),
     )
     run_id = trainer.train_run_context.run_id
@@ -167,66 +163,109 @@ def fit(
         raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
     finally:
         _release(run_id)
-        progress.put(None)
-        follower.join(timeout=5)
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
     restored = restore(storage, name=name, into=state)
     assert restored is not None
-    return TrainingResult(history=outcome["history"], addresses=outcome["addresses"])
+    return TrainingResult(history=outcome["history"], addresses=teller.addresses)
+
+
+class _Workers(WorkerGroup):  # type: ignore[misc]  # Ray exports no types
+    """Workers whose controller is no actor; stock each gets a handle of it, to ask it for what all have reported."""
+
+    def _init_train_context_on_workers(
+        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
+    ) -> None:
+        started = [
+            worker.actor.init_train_context.remote(
+                train_run_context=self._train_run_context,
+                distributed_context=worker.distributed_context,
+                synchronization_actor=sync_actor,
+                storage_context=self._storage_context,
+                worker_callbacks=self._worker_callbacks_to_propagate,
+                controller_actor=None,
+                **{name: values[number] for name, values in train_context_args.items()},
+            )
+            for number, worker in enumerate(workers)
+        ]
+        ray.get(started)
+        self._decorate_worker_log_file_paths(workers)
 
 
 class _Controller(TrainController):  # type: ignore[misc]
-    def __init__(self, variables: dict[str, str], **arguments: Any) -> None:
-        os.environ.update(variables)
-        constants.ENV_VARS_TO_PROPAGATE.clear()
-        super().__init__(**arguments)
+    worker_group_cls = _Workers
 
 
-class _LocalTrainer(TorchTrainer):  # type: ignore[misc]
-    """For one machine: with fewer processes to start, each of which takes its processors a second or two.
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train with its controller in this process.
 
-    Stock, controller and workers get variables in a runtime environment, for which no process is at hand; here the
-    machine's Ray has them from `services` or `cluster`. And stock an actor cleans up what a dead controller has
-    reserved; Ray takes that back itself when the driver ends.
+    Stock the controller is an actor, another gives back what a dead controller has reserved, a third hands out Ray Data
+    that we do not pass, and what the controller learns needs a queue, a fourth, to come here. Each is a process that
+    imports for a second or two before the first worker starts. In this process the controller ends with its run, and
+    Ray takes back what the driver has reserved.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        unused = PlacementGroupCleanerCallback | DatasetsCallback
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        actor = ray.remote(num_cpus=0, label_selector=here)(_Controller)
-        controller = actor.remote(constants.get_env_vars_to_propagate(), **arguments)
-        if threading.current_thread() is threading.main_thread():
-            self._register_sigint_handler(controller)
-        ray.get(controller.run.remote())
-        return ray.get(controller.get_result.remote())
+        controller = _Controller(**arguments)
+        # Not `asyncio.run`, which would tell the controller of a Ctrl-C only when it next waits.
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(controller.run())
+        finally:
+            loop.close()
+        return controller.get_result()
 
 
-class _Wait(ControllerCallback):  # type: ignore[misc]  # Ray exports no types
-    """What Ray's controller does while others have the machines.
+class _Teller(ControllerCallback, WorkerGroupCallback, ReportCallback):  # type: ignore[misc]
+    """Tells what Ray's controller learns."""
 
-    In an elastic run it would ask again without a pause, with a whole processor, and nobody would know what it does.
-    """
+    def __init__(
+        self,
+        *,
+        on_epoch: Callable[[dict[str, float]], None],
+        on_start: Callable[[list[str]], None],
+        on_save: Callable[[dict[str, Any]], None],
+        on_wait: Callable[[], None],
+    ) -> None:
+        self._on_epoch, self._on_start, self._on_save, self._on_wait = on_epoch, on_start, on_save, on_wait
+        self._waits = 0
+        self.addresses: list[str] = []
+        """Where the workers of the last start are, by rank."""
 
-    def __init__(self, progress: Queue) -> None:
-        self._progress, self._waits = progress, 0
+    def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
+        workers = sorted(worker_group.get_workers(), key=lambda worker: worker.distributed_context.world_rank)
+        self.addresses = [str(worker.metadata.node_ip) for worker in workers]
+        self._waits = 0
+        self._on_start(self.addresses)
+
+    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:  # noqa: ARG002
+        """After the checkpoint is in the storage: an epoch that is shown is never trained again."""
+        first = metrics[0]
+        (self._on_save if "step" in first else self._on_epoch)(first)
 
     def after_controller_state_update(
         self, previous_state: TrainControllerState, current_state: TrainControllerState
     ) -> None:
+        """Wait while others have the machines.
+
+        In an elastic run Ray would ask again without a pause, with a whole processor, and nobody would know what it
+        does.
+        """
         if not isinstance(current_state, InitializingState | RestartingState | ReschedulingState):
             return
+        before = self._waits
         if current_state is previous_state:  # there was nothing to do
             time.sleep(_WAIT_SECONDS)
             self._waits += 1
-        elif isinstance(current_state, ReschedulingState):  # Ray itself has waited, for a run of a fixed size
+        elif isinstance(current_state, ReschedulingState):  # Ray itself has waited
             self._waits += _WAITS
-        if self._waits == _WAITS:
-            self._progress.put(("wait", None))
+        if before < _WAITS <= self._waits:
+            self._on_wait()
 
 
 def _release(run_id: str | None) -> None:
@@ -280,9 +319,6 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     world = World()
     if context.get_world_size() > 1:
         world = World(rank=context.get_world_rank(), size=context.get_world_size(), sum=_all_reduce)
-    addresses = _addresses(world)
-    if world.rank == 0:
-        config["progress"].put(("start", addresses))
     training: Batches
     if isinstance(config["training"], Shards):
         training = Stream(config["training"], seed=recipe.seed, num_epochs=recipe.num_epochs, device=device)
@@ -309,8 +345,6 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             progress = {**vars(at), "history": history}
             checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=progress)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-        # Only now, with the checkpoint in storage: an epoch that is shown is never trained again.
-        config["progress"].put(("save" if at.step else "epoch", metrics))
 
     epochs = train(
         recipe,
@@ -330,8 +364,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             save(Position(epoch=len(history)), metrics)
     except DivergedError as fault:
         # A retry would diverge again, so this is a result and not a failure.
-        return {"history": history, "diverged": str(fault), "addresses": addresses}
-    return {"history": history, "diverged": None, "addresses": addresses}
+        return {"history": history, "diverged": str(fault)}
+    return {"history": history, "diverged": None}
 
 
 def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -371,22 +405,6 @@ class _Preemption:
         told = set(info.preempted_node_to_ranks) - self._known if info else set()
         self._known |= told
         return bool(told)
-
-
-def _addresses(world: World) -> list[str]:
-    """Where the workers are, by rank."""
-    own = str(ray.util.get_node_ip_address())
-    if world.size == 1:
-        return [own]
-    found: list[Any] = [None] * world.size
-    dist.all_gather_object(found, own)
-    return [str(address) for address in found]
-
-
-def _follow(progress: Queue, handlers: dict[str, Callable[[Any], None]]) -> None:
-    while (event := progress.get()) is not None:
-        kind, content = event
-        handlers[kind](content)
 
 
 def _all_reduce(values: Tensor) -> Tensor:

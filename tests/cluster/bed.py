@@ -375,12 +375,6 @@ class Bed:
         nodes = sorted(self._ray_state("nodes"), key=lambda node: node["start_time_ms"])
         return {node["node_ip"]: node["state"] for node in nodes}
 
-    def actors(self, of: str) -> list[str]:
-        """The address of each living actor of a class."""
-        addresses = {node["node_id"]: node["node_ip"] for node in self._ray_state("nodes")}
-        living = (actor for actor in self._ray_state("actors") if actor["state"] == "ALIVE")
-        return [addresses[actor["node_id"]] for actor in living if actor["class_name"] == of]
-
     def _ray_state(self, kind: str) -> list[dict[str, Any]]:
         url = f"{self.dashboard_url}/api/v0/{kind}?limit=1000&detail=1"
         status, text = self.fetch(url, headers=self.ray_headers)

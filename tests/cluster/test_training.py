@@ -36,12 +36,13 @@ def reference(ready: Project) -> pd.DataFrame:
 
 @pytest.fixture
 def nodes(bed: Bed) -> Iterator[None]:
-    """Both nodes are up again after the test."""
+    """Both nodes are up again after the test, and the next training knows it."""
     yield
     bed.link("node2", up=True)
     bed.crash("node2")
     bed.deploy("node2")
     wait_for(lambda: list(bed.ray_nodes().values()).count("ALIVE") == 3, "three machines")
+    time.sleep(21)  # every 20 s Ray looks for machines that an elastic run may count on
 
 
 def test_two_nodes_and_one_worker_agree_on_every_epoch(reference: pd.DataFrame, ready: Project) -> None:
@@ -66,8 +67,8 @@ def test_rows_that_are_streamed_from_the_bucket_train_as_well(reference: pd.Data
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training(f"node {how}") as run:
+        run.wait_for("2 workers: ")
         run.wait_for("epoch 1/4")
-        assert bed.actors("_QueueActor") == [bed.addresses["head"]]  # what all workers need is not on a node
         if how == "killed":
             bed.crash("node2")
         else:
@@ -82,7 +83,7 @@ def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed
 @pytest.mark.usefixtures("nodes")
 def test_a_worker_that_hangs_costs_no_run(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training("hung") as run:
-        run.wait_for("2 workers: ")  # perhaps not its first start, where node2 has just joined
+        run.wait_for("2 workers: ")
         run.wait_for("epoch 1/4")
         starts = len(re.findall(r"\d workers?: ", run.log))
         [pid] = bed.pids("node2", of="RayTrainWorker")
@@ -151,12 +152,12 @@ def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_f
         first.wait_for("epoch 1/100")
         with another.training("second") as second:
             second.wait_for("waiting for machines")
-            controllers = [psutil.Process(pid) for pid in bed.pids("head", of="TrainController")]
-            for process in controllers:
+            runs = [psutil.Process(pid) for pid in bed.pids("head", of="prefect.engine")]
+            for process in runs:
                 process.cpu_percent()  # from here on
             time.sleep(10)
-            load = sum(process.cpu_percent() for process in controllers) / 100
-            print(f"{len(controllers)} controllers take {load:.2f} of a processor")
+            load = sum(process.cpu_percent() for process in runs) / 100
+            print(f"{len(runs)} runs take {load:.2f} of a processor")
             assert load < 0.3
             first.process.send_signal(signal.SIGINT)
             seconds = second.wait_for("2 workers: ")

@@ -53,7 +53,7 @@ def tune(
             where="the cluster",
         )
         trials = search(
-            training=read_normalized(layout.TRAINING_SPLITS["train"]),
+            training=read_normalized(layout.TRAINING_SPLITS["train"]).first(params.train_rows),
             validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
             available=available,
             storage=storage.of(Path.cwd()),
@@ -62,7 +62,7 @@ def tune(
             model_params=models,
             on_trial=show,
             space=params.space,
-            **params.model_dump(exclude={"space"}),
+            **params.model_dump(exclude={"space", "train_rows"}),
         )
     return [vars(trial) for trial in trials]
 

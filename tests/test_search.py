@@ -75,7 +75,6 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
         "space": Space(),
         "num_trials": NUM_TRIALS,
         "num_epochs": 3,
-        "train_rows": 1000,
         "algorithm": "tpe",
         "scheduler": "asha",
         "reduction_factor": 3,
@@ -85,7 +84,7 @@ def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord
         "model_params": {"convnet": {"channels": [4, 8]}},
     }
     return search(
-        training=ray_data.split(3200),
+        training=ray_data.split(3200).first(1000),
         validation=ray_data.split(501, seed=1),
         available=available,
         storage=storage.open_uri(str(folder)),
@@ -214,7 +213,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
     assert statuses == {"finished", "diverged"}
     given = {"recipe": RECIPE, "model_params": {}, "num_epochs": 3, "seed": 0}
     device = torch.device("cpu")
-    training = loop.resident(ray_data.split(3200), device=device, num_rows=1000)
+    training = loop.resident(ray_data.split(3200).first(1000), device=device)
     validation = loop.resident(ray_data.split(501, seed=1), device=device)
     for record in records:
         recipe = trial_recipe(record.config, given)

@@ -119,12 +119,14 @@ def fit(
     teller = _Teller(on_epoch=on_epoch, on_start=on_start, on_save=on_save, on_wait=on_wait)
     # Workers would get these in a runtime environment, for which Ray has no process at hand. Theirs was started so.
     constants.ENV_VARS_TO_PROPAGATE.clear()
+    placed = (training if isinstance(training, Shards) else ray.put(training), ray.put(validation))
+    del training, validation  # Ray has them
     trainer = _Trainer(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
-            "training": training if isinstance(training, Shards) else ray.put(training),
-            "validation": ray.put(validation),
+            "training": placed[0],
+            "validation": placed[1],
             "storage": storage,
             "resume_from": resume_from,
             "num_threads": scale.cpus_per_worker,

@@ -95,7 +95,6 @@ def search(
     name: str,
     num_trials: int,
     num_epochs: int,
-    train_rows: int | None,
     algorithm: str,
     scheduler: str,
     reduction_factor: int,
@@ -132,7 +131,6 @@ def search(
         "known": {key: record.history for key, record in known.items() if record.status != "failed"},
         "num_epochs": num_epochs,
         "seed": seed,
-        "train_rows": train_rows,
         "recipe": dict(recipe),
         "model_params": dict(model_params),
         "num_threads": num_threads,
@@ -154,6 +152,7 @@ def search(
             ),
         }
     trainable = tune.with_parameters(Trial, training=training, validation=validation, **given)
+    del training, validation  # Ray has them
     trainable.__name__ = name  # which Ray's dashboard shows as the name of its actors
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),

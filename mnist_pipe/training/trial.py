@@ -57,7 +57,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(given["num_threads"])
         self._given = given
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._training = resident(given["training"], device=self._device, num_rows=given["train_rows"])
+        self._training = resident(given["training"], device=self._device)
         self._validation = resident(given["validation"], device=self._device)
         self._start(config)
 

@@ -4,7 +4,7 @@ PYTHON ?= python3.11
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 
-.PHONY: run test test-all test-cluster cluster lint up down clean
+.PHONY: run test test-all test-cluster bench cluster lint up down clean
 
 run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 	@mnist-pipe up
@@ -22,6 +22,10 @@ test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces 
 	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
 		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium; }
 	pytest -q -rs -s -m "cluster and not slow" tests/cluster
+
+bench: $(VENV)/.test ## every benchmark, some two hours: benchmarks/results.json, growth.png and the README's table
+	[ -f data/normalized/train.parquet ] || dvc repro normalize
+	python -m benchmarks
 
 lint: $(VENV)/.test
 	ruff check .

@@ -1,0 +1,148 @@
+"""Every benchmark, into `benchmarks/results.json` and the table of the README: `make bench`, some two hours.
+
+    python -m benchmarks                    # all of them
+    python -m benchmarks data inference     # these; the others' results stay
+    python -m benchmarks --table            # only the table, from the results that there are
+
+Each benchmark runs in a process of its own. A result says when it was measured, on what and of which code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table
+from mnist_pipe.identity import code_version
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER / "results.json"
+README = FOLDER.parent / "README.md"
+SHORT, LONG = ["99.00 %", "99.50 %"], ["99.65 %", "99.75 %"]
+Say = Callable[[str], None]
+
+
+def _training(say: Say) -> Any:
+    from benchmarks import training
+
+    return training.measure(SHORT, seeds=10, say=say)
+
+
+def _accuracy(say: Say, *, seeds: Sequence[int] = (5, 3)) -> Any:
+    from benchmarks import training
+
+    points = {}
+    for name, number in zip(LONG, seeds, strict=True):
+        points |= training.measure([name], seeds=number, peer=False, say=say)["points"]
+    return {"points": points}
+
+
+def _inference(say: Say) -> Any:
+    from benchmarks import inference
+
+    return inference.measure(say=say)
+
+
+def _data(say: Say) -> Any:
+    from benchmarks import data
+
+    return data.measure(Path("../shared/mnist"), repeats=5, say=say)
+
+
+def _overhead(say: Say) -> Any:
+    from benchmarks import search
+
+    return search.overhead(trials=100, say=say)
+
+
+def _search(say: Say) -> Any:
+    from benchmarks import search
+
+    return search.real(trials=32, say=say)
+
+
+def _distributed(say: Say) -> Any:
+    from benchmarks import distributed
+
+    return distributed.measure(repeats=3, say=say)
+
+
+def _pipeline(say: Say) -> Any:
+    from benchmarks import pipeline
+
+    return pipeline.measure(repeats=2, say=say)
+
+
+def _growth(say: Say) -> Any:
+    from benchmarks import growth
+
+    found = growth.measure(say=say)
+    growth.draw(found, FOLDER / "growth.png")
+    return found
+
+
+BENCHMARKS: dict[str, Callable[[Say], Any]] = {
+    "training": _training,
+    "accuracy": _accuracy,
+    "inference": _inference,
+    "data": _data,
+    "overhead": _overhead,
+    "search": _search,
+    "distributed": _distributed,
+    "pipeline": _pipeline,
+    "growth": _growth,
+}
+
+
+def _run(name: str) -> None:
+    found = BENCHMARKS[name](partial(print, f"{name}:", flush=True))
+    import torch
+
+    entry = {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "code": code_version()[:12],
+        "processor": _processor(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "torch": torch.__version__,
+        "result": found,
+    }
+    everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps({**everything, name: entry}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}"
+
+
+def main() -> int:
+    """Run what is named, write the results after each, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--here", action="store_true", help="in this process, one after the other")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}; there are {', '.join(BENCHMARKS)}")
+    failed = []
+    for name in [] if options.table else options.names or BENCHMARKS:
+        if options.here:
+            _run(name)
+        elif subprocess.run([sys.executable, "-m", "benchmarks", "--here", name], check=False).returncode:
+            failed.append(name)
+    README.write_text(table.placed(README.read_text(), json.loads(RESULTS.read_text())))
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

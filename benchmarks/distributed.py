@@ -1,0 +1,212 @@
+"""What Ray Train costs: a run through `training.distributed` beside the same run without it.
+
+One worker: `fit` beside `loop.train` in this process, a linear classifier for five short epochs, so that what is left
+is Ray's; and beside stock `TorchTrainer` around the same loop. Two workers: the median epoch of `fit` beside two
+processes of `torch.distributed.run` on the same rows, one thread each.
+
+    python -m benchmarks.distributed --repeats 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe import layout, services, storage
+
+SHORT = {"model": "linear", "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 5000, "num_epochs": 5}
+LONG = {
+    "model": "convnet",
+    "model_params": {"channels": [16, 32, 64]},
+    "optimizer": "sgd",
+    "learning_rate": 0.01,
+    "batch_size": 250,
+    "num_epochs": 5,
+}
+
+
+def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """By name the seconds of each round: whole runs of one worker, and the median epoch of one worker and of two."""
+    os.environ.update(services.ray_environment(Path.cwd()))
+    from mnist_pipe.cluster import connected
+
+    rounds: list[dict[str, float]] = []
+    with connected("benchmark") as available:
+        import ray
+
+        ray.get(ray.remote(lambda: None).remote())
+        for number in range(repeats):
+            found = {
+                "loop, run": sum(_loop(SHORT)),
+                "fit, run": fit_seconds(SHORT, available=available, num_workers=1)[0],
+                "stock TorchTrainer, run": _stock(SHORT),
+                "loop, epoch": statistics.median(_loop(LONG)[1:]),
+                "fit, epoch": fit_seconds(LONG, available=available, num_workers=1)[1],
+                "fit of two, epoch": fit_seconds(LONG, available=available, num_workers=2)[1],
+                "torch.distributed of two, epoch": _two(),
+            }
+            say(f"{number + 1} " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
+            rounds.append(found)
+    over = statistics.median(found["fit, run"] - found["loop, run"] for found in rounds)
+    stock = statistics.median(found["stock TorchTrainer, run"] - found["loop, run"] for found in rounds)
+    epoch = statistics.median(found["fit, epoch"] / found["loop, epoch"] for found in rounds)
+    two = statistics.median(found["fit of two, epoch"] / found["torch.distributed of two, epoch"] for found in rounds)
+    say(f"over the loop: {over:.1f} s, stock {stock:.1f} s; an epoch {epoch:.3f} of the loop's, of two {two:.3f}")
+    return {
+        "rounds": rounds,
+        "seconds_over_loop": over,
+        "stock_seconds_over_loop": stock,
+        "epoch_ratio": epoch,
+        "epoch_ratio_of_two": two,
+    }
+
+
+def _splits() -> tuple[Any, Any]:
+    from mnist_pipe.data.table import read_normalized
+
+    return tuple(read_normalized(layout.TRAINING_SPLITS[name]) for name in ("train", "validation"))  # type: ignore[return-value]
+
+
+def _loop(settings: dict[str, Any]) -> list[float]:
+    """Seconds of each epoch, the first with all that comes before it."""
+    import torch
+
+    from mnist_pipe.training import loop
+
+    training, validation = _splits()
+    torch.set_num_threads(os.cpu_count() or 1)
+    recipe, device = loop.Recipe(**settings), torch.device("cpu")
+    times = [time.perf_counter()]
+    data = {"training": loop.resident(training, device=device), "validation": loop.resident(validation, device=device)}
+    model, optimizer = loop.new_run(recipe, device=device)
+    for _ in loop.train(recipe, model=model, optimizer=optimizer, **data):
+        times.append(time.perf_counter())
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+def fit_seconds(
+    settings: dict[str, Any], *, available: Any, num_workers: int, cpus_per_worker: int | None = None
+) -> tuple[float, float]:
+    """Seconds of the whole run through Ray Train, and of its median epoch after the first."""
+    from mnist_pipe import cluster
+    from mnist_pipe.training import distributed, loop
+
+    training, validation = _splits()
+    scale = cluster.scale(available, num_workers=num_workers, use_gpu=False)
+    if cpus_per_worker is not None:
+        scale = replace(scale, cpus_per_worker=cpus_per_worker)
+    times: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        distributed.fit(
+            loop.Recipe(**settings),
+            training=training,
+            validation=validation,
+            name="benchmark",
+            storage=storage.of(Path(folder)),
+            state=Path(folder) / "state",
+            scale=scale,
+            on_epoch=lambda _: times.append(time.perf_counter()),
+        )
+        seconds = time.perf_counter() - started
+    return seconds, statistics.median(b - a for a, b in itertools.pairwise(times))
+
+
+def _stock(settings: dict[str, Any]) -> float:
+    """Seconds of `TorchTrainer` as its documentation has it, around the same loop."""
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    def worker(config: dict[str, Any]) -> None:
+        import torch
+
+        from mnist_pipe.training import loop
+
+        device = torch.device("cpu")
+        recipe = loop.Recipe(**config["recipe"])
+        training, validation = (loop.resident(ray.get(split), device=device) for split in config["splits"])
+        model, optimizer = loop.new_run(recipe, device=device)
+        for metrics in loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation):
+            ray.train.report(metrics)
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        TorchTrainer(
+            worker,
+            train_loop_config={"recipe": settings, "splits": [ray.put(split) for split in _splits()]},
+            scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": os.cpu_count()}),
+            run_config=RunConfig(storage_path=folder),
+        ).fit()
+        return time.perf_counter() - started
+
+
+def _two() -> float:
+    """Seconds of the median epoch of two processes of plain torch.distributed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "seconds.json"
+        subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__, str(result)],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())},
+            capture_output=True,
+        )
+        return float(json.loads(result.read_text()))
+
+
+def _process(result: Path) -> None:
+    """One of two, as `torch.distributed.run` starts it."""
+    import torch
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from mnist_pipe.training import batchnorm, loop
+
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    training, validation = (loop.resident(split, device=device) for split in _splits())
+    recipe = loop.Recipe(**LONG)
+    model, optimizer = loop.new_run(recipe, device=device)
+    batchnorm.synchronize(model, device=device)
+    parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+    def total(values: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(values)
+        return values
+
+    world = loop.World(rank=dist.get_rank(), size=2, sum=total)
+    times = [time.perf_counter()]
+    data = {"training": training, "validation": validation, "world": world}
+    for _ in loop.train(recipe, model=parallel, optimizer=optimizer, **data):
+        times.append(time.perf_counter())
+    if world.rank == 0:
+        seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
+        result.write_text(json.dumps(statistics.median(seconds[1:])))
+    dist.destroy_process_group()
+
+
+def main() -> None:
+    """Print a line for each round, and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    if "LOCAL_RANK" in os.environ:
+        _process(Path(sys.argv[1]))
+    else:
+        main()

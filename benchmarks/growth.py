@@ -1,0 +1,185 @@
+"""How costs grow: with images, trials, processes and parameters; each drawn with the exponent of a straight line in
+logarithms, seconds = c * size^exponent, through all sizes and through the largest three.
+
+    python -m benchmarks.growth --plot benchmarks/growth.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_pipe import layout, preflight, services
+
+COPIES = (1, 2, 4, 8, 16, 32)
+TRIALS = (1, 4, 16, 64, 256)
+WORKERS = (1, 2, 3, 4)
+CHANNELS = (4, 8, 16, 32, 64, 128)
+ROWS = 6_000
+
+
+def measure(*, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """By what grows, `size` and `seconds`, and `exponent` and `last_exponent`."""
+    os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it once, on import
+    found = {
+        "images": _images(say),
+        "parameters": _parameters(say),
+        "trials": _trials(say),
+        "workers": _workers(say),
+    }
+    return {name: {**points, **_exponents(points)} for name, points in found.items()}
+
+
+def _exponents(points: Mapping[str, list[float]]) -> dict[str, float]:
+    size, seconds = np.log(points["size"]), np.log(points["seconds"])
+    return {
+        "exponent": float(np.polyfit(size, seconds, 1)[0]),
+        "last_exponent": float(np.polyfit(size[-3:], seconds[-3:], 1)[0]),
+    }
+
+
+def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tuple[float, int]:
+    """Seconds of one epoch of the standard recipe over so many rows, and the parameters of its network."""
+    import torch
+
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training import loop
+
+    device = torch.device("cpu")
+    split = read_normalized(layout.NORMALIZED / "train.parquet")
+    images = loop.resident(split.first(num_rows), device=device)
+    data = loop.Data(
+        images=images.images.repeat(copies, 1, 1, 1), labels=images.labels.repeat(copies), background=images.background
+    )
+    point = preflight.load_params(layout.PARAMS).recipes["standard"].model_dump()
+    point["model_params"] = {**point["model_params"], "channels": list(channels)}
+    recipe = loop.recipe_of(point, found={}, models={}, num_epochs=1)
+    few = loop.resident(split.first(10), device=device)
+    model, optimizer = loop.new_run(recipe, device=device)
+    started = time.perf_counter()
+    for _ in loop.train(recipe, model=model, optimizer=optimizer, training=data, validation=few):
+        pass
+    return time.perf_counter() - started, sum(parameter.numel() for parameter in model.parameters())
+
+
+def _images(say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Copies of the training rows, each moved by the recipe's augmentation, so that no two images are the same."""
+    points: dict[str, list[float]] = {"size": [], "seconds": []}
+    _epoch(channels=(16, 32, 64), num_rows=ROWS)
+    for copies in COPIES:
+        seconds, _ = _epoch(channels=(16, 32, 64), num_rows=55_000, copies=copies)
+        points["size"].append(55_000 * copies)
+        points["seconds"].append(seconds)
+        say(f"{55_000 * copies:,} images: {seconds:.1f} s an epoch")
+    return points
+
+
+def _parameters(say: Callable[[str], None]) -> dict[str, list[float]]:
+    points: dict[str, list[float]] = {"size": [], "seconds": []}
+    for channels in CHANNELS:
+        seconds, parameters = _epoch(channels=(channels, 2 * channels, 4 * channels), num_rows=ROWS)
+        points["size"].append(parameters)
+        points["seconds"].append(seconds)
+        say(f"{parameters:,} parameters: {seconds:.2f} s for {ROWS:,} images")
+    return points
+
+
+def _trials(say: Callable[[str], None]) -> dict[str, list[float]]:
+    """Trials that do nothing: what is left is the search."""
+    from benchmarks.search import no_op_seconds
+    from mnist_pipe.cluster import connected
+
+    points: dict[str, list[float]] = {"size": [], "seconds": []}
+    with connected("benchmark") as available:
+        for trials in TRIALS:
+            with tempfile.TemporaryDirectory() as folder:
+                seconds, _ = no_op_seconds(available, trials=trials, folder=Path(folder))
+            points["size"].append(trials)
+            points["seconds"].append(seconds)
+            say(f"{trials} trials that do nothing: {seconds:.1f} s")
+    return points
+
+
+def _workers(say: Callable[[str], None]) -> dict[str, list[float]]:
+    """The median epoch of data-parallel training, on a Ray of four processors, whatever this machine has."""
+    import ray
+
+    from benchmarks.distributed import LONG, fit_seconds
+    from mnist_pipe.cluster import Cluster
+
+    points: dict[str, list[float]] = {"size": [], "seconds": []}
+    most = max(WORKERS)
+    context = ray.init(
+        address="local",
+        num_cpus=most,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _node_ip_address="127.0.0.1",
+    )
+    address = str(context.address_info["address"])
+    available = Cluster(num_cpus=most, num_gpus=0, nodes=(most,), grows=False, address=address)
+    for workers in WORKERS:
+        _, seconds = fit_seconds(LONG, available=available, num_workers=workers, cpus_per_worker=1)
+        points["size"].append(workers)
+        points["seconds"].append(seconds)
+        say(f"{workers} workers of one thread: {seconds:.2f} s an epoch")
+    ray.shutdown()
+    return points
+
+
+LABELS = {
+    "images": ("images", "seconds an epoch"),
+    "parameters": ("parameters", f"seconds for {ROWS:,} images"),
+    "trials": ("trials that do nothing", "seconds of the search"),
+    "workers": ("workers, one thread each", "seconds an epoch"),
+}
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Each cost against its size, in logarithms."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (name, (across, up)) in zip(figure.subplots(2, 2).flat, LABELS.items(), strict=True):
+        points = found[name]
+        axes.loglog(points["size"], points["seconds"], "o-")
+        axes.set(
+            xlabel=across,
+            ylabel=up,
+            title=f"exponent {points['exponent']:.2f}, of the largest three {points['last_exponent']:.2f}",
+        )
+        axes.set_xticks(points["size"])
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _short(size)))
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=True, which="both", alpha=0.3)
+    figure.savefig(path, dpi=100)
+
+
+def _short(size: float) -> str:
+    if size >= 1e6:
+        return f"{size / 1e6:.2g} M"
+    return f"{size / 1e3:.3g} k" if size >= 1e3 else f"{size:g}"
+
+
+def main() -> None:
+    """Print a line for each size, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("growth.png"))
+    options = parser.parse_args()
+    draw(measure(say=partial(print, flush=True)), options.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""How many images a second the model of a recipe classifies, from memory, beside the example of pytorch/examples.
+
+The training images go through `training.loop.logits`, as `evaluate` and `register` use it, in float32 and with the
+weights of a new run, which do not change the time; the peer's network takes the same tensor in batches of 1,000,
+without its DataLoader. Each in turn, once unmeasured.
+
+    python -m benchmarks.inference --recipe fast --repeats 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks import example
+from mnist_pipe import layout, preflight
+from mnist_pipe.data.table import read_normalized
+from mnist_pipe.training import loop
+
+
+def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """`images_per_second` of both, the median, and `ratio`, the median over the rounds."""
+    images = read_normalized(layout.NORMALIZED / "train.parquet").images
+    point = preflight.load_params(layout.PARAMS).recipes[recipe]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, _ = loop.new_run(loop.recipe_of(point.model_dump(), found={}, models={}), device=device)
+    peer, tensor = example.Net().to(device).eval(), torch.tensor(images, device=device).unsqueeze(1)
+
+    @torch.inference_mode()
+    def of_peer() -> None:
+        for batch in tensor.split(1000):
+            peer(batch)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    ways = {"ours": lambda: loop.logits(model, images), "pytorch/examples": of_peer}
+    rounds: list[dict[str, float]] = []
+    for _ in range(repeats + 1):
+        rates = {}
+        for name, run in ways.items():
+            started = time.perf_counter()
+            run()
+            rates[name] = len(images) / (time.perf_counter() - started)
+        rounds.append(rates)
+    found = {name: statistics.median(rates[name] for rates in rounds[1:]) for name in ways}
+    ratio = statistics.median(rates["ours"] / rates["pytorch/examples"] for rates in rounds[1:])
+    say(", ".join(f"{name} {rate:,.0f} images/s" for name, rate in found.items()) + f", {ratio:.1f} times")
+    return {"images_per_second": found, "ratio": ratio}
+
+
+def main() -> None:
+    """Print the rates."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    measure(recipe=options.recipe, repeats=options.repeats, say=print)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What `dvc repro` takes from nothing with services up, by stage, and with nothing to do; and each stage's memory.
+
+A clone of this checkout in a temporary folder, its data and models not there. A stage's fixed costs are read from
+Prefect: from the start of its process to the start of its first task, and from the end of its last task to the end of
+its process. What a stage holds is sampled every second: the proportional share (PSS) of its processes and of
+Ray's workers, so that memory which several of them share counts once.
+
+    python -m benchmarks.pipeline --repeats 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mnist_pipe import layout, services
+from pipelines import STAGES
+
+ROOT = Path(__file__).parents[1]
+OURS = ("search", "train", "evaluate")  # whose time is work that is measured by itself
+NOTHING_TO_DO = 5
+
+
+def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """For each repetition `seconds` in all, `outside` of search, train and evaluate, and of each stage `seconds`,
+    `before_seconds`, `after_seconds` and `peak_bytes`; and `nothing_to_do_seconds`, `test_accuracy`.
+    """
+    with tempfile.TemporaryDirectory() as folder, _project(Path(folder)) as (project, environment):
+        runs = [_rebuild(project, environment, say=say) for _ in range(repeats)]
+        idle = [_seconds(["dvc", "repro"], project, environment) for _ in range(NOTHING_TO_DO)]
+        say(f"nothing to do: {statistics.median(idle):.2f} s")
+        accuracy = json.loads((project / layout.EVALUATION).read_text())
+    return {"runs": runs, "nothing_to_do_seconds": idle, "evaluation": _candidate(accuracy)}
+
+
+def _candidate(evaluation: dict[str, Any]) -> Any:
+    return evaluation.get("candidate", evaluation)
+
+
+@contextmanager
+def _project(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+    """A clone with the services up, and the environment of its commands."""
+    project = folder / "main"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
+    (folder / "shared").symlink_to(ROOT.parent / "shared")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(project),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    subprocess.run(["mnist-pipe", "up"], cwd=project, env=environment, check=True, capture_output=True)
+    try:
+        yield project, environment
+    finally:
+        subprocess.run(["mnist-pipe", "down"], cwd=project, env=environment, check=False, capture_output=True)
+
+
+def _seconds(command: list[str], project: Path, environment: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=project, env=environment, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str], None]) -> dict[str, Any]:
+    for path in (project / "data/raw", project / "data/normalized", project / "models", project / ".dvc/cache"):
+        subprocess.run(["rm", "-rf", str(path)], check=True)
+    subprocess.run(["rm", "-f", str(project / "dvc.lock")], check=True)
+    stages: dict[str, dict[str, float]] = {}
+    stop = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(stages, stop), daemon=True)
+    watcher.start()
+    seconds = _seconds(["dvc", "repro"], project, environment)
+    stop.set()
+    watcher.join()
+    time.sleep(2)  # Prefect writes task runs a little later
+    tasks = _tasks(project)
+    for stage, found in stages.items():
+        first, last = tasks[stage]
+        found["before_seconds"] = first - found["started"]
+        found["after_seconds"] = found.pop("ended") - last
+        found["seconds"] = found["after_seconds"] + last - found.pop("started")
+        say(
+            f"{stage}: {found['seconds']:.1f} s, {found['before_seconds']:.2f} s before its first task and "
+            f"{found['after_seconds']:.2f} s after its last, {found['peak_bytes'] / 1e6:.0f} MB"
+        )
+    outside = seconds - sum(stages[stage]["seconds"] for stage in OURS)
+    say(f"dvc repro: {seconds:.1f} s, {outside:.1f} s of it outside {', '.join(OURS)}")
+    return {"seconds": seconds, "outside": outside, "stages": stages}
+
+
+def _watch(stages: dict[str, dict[str, float]], stop: threading.Event) -> None:
+    """Note when each stage's first process starts and ends, and the most that its processes and Ray's workers hold."""
+    while not stop.wait(1.0):
+        running: dict[str, list[psutil.Process]] = {}
+        workers = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                line = process.cmdline()
+                if "pipelines" in line and line[-1] in STAGES:
+                    running.setdefault(line[-1], []).append(process)
+                elif line and line[0].startswith("ray::") and line[0] != "ray::IDLE":
+                    workers.append(process)
+        for stage, processes in running.items():
+            with suppress(psutil.Error):
+                if stage not in stages:
+                    first = min(processes, key=psutil.Process.create_time)
+                    stages[stage] = {"started": first.create_time(), "peak_bytes": 0.0}
+                    threading.Thread(target=_await_end, args=(first, stages[stage]), daemon=True).start()
+                held = [process.memory_full_info().pss for process in {*processes, *workers}]
+                stages[stage]["peak_bytes"] = max(stages[stage]["peak_bytes"], float(sum(held)))
+
+
+def _await_end(process: psutil.Process, found: dict[str, float]) -> None:
+    process.wait()
+    found["ended"] = time.time()
+
+
+def _tasks(project: Path) -> dict[str, tuple[float, float]]:
+    """By stage, when the first task of its newest flow run started and when the last ended, in seconds since 1970."""
+    os.environ.update(services.environment(project))  # Prefect reads it on import
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    times = {}
+    with get_client(sync_client=True) as client:
+        flows = {flow.id: flow.name for flow in client.read_flows()}
+        for run in client.read_flow_runs(sort=FlowRunSort.START_TIME_ASC):
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+            starts = [task.start_time.timestamp() for task in tasks if task.start_time]
+            ends = [task.end_time.timestamp() for task in tasks if task.end_time]
+            times[flows[run.flow_id]] = min(starts), max(ends)
+    return times
+
+
+def main() -> None:
+    """Print a line for each stage, and the sums."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=1)
+    measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,253 @@
+"""What a search costs beside its trials, and how long a real one takes, each beside plain Ray Tune.
+
+`overhead`: configurations of a trial that does nothing but report once, through `training.search` with its sampler,
+scheduler, ledger and curves, and as a function trainable of plain Tune, with its processes reused and, for fewer
+trials, not.
+
+`real`: `training.search` over the space of `params.yaml`, and the script that Ray's and PyTorch's tutorials teach over
+the same space: a function trainable with a DataLoader of torchvision's data set and a constant learning rate, random
+draws, ASHA, as many trials at a time as there are processors. Neither sees the test split.
+
+    python -m benchmarks.search overhead --trials 100
+    python -m benchmarks.search real --trials 32
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe import layout, preflight, services, storage
+from mnist_pipe.params import Params
+
+FILES = Path("../shared/mnist")
+EPOCHS = 3
+REUSED = {"with processes reused": True, "with a process each": False}
+
+
+def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """`seconds` of each way for so many trials, after Ray is up; a process for each is scaled from `without_reuse`."""
+    os.environ.update(services.ray_environment(Path.cwd()))
+    from mnist_pipe.cluster import connected
+
+    seconds: dict[str, float] = {}
+    with connected("benchmark") as available, tempfile.TemporaryDirectory() as folder:
+        import ray
+
+        ray.get(ray.remote(lambda: None).remote())
+        seconds["ours"], first = no_op_seconds(available, trials=trials, folder=Path(folder) / "ours")
+        say(f"ours: {seconds['ours']:.1f} s, the first trial had ended after {first:.1f} s")
+        for name, reuse in REUSED.items():
+            started = time.perf_counter()
+            count = trials if reuse else without_reuse
+            _stock(_report, {}, num_trials=count, reuse=reuse, folder=Path(folder) / name)
+            seconds[name] = (time.perf_counter() - started) * trials / count
+            say(f"{name}: {seconds[name]:.1f} s for {trials} trials")
+    return {"trials": trials, "seconds": seconds, "first_trial_seconds": first}
+
+
+def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """`seconds` and `accuracies`, the best of the validation split so far after each trial, of both."""
+    params = preflight.load_params(layout.PARAMS)
+    os.environ.update(services.ray_environment(Path.cwd()))
+    from mnist_pipe.cluster import connected
+
+    found: dict[str, Any] = {}
+    with connected("benchmark") as available, tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        records = _ours(params, available=available, folder=Path(folder) / "ours", num_trials=trials)
+        found["ours"] = _told(time.perf_counter() - started, max(record.score for record in records), "ours", say)
+        _unpack(Path(folder))
+        config = _space(params)
+        started = time.perf_counter()
+        results = _stock(
+            partial(_train, folder=folder, models=params.models),
+            config,
+            num_trials=trials,
+            reuse=True,
+            folder=Path(folder) / "stock",
+        )
+        best = max(max(result.metrics_dataframe["accuracy"]) for result in results if not result.error)
+        found["stock"] = _told(time.perf_counter() - started, float(best), "stock", say)
+    return {"trials": trials, **found, "ratio": found["stock"]["seconds"] / found["ours"]["seconds"]}
+
+
+def no_op_seconds(available: Any, *, trials: int, folder: Path) -> tuple[float, float]:
+    """Of a search whose trials do nothing: seconds in all, and until the first trial has ended."""
+    from mnist_pipe.training import search  # noqa: F401  # what a stage imports while it waits for Ray
+
+    first: list[float] = []
+    started = time.perf_counter()
+    _ours(
+        preflight.load_params(layout.PARAMS),
+        available=available,
+        folder=folder,
+        trainable=_no_op(),
+        num_trials=trials,
+        on_trial=lambda _: first.append(time.perf_counter() - started),
+    )
+    return time.perf_counter() - started, first[0]
+
+
+def _told(seconds: float, accuracy: float, name: str, say: Callable[[str], None]) -> dict[str, float]:
+    say(f"{name}: {accuracy:.2%} on the validation split after {seconds:.1f} s")
+    return {"seconds": seconds, "validation_accuracy": accuracy}
+
+
+def _ours(params: Params, *, available: Any, folder: Path, trainable: type | None = None, **changes: Any) -> list[Any]:
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.training import search
+
+    settings = params.search.model_dump(exclude={"space", "train_rows"})
+    own = search.Trial
+    search.Trial = trainable or own  # type: ignore[misc, assignment]
+    try:
+        return search.search(
+            space=params.search.space,
+            training=read_normalized(layout.TRAINING_SPLITS["train"]).first(params.search.train_rows),
+            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
+            available=available,
+            storage=storage.of(folder),
+            name="benchmark",
+            recipe=params.recipes[params.recipe].model_dump(),
+            model_params=params.models,
+            **{**settings, **changes},
+        )
+    finally:
+        search.Trial = own  # type: ignore[misc]
+
+
+def _no_op() -> type:
+    from mnist_pipe.training.trial import METRIC, Trial
+
+    class NoOp(Trial):
+        """A trial that reports its last epoch and has trained nothing."""
+
+        def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:  # noqa: ARG002
+            yield {"epoch": EPOCHS, "train_loss": 0.0, "train_accuracy": 0.5, "validation_loss": 0.0, METRIC: 0.5}
+
+    return NoOp
+
+
+def _stock(
+    trainable: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    *,
+    num_trials: int,
+    reuse: bool,
+    folder: Path,
+) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    tuner = tune.Tuner(
+        trainable,
+        param_space=config or {"rate": tune.loguniform(1e-4, 1e-1)},
+        tune_config=tune.TuneConfig(
+            metric="accuracy",
+            mode="max",
+            num_samples=num_trials,
+            reuse_actors=reuse,
+            scheduler=ASHAScheduler(max_t=EPOCHS, grace_period=1, reduction_factor=3),
+        ),
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    )
+    return tuner.fit()
+
+
+def _report(config: dict[str, Any]) -> None:
+    from ray import tune
+
+    tune.report({"accuracy": config["rate"]})
+
+
+def _space(params: Params) -> dict[str, Any]:
+    """The space of `params.yaml`, but for muon, which torch has not for convolutions."""
+    from ray import tune
+
+    from mnist_pipe.training.optimizers import OPTIMIZERS
+
+    space = params.search.space
+    optimizers = [name for name in space.optimizer if name != "muon"]
+    return {
+        "model": tune.choice(list(space.model)),
+        "optimizer": tune.choice(optimizers),
+        **{f"rate.{name}": tune.loguniform(*OPTIMIZERS[name].learning_rate) for name in optimizers},
+        "weight_decay": tune.loguniform(*space.weight_decay),
+        "batch_size": tune.choice(list(space.batch_size)),
+        "degrees": tune.uniform(*space.rotation_degrees),
+        "pixels": tune.uniform(*space.translation_pixels),
+    }
+
+
+def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, Any]]) -> None:
+    """An epoch over 55,000 rows, then the other 5,000, three times."""
+    import torch
+    from ray import tune
+    from torch.nn import functional as F
+    from torch.utils.data import DataLoader, Subset
+
+    from mnist_pipe.models import build
+    from tests.vision import datasets, transforms
+
+    torch.manual_seed(0)
+    plain = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    shift = config["pixels"] / 28
+    moved = [transforms.RandomAffine(config["degrees"], translate=(shift, shift)), *plain]
+    rows = torch.randperm(60_000, generator=torch.Generator().manual_seed(0)).tolist()
+    train = Subset(datasets.MNIST(folder, train=True, transform=transforms.Compose(moved)), rows[5_000:])
+    validation = Subset(datasets.MNIST(folder, train=True, transform=transforms.Compose(plain)), rows[:5_000])
+    model = build(config["model"], **models[config["model"]])
+    classes = {
+        "sgd": partial(torch.optim.SGD, momentum=0.9),
+        "adagrad": torch.optim.Adagrad,
+        "rmsprop": torch.optim.RMSprop,
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "adadelta": torch.optim.Adadelta,
+    }
+    name = config["optimizer"]
+    optimizer = classes[name](model.parameters(), lr=config[f"rate.{name}"], weight_decay=config["weight_decay"])
+    for _ in range(EPOCHS):
+        model.train()
+        for images, labels in DataLoader(train, batch_size=config["batch_size"], shuffle=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+        model.eval()
+        with torch.no_grad():
+            batches = DataLoader(validation, batch_size=1000)
+            correct = sum(int((model(images).argmax(1) == labels).sum()) for images, labels in batches)
+        tune.report({"accuracy": correct / len(validation)})
+
+
+def _unpack(folder: Path) -> None:
+    """The published files as torchvision looks for them."""
+    raw = folder / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for file in FILES.glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+
+
+def main() -> None:
+    """Print what `overhead` or `real` measures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("what", choices=("overhead", "real"))
+    parser.add_argument("--trials", type=int)
+    options = parser.parse_args()
+    say = partial(print, flush=True)
+    if options.what == "overhead":
+        overhead(trials=options.trials or 100, say=say)
+    else:
+        real(trials=options.trials or 32, say=say)
+
+
+if __name__ == "__main__":
+    main()

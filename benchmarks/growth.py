@@ -147,7 +147,7 @@ LABELS = {
 def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     """Each cost against its size, in logarithms."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (name, (across, up)) in zip(figure.subplots(2, 2).flat, LABELS.items(), strict=True):
@@ -160,8 +160,9 @@ def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         )
         axes.set_xticks(points["size"])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: _short(size)))
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(visible=True, which="both", alpha=0.3)
     figure.savefig(path, dpi=100)

@@ -6,6 +6,7 @@ testing are functions of their own there too.
 
 from __future__ import annotations
 
+import gzip
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from tests.vision import datasets, transforms
+
+FILES = Path("../shared/mnist")
 
 
 class Net(nn.Module):
@@ -37,6 +40,14 @@ class Net(nn.Module):
         x = self.dropout1(F.max_pool2d(x, 2))
         x = F.relu(self.fc1(torch.flatten(x, 1)))
         return F.log_softmax(self.fc2(self.dropout2(x)), dim=1)
+
+
+def unpack(folder: Path) -> None:
+    """Put the published files into `folder`, where torchvision's data set looks for them."""
+    raw = folder / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for file in FILES.glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
 
 
 def epochs(folder: Path, *, seed: int = 1, num_epochs: int = 14) -> Iterator[tuple[float, float]]:

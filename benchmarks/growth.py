@@ -10,7 +10,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ TRIALS = (1, 4, 16, 64, 256)
 WORKERS = (1, 2, 3, 4)
 CHANNELS = (4, 8, 16, 32, 64, 128)
 ROWS = 6_000
+Points = Iterator[tuple[float, float]]  # a size and its seconds
 
 
 def measure(*, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -35,14 +36,17 @@ def measure(*, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
         "trials": _trials(say),
         "workers": _workers(say),
     }
-    return {name: {**points, **_exponents(points)} for name, points in found.items()}
+    return {name: _with_exponents(points) for name, points in found.items()}
 
 
-def _exponents(points: Mapping[str, list[float]]) -> dict[str, float]:
-    size, seconds = np.log(points["size"]), np.log(points["seconds"])
+def _with_exponents(points: Points) -> dict[str, Any]:
+    sizes, seconds = zip(*points, strict=True)
+    across, up = np.log(sizes), np.log(seconds)
     return {
-        "exponent": float(np.polyfit(size, seconds, 1)[0]),
-        "last_exponent": float(np.polyfit(size[-3:], seconds[-3:], 1)[0]),
+        "size": list(sizes),
+        "seconds": list(seconds),
+        "exponent": float(np.polyfit(across, up, 1)[0]),
+        "last_exponent": float(np.polyfit(across[-3:], up[-3:], 1)[0]),
     }
 
 
@@ -70,52 +74,42 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
     return time.perf_counter() - started, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _images(say: Callable[[str], None]) -> dict[str, list[float]]:
+def _images(say: Callable[[str], None]) -> Points:
     """Copies of the training rows, each moved by the recipe's augmentation, so that no two images are the same."""
-    points: dict[str, list[float]] = {"size": [], "seconds": []}
     _epoch(channels=(16, 32, 64), num_rows=ROWS)
     for copies in COPIES:
         seconds, _ = _epoch(channels=(16, 32, 64), num_rows=55_000, copies=copies)
-        points["size"].append(55_000 * copies)
-        points["seconds"].append(seconds)
         say(f"{55_000 * copies:,} images: {seconds:.1f} s an epoch")
-    return points
+        yield 55_000 * copies, seconds
 
 
-def _parameters(say: Callable[[str], None]) -> dict[str, list[float]]:
-    points: dict[str, list[float]] = {"size": [], "seconds": []}
+def _parameters(say: Callable[[str], None]) -> Points:
     for channels in CHANNELS:
         seconds, parameters = _epoch(channels=(channels, 2 * channels, 4 * channels), num_rows=ROWS)
-        points["size"].append(parameters)
-        points["seconds"].append(seconds)
         say(f"{parameters:,} parameters: {seconds:.2f} s for {ROWS:,} images")
-    return points
+        yield parameters, seconds
 
 
-def _trials(say: Callable[[str], None]) -> dict[str, list[float]]:
+def _trials(say: Callable[[str], None]) -> Points:
     """Trials that do nothing: what is left is the search."""
     from benchmarks.search import no_op_seconds
     from mnist_pipe.cluster import connected
 
-    points: dict[str, list[float]] = {"size": [], "seconds": []}
     with connected("benchmark") as available:
         for trials in TRIALS:
             with tempfile.TemporaryDirectory() as folder:
                 seconds, _ = no_op_seconds(available, trials=trials, folder=Path(folder))
-            points["size"].append(trials)
-            points["seconds"].append(seconds)
             say(f"{trials} trials that do nothing: {seconds:.1f} s")
-    return points
+            yield trials, seconds
 
 
-def _workers(say: Callable[[str], None]) -> dict[str, list[float]]:
+def _workers(say: Callable[[str], None]) -> Points:
     """The median epoch of data-parallel training, on a Ray of four processors, whatever this machine has."""
     import ray
 
     from benchmarks.distributed import LONG, fit_seconds
     from mnist_pipe.cluster import Cluster
 
-    points: dict[str, list[float]] = {"size": [], "seconds": []}
     most = max(WORKERS)
     context = ray.init(
         address="local",
@@ -129,11 +123,9 @@ def _workers(say: Callable[[str], None]) -> dict[str, list[float]]:
     available = Cluster(num_cpus=most, num_gpus=0, nodes=(most,), grows=False, address=address)
     for workers in WORKERS:
         _, seconds = fit_seconds(LONG, available=available, num_workers=workers, cpus_per_worker=1)
-        points["size"].append(workers)
-        points["seconds"].append(seconds)
         say(f"{workers} workers of one thread: {seconds:.2f} s an epoch")
+        yield workers, seconds
     ray.shutdown()
-    return points
 
 
 LABELS = {

@@ -11,8 +11,8 @@ Ray's workers, so that memory which several of them share counts once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 
 from mnist_pipe import layout, services
+from mnist_pipe.files import read_json
 from pipelines import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -43,12 +44,8 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
         runs = [_rebuild(project, environment, say=say) for _ in range(repeats)]
         idle = [_seconds(["dvc", "repro"], project, environment) for _ in range(NOTHING_TO_DO)]
         say(f"nothing to do: {statistics.median(idle):.2f} s")
-        accuracy = json.loads((project / layout.EVALUATION).read_text())
-    return {"runs": runs, "nothing_to_do_seconds": idle, "evaluation": _candidate(accuracy)}
-
-
-def _candidate(evaluation: dict[str, Any]) -> Any:
-    return evaluation.get("candidate", evaluation)
+        evaluation = read_json(project / layout.EVALUATION)
+    return {"runs": runs, "nothing_to_do_seconds": idle, "test_accuracy": evaluation["test"]["accuracy"]}
 
 
 @contextmanager
@@ -76,9 +73,9 @@ def _seconds(command: list[str], project: Path, environment: dict[str, str]) -> 
 
 
 def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str], None]) -> dict[str, Any]:
-    for path in (project / "data/raw", project / "data/normalized", project / "models", project / ".dvc/cache"):
-        subprocess.run(["rm", "-rf", str(path)], check=True)
-    subprocess.run(["rm", "-f", str(project / "dvc.lock")], check=True)
+    for path in (layout.RAW, layout.NORMALIZED, "models", ".dvc/cache"):
+        shutil.rmtree(project / path, ignore_errors=True)
+    (project / "dvc.lock").unlink()
     stages: dict[str, dict[str, float]] = {}
     stop = threading.Event()
     watcher = threading.Thread(target=_watch, args=(stages, stop), daemon=True)

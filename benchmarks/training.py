@@ -10,7 +10,6 @@ the same process, on files that are there already, until the first epoch with 99
 from __future__ import annotations
 
 import argparse
-import gzip
 import statistics
 import tempfile
 import time
@@ -26,7 +25,6 @@ from mnist_pipe.data.table import NormalizedSplit, read_normalized
 from mnist_pipe.models.shifted import Shifted
 from mnist_pipe.training import averaging, loop
 
-FILES = Path("../shared/mnist")
 PEER_ACCURACY = 0.99
 
 
@@ -132,10 +130,7 @@ def _peer(say: Callable[[str], None]) -> list[tuple[float, float]]:
 
     history = []
     with tempfile.TemporaryDirectory() as folder:
-        raw = Path(folder) / "MNIST/raw"
-        raw.mkdir(parents=True)
-        for file in FILES.glob("*.gz"):
-            (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        example.unpack(Path(folder))
         for seconds, accuracy in example.epochs(Path(folder)):
             history.append((seconds, accuracy))
             say(f"pytorch/examples, epoch {len(history)}: {seconds:.1f} s, {accuracy:.2%}")

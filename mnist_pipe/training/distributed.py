@@ -94,9 +94,9 @@ def fit(
 
     Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
     file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
-    and our own, verified checkpoints do not depend on it. `on_start` is called with the workers' addresses each time
-    they start, `on_save` when a checkpoint was taken because a machine is about to go, and `on_wait` where others have
-    the machines.
+    and our own, verified checkpoints do not depend on it. `on_epoch` is called with the metrics of each epoch whose
+    checkpoint is in the storage, `on_start` with the workers' addresses each time they start, `on_save` when a
+    checkpoint was taken because a machine is about to go, and `on_wait` where others have the machines.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -119,14 +119,15 @@ def fit(
     teller = _Teller(on_epoch=on_epoch, on_start=on_start, on_save=on_save, on_wait=on_wait)
     # Workers would get these in a runtime environment, for which Ray has no process at hand. Theirs was started so.
     constants.ENV_VARS_TO_PROPAGATE.clear()
-    placed = (training if isinstance(training, Shards) else ray.put(training), ray.put(validation))
+    rows = training if isinstance(training, Shards) else ray.put(training)
+    validation_rows = ray.put(validation)
     del training, validation  # Ray has them
     trainer = _Trainer(
         _worker,
         train_loop_config={
             "recipe": recipe.to_dict(),
-            "training": placed[0],
-            "validation": placed[1],
+            "training": rows,
+            "validation": validation_rows,
             "storage": storage,
             "resume_from": resume_from,
             "num_threads": scale.cpus_per_worker,

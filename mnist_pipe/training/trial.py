@@ -75,14 +75,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             metrics = next(self._epochs)
         except DivergedError as fault:
-            self._say(fault)
+            self._says[0](fault)  # a pack does not raise it
             return {**_diverged(num_epochs), DONE: True}
         return {DONE: metrics["epoch"] >= num_epochs, **metrics}
 
     def _start(self, handed_out: Mapping[str, Any]) -> None:
         proposals = proposals_of(handed_out)
         self._says = [partial(print, f"trial {proposal['trial']}:", flush=True) for proposal in proposals]
-        self._say = self._says[0]
         for say, proposal in zip(self._says, proposals, strict=True):
             say(
                 ", ".join(
@@ -94,7 +93,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if len(proposals) > 1:
             self._epochs = self._train_together(proposals)
         elif recorded is not None:
-            self._say("had ended before the search was interrupted")
+            self._says[0]("had ended before the search was interrupted")
             self._epochs = iter([*recorded[:-1], {**recorded[-1], DONE: True}])
         else:
             self._epochs = self._train(proposals[0])
@@ -105,7 +104,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         for metrics in train(
             recipe, model=model, optimizer=optimizer, training=self._training, validation=self._validation
         ):
-            self._say(progress_line(metrics, num_epochs=recipe.num_epochs))
+            self._says[0](progress_line(metrics, num_epochs=recipe.num_epochs))
             yield metrics
 
     def _train_together(self, proposals: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -255,9 +255,9 @@ def test_auto_precision_is_bfloat16_only_where_the_processor_computes_in_it() ->
 
 
 def test_logits_of_arrays_are_the_models() -> None:
-    data = blobs(30)
+    data = blobs(600)
     model, _ = loop.new_run(RECIPE, device=CPU)
-    got = loop.logits(model, data.images[:, 0].numpy(), batch_size=7)
+    got = loop.logits(model, data.images[:, 0].numpy())
     torch.testing.assert_close(torch.tensor(got), model.eval()(data.images), rtol=1e-4, atol=1e-5)
 
 

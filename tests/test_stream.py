@@ -201,7 +201,7 @@ def flip(path: Path, *, row_group: int) -> None:
 def test_a_damaged_shard_is_refused_before_training_starts(split: table.NormalizedSplit, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     write_normalized(path, split)
-    flip(path, row_group=2)
+    flip(path, row_group=1)
     with pytest.raises(CorruptDataError) as caught:
         stream.shards(path)
     assert str(caught.value).startswith(f"{path}: every page must match its checksum, but got ")

@@ -61,7 +61,7 @@ def test_a_split_survives_the_round_trip(tmp_path: Path, raw: RawSplit, normaliz
 
 
 def test_more_rows_than_a_row_group_holds_keep_their_order(tmp_path: Path) -> None:
-    rows = 20_001
+    rows = 28_001
     images = np.zeros((rows, 28, 28), np.uint8)
     images[:, 0, :2] = np.arange(rows, dtype=">u2").view(np.uint8).reshape(-1, 2)
     labels = (np.arange(rows) % 10).astype(np.uint8)
@@ -97,21 +97,21 @@ def streamed(path: Path) -> NormalizedSplit:
 
 
 def test_a_streamed_split_is_the_split(tmp_path: Path, normalized: NormalizedSplit) -> None:
-    rows = np.arange(25_000) % 100
+    rows = np.arange(35_000) % 100
     many = dataclasses.replace(
-        normalized, images=normalized.images[rows], labels=normalized.labels[rows], index=np.arange(25_000, dtype="<u4")
+        normalized, images=normalized.images[rows], labels=normalized.labels[rows], index=np.arange(35_000, dtype="<u4")
     )
     table.write_normalized(tmp_path / "n", many)
     assert same(streamed(tmp_path / "n"), many)
     [_, second, _] = table.row_groups(str(tmp_path / "n"))
     [part] = table.read_row_group(second, start=3, stop=8, columns=["index"])
-    assert part.to_pydict() == {"index": [10_003, 10_004, 10_005, 10_006, 10_007]}
+    assert part.to_pydict() == {"index": [14_003, 14_004, 14_005, 14_006, 14_007]}
 
 
 @pytest.fixture
 def many(normalized: NormalizedSplit) -> NormalizedSplit:
-    """25,001 rows, three row groups, no two of them alike in any column."""
-    rows = np.arange(25_001)
+    """35,001 rows, three row groups, no two of them alike in any column."""
+    rows = np.arange(35_001)
     images = normalized.images[rows % 100]
     images[:, 0, 0] = rows
     labels = np.random.default_rng(0).integers(0, 10, len(rows), dtype=np.uint8)
@@ -149,9 +149,9 @@ def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: Norm
     path = tmp_path / "n"
     table.write_normalized(path, many)
     whole = pq.read_table(path)
-    swapped = pa.concat_tables([whole.slice(10_000, 10_000), whole.slice(0, 10_000), whole.slice(20_000)])
+    swapped = pa.concat_tables([whole.slice(14_000, 14_000), whole.slice(0, 14_000), whole.slice(28_000)])
     moved = whole.set_column(whole.column_names.index(column), whole.schema.field(column), swapped[column])
-    pq.write_table(moved, path, row_group_size=10_000, write_page_checksum=True)
+    pq.write_table(moved, path, row_group_size=14_000, write_page_checksum=True)
     assert fault(table.read_normalized, path) == (
         f"n: {column} must match its checksum, but got other values; run: dvc repro --force normalize"
     )

@@ -29,7 +29,7 @@ from mnist_pipe.errors import CorruptDataError, describe
 from mnist_pipe.training.loop import World
 
 BUFFER_ROWS = 32_768
-"""What a worker draws its batches from, 103 MB; 4 row groups as this project writes them."""
+"""What a worker draws its batches from, 103 MB; more than 2 row groups as this project writes them."""
 _VERIFIERS = 8
 _MAX_PARTS = 8  # of an epoch; a lost reader begins its part again
 

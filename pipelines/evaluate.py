@@ -8,18 +8,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import pandas as pd
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from mnist_pipe import files, layout
-from mnist_pipe.data.table import read_normalized, read_provenance
-from mnist_pipe.evaluation import plots, scores
-from mnist_pipe.evaluation.compare import mcnemar
-from mnist_pipe.evaluation.predictions import predict, read_predictions, write_predictions
+from mnist_pipe import layout
 from mnist_pipe.params import EvaluateParams
-from mnist_pipe.training import checkpoint, loop
 from pipelines.stage import stage
 
 SPLITS = ("validation", "test")
@@ -46,6 +39,12 @@ def evaluate(params: EvaluateParams) -> None:
 @task
 def score_split(split: str, params: EvaluateParams) -> Figures:
     """Run both models over a split, write each prediction, return the figures."""
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.evaluation import scores
+    from mnist_pipe.evaluation.compare import mcnemar
+    from mnist_pipe.evaluation.predictions import predict, write_predictions
+    from mnist_pipe.training import checkpoint, loop
+
     data = read_normalized(layout.NORMALIZED / f"{split}.parquet")
     models = {"candidate": layout.CANDIDATE, "baseline": layout.BASELINE}
     logits = {name: loop.logits(checkpoint.load_model(folder)[0], data.images) for name, folder in models.items()}
@@ -62,6 +61,13 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
 @task
 def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
     """Write `reports/evaluation.json` and `reports/confusion.csv`."""
+    import pandas as pd
+
+    from mnist_pipe import files
+    from mnist_pipe.data.table import read_provenance
+    from mnist_pipe.evaluation import scores
+    from mnist_pipe.evaluation.predictions import read_predictions
+
     provenance = read_provenance(layout.NORMALIZED / "test.parquet")
     test = read_predictions(layout.PREDICTIONS / "test.parquet")
     matrix = scores.confusion_matrix(test.label, test.prediction)
@@ -84,6 +90,14 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
 @task
 def draw(params: EvaluateParams) -> None:
     """Every picture of `reports/plots`."""
+    import numpy as np
+    import pandas as pd
+
+    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.evaluation import plots, scores
+    from mnist_pipe.evaluation.predictions import read_predictions
+    from mnist_pipe.training import checkpoint
+
     test = read_predictions(layout.PREDICTIONS / "test.parquet")
     matrix = scores.confusion_matrix(test.label, test.prediction)
     bins = scores.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)

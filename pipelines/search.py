@@ -26,6 +26,19 @@ COLUMNS = (
 )
 
 
+_patient = task(  # another writer may hold the database
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
+)
+
+
+@_patient
+def open_registry() -> None:
+    """Import MLflow and make its tables where there are none, which takes some seconds."""
+    from mnist_pipe.registry import prepare
+
+    prepare(Path.cwd())
+
+
 @task
 def tune(
     params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str
@@ -52,9 +65,11 @@ def tune(
             num_gpus=available.num_gpus,
             where="the cluster",
         )
+        splits = {name: read_normalized(path) for name, path in layout.TRAINING_SPLITS.items()}
+        registry = open_registry.submit()  # now, as Ray's process imports torch and the other processors are idle
         trials = search(
-            training=read_normalized(layout.TRAINING_SPLITS["train"]).first(params.train_rows),
-            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
+            training=splits["train"].first(params.train_rows),
+            validation=splits["validation"],
             available=available,
             storage=storage.of(Path.cwd()),
             name=run_name,
@@ -64,12 +79,11 @@ def tune(
             space=params.space,
             **params.model_dump(exclude={"space", "train_rows"}),
         )
+    registry.result()
     return [vars(trial) for trial in trials]
 
 
-@task(
-    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
-)  # another writer may hold the database
+@_patient
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""
     from mnist_pipe.data.table import read_provenance

@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,13 @@ def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
 def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     seen: list[dict[str, float]] = []
     started: list[list[str]] = []
-    result = fit(tmp_path, scale=TWO, on_epoch=seen.append, on_start=started.append)
+    lock = threading.Lock()  # it cannot be sent to a process: callbacks stay in this one
+
+    def see(metrics: dict[str, float]) -> None:
+        with lock:
+            seen.append(metrics)
+
+    result = fit(tmp_path, scale=TWO, on_epoch=see, on_start=started.append)
     assert seen == result.history
     assert [len(addresses) for addresses in started] == [2]
     for ours, theirs in zip(result.history, reference.history, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 from sklearn import metrics
 
 from mnist_pipe.errors import CorruptDataError
@@ -79,15 +79,12 @@ def test_a_label_is_predicted_by_the_first_of_equal_logits() -> None:
 
 
 @given(rows=st.integers(1, 5000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_interval_is_the_closed_form_of_1927(rows: int, share: float, confidence: float) -> None:
+def test_wilson_interval_is_that_of_scipy(rows: int, share: float, confidence: float) -> None:
     right = round(share * rows)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = right / rows
-    middle = (p + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(p * (1 - p) / rows + z * z / (4 * rows * rows))
+    oracle = binomtest(right, rows).proportion_ci(confidence_level=confidence, method="wilson")
     low, high = scores.wilson_interval(right, num_rows=rows, confidence=confidence)
-    assert (low, high) == pytest.approx((middle - half, middle + half), abs=1e-9)
-    assert 0 <= low <= p <= high <= 1
+    assert (low, high) == pytest.approx((oracle.low, oracle.high), abs=1e-9)
+    assert 0 <= low <= right / rows <= high <= 1
 
 
 def test_calibration_error_agrees_with_the_published_code() -> None:

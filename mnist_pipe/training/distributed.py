@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,20 @@ def fit(
 
 
 class _Workers(WorkerGroup):  # type: ignore[misc]  # Ray exports no types
-    """Workers whose controller is no actor; stock each gets a handle of it, to ask it for what all have reported."""
+    """Workers whose controller is no actor; stock each gets a handle of it, to ask it for what all have reported.
+
+    Nor do they get the callbacks of the run, which are for the controller: to unpickle them a worker would import what
+    they close over, which for ours is Prefect.
+    """
 
     def _init_train_context_on_workers(
         self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
     ) -> None:
+        run = self._train_run_context
+        run = replace(run, run_config=replace(run.run_config, callbacks=[]))
         started = [
             worker.actor.init_train_context.remote(
-                train_run_context=self._train_run_context,
+                train_run_context=run,
                 distributed_context=worker.distributed_context,
                 synchronization_actor=sync_actor,
                 storage_context=self._storage_context,

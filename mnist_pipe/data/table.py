@@ -47,7 +47,7 @@ NORMALIZED_SCHEMA = pa.schema(
 _METADATA_KEY = b"mnist_pipe"
 _CHECKSUM_KEY = b"mnist_pipe_crc32"
 _ROWS_AT_ONCE = 10_000
-_ROWS_IN_GROUP = 14_000  # two processors have the same share of the 55,000 and 60,000 rows of MNIST
+_ROWS_IN_GROUP = 14_000  # of the 55,000 and 60,000 rows of MNIST two processors have about the same share
 _ROWS_IN_CACHE = 500  # 1.6 MB of float32, which a processor still has at hand when it checks what it has decoded
 _NORMALIZE_AGAIN = "run: dvc repro --force normalize"
 

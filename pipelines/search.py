@@ -26,14 +26,9 @@ COLUMNS = (
 )
 
 
-_patient = task(  # another writer may hold the database
-    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
-)
-
-
-@_patient
+@task
 def open_registry() -> None:
-    """Import MLflow and make its tables where there are none, which takes some seconds."""
+    """Import MLflow, and make its tables where there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
     from mnist_pipe.registry import prepare
 
     prepare(Path.cwd())
@@ -79,11 +74,13 @@ def tune(
             space=params.space,
             **params.model_dump(exclude={"space", "train_rows"}),
         )
-    registry.result()
+    registry.wait()
     return [vars(trial) for trial in trials]
 
 
-@_patient
+@task(
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
+)  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""
     from mnist_pipe.data.table import read_provenance

@@ -28,7 +28,7 @@ COLUMNS = (
 
 @task
 def open_registry() -> None:
-    """Import MLflow, and make its tables where there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
+    """Import MLflow and make its tables if there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
     from mnist_pipe.registry import prepare
 
     prepare(Path.cwd())

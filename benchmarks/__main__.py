@@ -1,4 +1,4 @@
-"""Every benchmark, into `benchmarks/results.json` and the table of the README: `make bench`, some two hours.
+"""Every benchmark, into `benchmarks/results.json` and the table of the README: `make bench`, some three hours.
 
     python -m benchmarks                    # all of them
     python -m benchmarks data inference     # these; the others' results stay

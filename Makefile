@@ -23,7 +23,7 @@ test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces 
 		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium; }
 	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
-bench: $(VENV)/.test ## every benchmark, some two hours: benchmarks/results.json, growth.png and the README's table
+bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.json, growth.png and the README's table
 	[ -f data/normalized/train.parquet ] || dvc repro normalize
 	python -m benchmarks
 

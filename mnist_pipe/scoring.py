@@ -257,7 +257,7 @@ class _Scorer:
         outputs = logits(self._network, images)
         if not np.isfinite(outputs).all():
             raise CorruptDataError(describe("the model", "every logit", "be finite", got=outputs.sum()))
-        # Not `evaluation.scores`: half a second of every actor's start is the import of scipy.
+        # Not `evaluation.scores`: a fifth of a second of every actor's start would be the import of scipy.
         probabilities = torch.softmax(torch.from_numpy(outputs).double(), dim=1).float().numpy()
         digits = outputs.argmax(1)
         results = [

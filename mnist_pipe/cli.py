@@ -20,7 +20,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         run, _ = COMMANDS[options.command]
-        return run(layout.find_root(Path.cwd()), options)
+        code = run(layout.find_root(Path.cwd()), options)
+        sys.stdout.flush()  # a buffered line meets its reader here and not at exit, where nobody could catch the fault
+        return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

@@ -127,7 +127,9 @@ def test_status_takes_half_a_second_at_most() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_a_reader_that_leaves_is_no_traceback() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     script = (
         f'"{sys.executable}" -c "import sys, time; time.sleep(0.5); from mnist_pipe.cli import main; sys.exit(main())"'
     )

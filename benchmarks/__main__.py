@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
+from mnist_pipe import machine
 from mnist_pipe.identity import code_version
 
 FOLDER = Path(__file__).parent
@@ -109,19 +110,13 @@ def _run(name: str) -> None:
     entry = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "code": code_version()[:12],
-        "processor": _processor(),
+        "processor": f"{machine.num_cpus()} x {machine.processor()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "result": found,
     }
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**everything, name: entry}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}"
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""`dvc.yaml` as the cluster needs it: what each stage reads and writes, apart from code."""
+"""The DAG as the cluster needs it: what each stage, those of the studies too, reads and writes apart from code."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from ruamel.yaml import YAML
 
 FILE = Path("dvc.yaml")
+STUDIES = Path("studies/dvc.yaml")
 _CODE = ("mnist_pipe", "pipelines")
 
 
@@ -22,11 +23,16 @@ class Stage:
 
 
 def read(root: Path) -> dict[str, Stage]:
-    """The stages of `dvc.yaml` under `root`."""
-    stages = YAML(typ="safe").load(root / FILE)["stages"]
+    """The stages under `root`; those of the studies work in `root` too, and their names differ."""
+    stages = {
+        name: content
+        for file in (FILE, STUDIES)
+        if (root / file).exists()
+        for name, content in YAML(typ="safe").load(root / file)["stages"].items()
+    }
     return {
         name: Stage(
-            inputs=tuple(path for path in map(Path, content.get("deps", ())) if path.parts[0] not in _CODE),
+            inputs=tuple(path for path in map(Path, content.get("deps", ())) if not _is_code(path)),
             outputs=tuple(
                 Path(next(iter(entry)) if isinstance(entry, dict) else entry)
                 for kind in ("outs", "metrics", "plots")
@@ -35,3 +41,7 @@ def read(root: Path) -> dict[str, Stage]:
         )
         for name, content in stages.items()
     }
+
+
+def _is_code(path: Path) -> bool:
+    return path.parts[0] in _CODE or path.suffix == ".py"

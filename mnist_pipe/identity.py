@@ -28,7 +28,7 @@ def code_version() -> str:
 
 def source_version() -> str:
     """A hash over all source of the project: what two machines that work on one run must agree in."""
-    return _digest([PACKAGE, PACKAGE.parent / "pipelines"])
+    return _digest([PACKAGE, PACKAGE.parent / "pipelines", PACKAGE.parent / "studies"])
 
 
 def _digest(folders: Iterable[Path]) -> str:

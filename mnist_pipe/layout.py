@@ -10,6 +10,7 @@ PARAMS = Path("params.yaml")
 
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
+SPLITS = {split: NORMALIZED / f"{split}.parquet" for split in ("train", "validation", "test")}
 TRAINING_SPLITS = {split: NORMALIZED / f"{split}.parquet" for split in ("train", "validation")}  # never the test split
 
 BASELINE = Path("models/baseline")
@@ -30,6 +31,11 @@ PLOTS = REPORTS / "plots"
 PREDICTIONS = REPORTS / "predictions"
 REGISTRATION = REPORTS / "registration.json"
 REPORT = REPORTS / "index.html"
+
+STUDIES = Path("studies")
+STUDY_PARAMS = STUDIES / "params.yaml"
+PUBLISHED = STUDIES / "published.csv"
+STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: what it measured, and how long that took
 
 STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
 SERVICES = STATE / "services.json"

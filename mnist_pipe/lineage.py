@@ -45,8 +45,9 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
 def source_revision(root: Path) -> tuple[str, bool | None]:
     """The commit under `root` and whether the tree differs from it, or why there is none and None.
 
-    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run. On
-    a cluster's worker it is the client's commit, which came with the request.
+    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run.
+    Nor do the studies, of which no champion is made. On a cluster's worker it is the client's commit, which came with
+    the request.
     """
     if (root / layout.REVISION).exists():
         told = read_json(root / layout.REVISION)
@@ -55,7 +56,8 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
         # A tree that was unpacked inside somebody's repository is not that repository's.
         _git(root, "ls-files", "--error-unmatch", str(layout.PARAMS))
         revision = _git(root, "rev-parse", "HEAD").strip()
-        changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock", f":(exclude){layout.REPORTS}")
+        others = [f":(exclude){path}" for path in ("dvc.lock", layout.REPORTS, layout.STUDIES)]
+        changes = _git(root, "status", "--porcelain", "--", ".", *others)
     except FileNotFoundError:
         return f"{NO_GIT} (git is not installed)", None
     except subprocess.SubprocessError:

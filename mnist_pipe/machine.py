@@ -18,3 +18,12 @@ def num_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def processor() -> str:
+    """Its name, as the kernel knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -6,9 +6,9 @@ line each, with the nearest known name where there is one.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
@@ -217,16 +217,34 @@ def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
     Raises:
         InputError: every fault of the file, one line each.
     """
+    return read(path, schema=Params, names=names, cross_checks=_cross_checks)
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read(
+    path: Path,
+    *,
+    schema: type[Schema],
+    names: Mapping[str, Collection[str]] | None = None,
+    cross_checks: Callable[[Path, Schema], list[str]] = lambda *_: [],
+) -> Schema:
+    """The YAML file `path` as a `schema`; `cross_checks` finds the faults of a file whose values are right one by one.
+
+    Raises:
+        InputError: every fault of the file, one line each.
+    """
     content, lines, faults = _parse(path)
     try:
-        params = Params.model_validate(content, context={"names": names})
+        params = schema.model_validate(content, context={"names": names})
     except ValidationError as error:
         by_value: dict[tuple[Location, str], list[ErrorDetails]] = {}
         for fault in error.errors():
             by_value.setdefault((_location(fault, lines), _show(fault["input"])), []).append(fault)
-        faults += [_explain(path, location, found, lines) for (location, _), found in by_value.items()]
+        faults += [_explain(path, location, found, lines, schema) for (location, _), found in by_value.items()]
     else:
-        faults += _cross_checks(path, params)
+        faults += cross_checks(path, params)
     if faults:
         raise InputError("\n".join(faults))
     return params
@@ -293,7 +311,13 @@ def _location(fault: ErrorDetails, lines: Mapping[Location, int]) -> Location:
     return location
 
 
-def _explain(path: Path, location: Location, faults: list[ErrorDetails], lines: Mapping[Location, int]) -> str:
+def _explain(
+    path: Path,
+    location: Location,
+    faults: list[ErrorDetails],
+    lines: Mapping[Location, int],
+    schema: type[Section],
+) -> str:
     """One line for one value; several faults of a value are the branches of its union, all of which failed."""
     fault = faults[0]
     where = f"{path}:{lines[location]}" if location in lines else str(path)
@@ -304,7 +328,7 @@ def _explain(path: Path, location: Location, faults: list[ErrorDetails], lines: 
         case "invalid_key":
             return describe(where, "every key", "be text", got=_show(value))
         case "extra_forbidden":
-            siblings = _known_keys(location[:-1])
+            siblings = _known_keys(location[:-1], schema)
             fix = closest(location[-1], siblings) or f"known here: {', '.join(siblings)}"
             return describe(where, name, "be a known key", got=repr(location[-1]), fix=fix)
     rules, known = zip(*(_rule(fault) for fault in faults), strict=True)
@@ -349,8 +373,8 @@ _RULES = {
 }
 
 
-def _known_keys(location: Location) -> list[str]:
-    section: Any = Params
+def _known_keys(location: Location, schema: type[Section]) -> list[str]:
+    section: Any = schema
     for part in location:
         field = {f.alias or n: f for n, f in section.model_fields.items()}[str(part)]
         section = field.annotation

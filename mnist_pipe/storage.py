@@ -8,6 +8,7 @@ none can reach a log, a flow run's parameters or a pickle.
     runs/<run>/            what a remote run was asked, and what it made
     ray/<run>/             Ray's checkpoints and the curves of Tune
     trials/<run>/<n>.json  the finished trials of a search that may be killed
+    studies/<run>/         the finished runs of a study that may be killed
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m pipelines <stage>`: run one stage's flow, as `dvc.yaml` does.
+"""`python -m pipelines <stage>`: run one stage's flow, as `dvc.yaml` does; of a study, `<study>-runs` is one.
 
 Exits 0 when the flow completed; otherwise prints one line and exits as errors.py says (2 bad input, 3 environment, 4
 corrupt data, 75 busy), 130 on Ctrl-C and 143 on SIGTERM.
@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import studies
 from mnist_pipe import layout, supervisor
 from mnist_pipe.errors import line, unknown
 from pipelines import STAGES
@@ -32,8 +33,8 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments = parser.parse_args()
     try:
-        if arguments.stage not in STAGES:
-            raise unknown("python -m pipelines", "stage", arguments.stage, STAGES)
+        if arguments.stage not in {*STAGES, *studies.STAGES}:
+            raise unknown("python -m pipelines", "stage", arguments.stage, {*STAGES, *studies.STAGES})
         if _INNER not in os.environ:
             os.environ[_INNER] = "1"
             return supervisor.supervise([sys.executable, "-m", "pipelines", *sys.argv[1:]])
@@ -56,38 +57,55 @@ def run(stage: str, *, debug: bool = False) -> None:
     Raises:
         PipelineError: with the whole message for the user.
     """
-    from mnist_pipe import doctor, files, models, preflight, remote, services
+    from mnist_pipe import doctor, files, preflight, remote, services
 
     root = Path.cwd()
-    params = preflight.load_params(layout.PARAMS)
     on_cluster = bool(os.environ.get(remote.WORK_POOL))
-    if not on_cluster:
-        preflight.check_params(params)
-    if "models" in STAGES[stage]:
-        recipe = params.recipes[params.recipe]
-        models.check({**params.models, recipe.model: recipe.model_params})
+    deployed, parameters, made_from = (_study if stage in studies.STAGES else _stage)(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with files.locked(layout.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
-        values = preflight.sections(params, STAGES[stage])
-        name = remote.run_name(stage, root, params=values or params.model_dump(mode="json"))
+        name = remote.run_name(stage, root, params=made_from)
         if on_cluster:
             from pipelines.trigger import trigger
 
-            trigger(stage, root, parameters=_parameters(values), name=name)
+            trigger(stage, root, flow=deployed, parameters=parameters, name=name)
         else:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-            flow = getattr(importlib.import_module(f"pipelines.{stage}"), stage)
+            flow = getattr(importlib.import_module(f"pipelines.{deployed}"), deployed)
             if not debug:
                 for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
                     handler.addFilter(_told_once)
             # A flow with heartbeats waits up to a second at its end for the thread that sends them. They tell a
             # server's automations that a run has died; of this one DVC knows.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-                flow.with_options(flow_run_name=name)(**_parameters(values))
+                flow.with_options(flow_run_name=name)(**parameters)
         _record_time(stage, time.monotonic() - started)
+
+
+def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
+    """Of a stage of the main pipeline: its flow, what that takes, and what names its run."""
+    from mnist_pipe import models, preflight
+
+    params = preflight.load_params(layout.PARAMS)
+    if not on_cluster:
+        preflight.check_params(params)
+    if "models" in STAGES[stage]:
+        recipe = params.recipes[params.recipe]
+        models.check({**params.models, recipe.model: recipe.model_params})
+    values = preflight.sections(params, STAGES[stage])
+    return stage, _parameters(values), values or params.model_dump(mode="json")
+
+
+def _study(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:  # noqa: ARG001
+    """The same of a study's runs, which have one flow."""
+    from studies import catalogue
+
+    study = studies.STAGES[stage]
+    params = catalogue.params_of(study).model_dump(mode="json")
+    return "study", {"study": study, "params": params}, params
 
 
 def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,8 +44,8 @@ Arguments = ParamSpec("Arguments")
 Reply = TypeVar("Reply")
 
 
-def trigger(stage: str, root: Path, *, parameters: Mapping[str, Any], name: str) -> None:
-    """Run `stage` as the deployment `<stage>/<work pool>` under the name `name`, and put its outputs in their places.
+def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any], name: str) -> None:
+    """Run `stage` as the deployment `<flow>/<work pool>` under the name `name`, and put its outputs in their places.
 
     A run of this name that is still on its way, because an earlier client died, is followed and not started again;
     Ctrl-C and SIGTERM here cancel it there.
@@ -57,7 +57,7 @@ def trigger(stage: str, root: Path, *, parameters: Mapping[str, Any], name: str)
     place = _storage()
     place.check()
     with get_client(sync_client=True) as client:
-        deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{stage}/{os.environ[WORK_POOL]}")
+        deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{flow}/{os.environ[WORK_POOL]}")
         # What other code made of the same, or what lies in another storage, is not taken for ours.
         series = f"{name}-{digest([source_version(), place.uri])[:8]}"
         request = remote.ask(stage, root, name=series, storage=place)

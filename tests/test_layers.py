@@ -10,18 +10,20 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
+import studies
 from mnist_pipe import layout
 from pipelines import STAGES
 
 ROOT = Path(__file__).parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for folder in ("mnist_pipe", "pipelines")
+    for folder in ("mnist_pipe", "pipelines", "studies")
     for path in (ROOT / folder).rglob("*.py")
 }
 # A module may import from its own layer and from those before it.
 LAYERS = [
     {"errors", "files", "layout", "params", "identity", "lineage", "storage", "supervisor", "machine", "dag", "remote"},
+    {"runs"},
     {"data", "models", "evaluation", "gates"},
     {"training", "blocks"},
     {"cluster"},
@@ -33,7 +35,9 @@ LAYERS = [
         "registry",
         "prediction",
         "scoring",
+        "spread",
     },
+    {"studies"},
     {"preflight", "services", "doctor", "dashboards"},
     {"pipelines"},
     {"cli"},
@@ -47,6 +51,7 @@ ONLY = {
         "mnist_pipe.training.stream",
         "mnist_pipe.blocks",
         "mnist_pipe.scoring",
+        "mnist_pipe.spread",
     },
     "mlflow": {"mnist_pipe.registry"},
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
@@ -87,7 +92,7 @@ def test_each_orchestrator_has_its_own_modules(library: str) -> None:
 
 
 HEAVY = {
-    f"mnist_pipe.{name}" for name in ("blocks", "cluster", "prediction", "registry", "scoring")
+    f"mnist_pipe.{name}" for name in ("blocks", "cluster", "prediction", "registry", "scoring", "spread")
 }  # imported where they are used
 
 
@@ -119,6 +124,18 @@ def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:
             assert set(stages[name]["params"]) == {narrow.get(section, section) for section in sections}
 
 
+def test_dvc_yaml_of_the_studies_has_two_stages_of_each_and_their_narrow_params() -> None:
+    stages = YAML(typ="safe").load(ROOT / "studies/dvc.yaml")["stages"]
+    assert list(stages) == [name for stage, study in studies.STAGES.items() for name in (stage, study)]
+    for stage, study in studies.STAGES.items():
+        measured = [f"studies/{study}/{name}" for name in (layout.STUDY_RUNS, layout.STUDY_TIMES)]
+        assert stages[stage]["cmd"] == f"exec python -m pipelines {stage}"
+        assert stages[stage]["params"] == [{str(layout.STUDY_PARAMS): [study]}]
+        assert [next(iter(output)) for output in stages[stage]["outs"]] == measured
+        assert stages[study]["cmd"] == f"exec python -m studies {study}"
+        assert set(measured) < set(stages[study]["deps"])
+
+
 def test_dvc_yaml_names_the_paths_of_the_layout() -> None:
     known = {str(value) for value in vars(layout).values() if isinstance(value, Path)}
     for name, stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
@@ -129,7 +146,8 @@ def test_dvc_yaml_names_the_paths_of_the_layout() -> None:
 
 
 def test_every_dependency_of_a_stage_on_code_exists() -> None:
-    for stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].values():
-        for dependency in stage["deps"]:
-            if dependency.split("/")[0] in ("mnist_pipe", "pipelines"):
-                assert (ROOT / dependency).exists(), dependency
+    for file in ("dvc.yaml", "studies/dvc.yaml"):
+        for stage in YAML(typ="safe").load(ROOT / file)["stages"].values():
+            for dependency in stage["deps"]:
+                if dependency.split("/")[0] in ("mnist_pipe", "pipelines") or dependency.endswith(".py"):
+                    assert (ROOT / dependency).exists(), dependency

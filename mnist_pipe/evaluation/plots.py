@@ -60,7 +60,7 @@ def confusion(path: Path, matrix: NDArray[np.int64]) -> None:
     """(10, 10) counts. Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would vanish."""
     mistakes = matrix * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
     colours = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f3c2a6", RED])
-    with _drawing(path, height=4.9) as figure:
+    with drawing(path, height=4.9) as figure:
         axes = figure.subplots()
         axes.imshow(mistakes, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=max(1, int(mistakes.max()))))
         for actual, predicted in np.ndindex(matrix.shape):
@@ -89,7 +89,7 @@ def confusion(path: Path, matrix: NDArray[np.int64]) -> None:
 def curves(path: Path, table: pd.DataFrame) -> None:
     """Loss and accuracy by epoch; columns as in `reports/curves.csv`."""
     epochs = table["epoch"].to_numpy()
-    with _drawing(path, height=4.9) as figure:
+    with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True)
         for axes, name, label in ((upper, "loss", "{:.3f}"), (lower, "accuracy", "{:.2%}")):
             lines = {split: table[f"{split}_{name}"].to_numpy() for split in ("train", "validation")}
@@ -100,7 +100,7 @@ def curves(path: Path, table: pd.DataFrame) -> None:
                 text = f"{split} {label.format(values[-1]).replace('%', ' %')}"
                 ends.append((float(height(values)[-1]), text, colour))
             axes.set_title(name)
-            _label_ends(axes, x=float(epochs[-1]), ends=ends)
+            label_ends(axes, x=float(epochs[-1]), ends=ends)
         upper.yaxis.set_major_locator(MaxNLocator(5))
         upper.set_xlim(epochs[0] - max(0.04 * len(epochs), 0.1), epochs[-1] + 0.1)
         lower.set_xlabel("epoch")
@@ -133,10 +133,10 @@ def mistakes(
     num_wrong = int((predictions != labels).sum())
     columns = 5
     rows = max(1, -(-len(worst) // columns))
-    with _drawing(path, height=0.35 + 1.22 * rows) as figure:
+    with drawing(path, height=0.35 + 1.22 * rows) as figure:
         title = f"{len(worst)} of {num_wrong} mistakes, the surest first" if num_wrong else "no mistakes"
         figure.suptitle(title, x=0.02, ha="left", fontsize=10)
-        for axes, row in _tiles(figure, rows, columns, items=list(worst)):
+        for axes, row in tiles(figure, rows, columns, items=list(worst)):
             axes.imshow(images[row], cmap="gray_r")
             axes.set_title(
                 f"{labels[row]} → {predictions[row]}  {probabilities[row]:.0%}".replace("%", " %"),
@@ -151,8 +151,8 @@ def templates(path: Path, weights: NDArray[np.float32]) -> None:
     assert weights.shape == (NUM_CLASSES, PIXELS)
     limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would wash out the rest
     colours = LinearSegmentedColormap.from_list("templates", [RED, "#ffffff", BLUE])
-    with _drawing(path, height=2.75) as figure:
-        for axes, label in _tiles(figure, 2, 5, items=list(range(NUM_CLASSES))):
+    with drawing(path, height=2.75) as figure:
+        for axes, label in tiles(figure, 2, 5, items=list(range(NUM_CLASSES))):
             axes.imshow(weights[label].reshape(SIDE, SIDE), cmap=colours, vmin=-limit, vmax=limit)
             axes.set_title(str(label), loc="center", pad=4)
 
@@ -163,7 +163,7 @@ def search(path: Path, trials: pd.DataFrame) -> None:
     unscored = trials.drop(scored.index)
     colours = dict(zip(sorted(trials["optimizer"].unique()), COLOURS * 9, strict=False))
     markers = dict(zip(sorted(trials["model"].unique()), MARKERS * 9, strict=False))
-    with _drawing(path, height=4.9) as figure:
+    with drawing(path, height=4.9) as figure:
         axes = figure.subplots()
         axes.set_xscale("log")
         height = _accuracy_axis(axes, scored["validation_accuracy"].to_numpy())
@@ -214,7 +214,7 @@ def search(path: Path, trials: pd.DataFrame) -> None:
 
 def reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
     """Accuracy against claimed probability by bin, with Wilson intervals; below, how many rows each bin holds."""
-    with _drawing(path, height=4.9) as figure:
+    with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 1], [0, 1], color="#b4bac2", linewidth=1)
         for count, correct, total in zip(bins.counts, bins.num_correct, bins.confidence_sums, strict=True):
@@ -237,7 +237,7 @@ def reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None
 
 def classes(path: Path, scores: Sequence[ClassScore], *, confidence: float) -> None:
     """The share of each class that was recognised, with its Wilson interval."""
-    with _drawing(path, height=3.4) as figure:
+    with drawing(path, height=3.4) as figure:
         axes = figure.subplots()
         lows = []
         for score in scores:
@@ -264,7 +264,7 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 
 
 @contextmanager
-def _drawing(path: Path, *, height: float) -> Iterator[Figure]:
+def drawing(path: Path, *, height: float) -> Iterator[Figure]:
     """A figure in the house style, saved to `path` when the block ends."""
     with matplotlib.style.context(("default", _STYLE)):  # default first, so that a user's matplotlibrc changes nothing
         figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
@@ -274,7 +274,7 @@ def _drawing(path: Path, *, height: float) -> Iterator[Figure]:
             figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
 
 
-def _tiles(figure: Figure, rows: int, columns: int, *, items: list[Any]) -> Iterator[tuple[Axes, Any]]:
+def tiles(figure: Figure, rows: int, columns: int, *, items: list[Any]) -> Iterator[tuple[Axes, Any]]:
     """One frame without scales for each item, row by row; the frames left over are hidden."""
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -307,7 +307,7 @@ def _accuracy_axis(axes: Axes, accuracies: NDArray[np.floating[Any]]) -> Callabl
     return height
 
 
-def _label_ends(axes: Axes, *, x: float, ends: list[tuple[float, str, str]]) -> None:
+def label_ends(axes: Axes, *, x: float, ends: list[tuple[float, str, str]]) -> None:
     """Name each line beside its last point; two names that would touch are moved apart."""
     points = sorted(axes.transData.transform((x, value))[1] for value, _, _ in ends)
     touching = len(points) > 1 and points[-1] - points[0] < 14 * axes.figure.dpi / 72

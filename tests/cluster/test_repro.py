@@ -27,11 +27,11 @@ def test_deploying_twice_changes_nothing(bed: Bed) -> None:
 
     before = deployments()
     assert {entry["name"] for entry in before.values()} == {"cpu"}
-    assert len(before) == len(STAGES) + 1
+    assert len(before) == len(STAGES) + 2
     # From the same checkout: Prefect takes the version of a deployment from its commit.
     done = bed.script("deployments")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [f"deployed {name}/cpu" for name in (*STAGES, "rebuild")]
+    assert done.stdout.splitlines() == [f"deployed {name}/cpu" for name in (*STAGES, "study", "rebuild")]
     after = deployments()
     assert after.keys() == before.keys()
     for entrypoint, entry in before.items():

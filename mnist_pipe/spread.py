@@ -1,0 +1,78 @@
+"""Runs spread over the processors of Ray."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from mnist_pipe.cluster import Cluster, check_code, check_storage
+from mnist_pipe.files import digest, sha256
+from mnist_pipe.identity import code_version
+from mnist_pipe.runs import Config, Run, read_ledger, remember
+from mnist_pipe.storage import Storage
+
+Compute = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
+
+
+def spread(
+    compute: Compute,
+    configs: Sequence[Config],
+    *,
+    shared: Mapping[str, Any],
+    available: Cluster,
+    storage: Storage,
+    name: str,
+    on_run: Callable[[Run], None] = lambda _: None,
+) -> list[Run]:
+    """`compute(config, shared)` for each of `configs`, on a processor each, or a GPU where there are any.
+
+    `shared` is in the memory of each machine once. Runs start in the order given, so the longest should come first;
+    they return in that order too, and `on_run` is called as each ends. Those that the ledger `name` knows are not
+    computed again and `on_run` is not told of them. A run that is lost with its machine starts again.
+
+    Raises:
+        EnvironmentFault: several machines without a storage that all of them reach, or one with other code.
+        Exception: what a run raised; the others are given up.
+    """
+    check_storage(len(available.nodes))
+    known = read_ledger(storage, name)
+    code = _version(compute)
+    data = ray.put(dict(shared))
+    task = ray.remote(_timed).options(
+        num_cpus=1, num_gpus=min(1, available.num_gpus), max_retries=3, name=compute.__module__
+    )
+    open_runs = {
+        task.remote(compute, config, data, code=code): config for config in configs if digest(config) not in known
+    }
+    while open_runs:
+        (ended, *_), _ = ray.wait(list(open_runs))
+        config = open_runs.pop(ended)
+        try:
+            result, seconds, address = ray.get(ended)
+        except ray.exceptions.RayTaskError as fault:
+            raise fault.cause from None
+        run = Run(config=config, result=result, seconds=seconds, address=address)
+        remember(run, storage=storage, name=name)
+        known[digest(config)] = run
+        on_run(run)
+    return [known[digest(config)] for config in configs]
+
+
+def _timed(
+    compute: Compute, config: Config, shared: Mapping[str, Any], *, code: str
+) -> tuple[dict[str, Any], float, str]:
+    check_code(code, found=_version(compute))
+    started = time.perf_counter()
+    result = compute(config, shared)
+    return result, round(time.perf_counter() - started, 2), ray.util.get_node_ip_address()
+
+
+def _version(compute: Compute) -> str:
+    source = inspect.getsourcefile(compute)
+    assert source is not None
+    return digest([code_version(), sha256(Path(source))])

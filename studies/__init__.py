@@ -1,0 +1,11 @@
+"""The experiments that reproduce the literature, one package each; `STUDIES` names them in the README's order.
+
+`<study>/runs.py` says what is computed, `<study>/findings.py` how it is shown, and beside them lies what was measured:
+`runs.json`, `times.json`, `table.csv` and the figures. `dvc repro studies/dvc.yaml:<study>` makes all of it.
+"""
+
+from __future__ import annotations
+
+STUDIES = ("gradient_descent",)
+STAGES = {f"{study}-runs": study for study in STUDIES}
+"""The stage that measures a study; the stage of the study's own name then shows it."""

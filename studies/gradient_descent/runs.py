@@ -1,0 +1,227 @@
+"""The two-layer sigmoid network by the lesson's equations, written out in numpy: no autograd, no optimizer.
+
+D. Ko 2026, *Classifying Handwritten Digits & Gradient Descent* (seed 003); the numbers of equations are its own. Each
+array starts with the dimension of the members: networks of one encoding and one batch size that train side by side,
+since a step of batch 1 is so small that its cost is that of calling it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
+from mnist_pipe.params import Epochs, Section
+from mnist_pipe.runs import Config, Run
+from studies.fitting import pixels, whole
+
+Array = NDArray[np.floating[Any]]
+_ROWS_AT_ONCE = 1000
+
+
+class Params(Section):
+    """The study `gradient_descent`."""
+
+    num_hidden: Annotated[int, Field(ge=1, le=1024)]
+    """Sigmoid units between the 784 pixels and the outputs."""
+    batch_sizes: dict[str, Annotated[int, Field(ge=1)] | None]
+    """By name; null is the whole training set."""
+    num_epochs: dict[str, Epochs]
+    """By the name of the batch size: a full batch makes one step an epoch."""
+    search_epochs: dict[str, Epochs]
+    """What a learning rate is chosen by: the accuracy on the validation split after so many epochs."""
+    learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]]
+    """What is tried, by the name of the batch size; one seed each."""
+    final_fraction: Annotated[float, Field(gt=0, le=1)]
+    """Of the learning rate at the end of a run whose rate decays."""
+    num_seeds: Annotated[int, Field(ge=1, le=100)]
+
+
+def codes(encoding: str) -> NDArray[np.float64]:
+    """(10, outputs) what the outputs should be for each digit: section 2.2."""
+    digits = np.arange(NUM_CLASSES)
+    if encoding == "one-hot":
+        return np.eye(NUM_CLASSES)
+    if encoding == "binary":
+        return ((digits[:, None] >> np.arange(3, -1, -1)) & 1).astype(np.float64)
+    assert encoding == "ordinal"
+    return digits[:, None] / (NUM_CLASSES - 1)  # a sigmoid reaches from 0 to 1
+
+
+ENCODINGS = ("one-hot", "binary", "ordinal")
+
+
+def plan(params: Params, done: Sequence[Run]) -> list[Config]:
+    """For each batch size and encoding every learning rate for a while; then the best with every seed, to the end."""
+    searches = [
+        _config(params, size, encoding, "search", [[rate, "constant", 0] for rate in params.learning_rates[size]])
+        for size in params.batch_sizes
+        for encoding in ENCODINGS
+    ]
+    if len(done) < len(searches):
+        return searches
+    best = {(run.config["batch"], run.config["encoding"]): best_rate(run) for run in done if is_search(run)}
+    kinds = [(schedule, seed) for schedule in ("constant", "decayed") for seed in range(params.num_seeds)]
+    return searches + [
+        _config(params, size, encoding, "final", [[rate, *kind] for kind in kinds])
+        for (size, encoding), rate in best.items()
+    ]
+
+
+def is_search(run: Run) -> bool:
+    """Whether the run looked for a learning rate."""
+    return bool(run.config["phase"] == "search")
+
+
+def best_rate(search: Run) -> float:
+    """The learning rate with the highest accuracy on the validation split; of equals the lower."""
+    members = zip(search.result["members"], search.config["members"], strict=True)
+    scored = [(figures["validation_accuracy"][-1], -rate) for figures, (rate, _, _) in members]
+    return float(-max(scored)[1])
+
+
+def _config(params: Params, size: str, encoding: str, phase: str, members: list[list[Any]]) -> Config:
+    return {
+        "phase": phase,
+        "batch": size,
+        "batch_size": params.batch_sizes[size],
+        "encoding": encoding,
+        "num_hidden": params.num_hidden,
+        "num_epochs": (params.search_epochs if phase == "search" else params.num_epochs)[size],
+        "final_fraction": params.final_fraction,
+        "members": members,
+    }
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train the members; a search on the training split, the final runs on all 60,000 rows.
+
+    Returns for each member a value before training and after each epoch of `cost` on the training rows (equation 1),
+    `train_accuracy`, and `validation_accuracy` of a search, `test_accuracy` of a final run.
+    """
+    searching = config["phase"] == "search"
+    training = splits["train"] if searching else whole(splits)
+    judged = "validation" if searching else "test"
+    rates = np.array([rate for rate, _, _ in config["members"]], np.float32)
+    decays = np.array([schedule == "decayed" for _, schedule, _ in config["members"]])
+    seeds = [seed for _, _, seed in config["members"]]
+    targets = codes(config["encoding"]).astype(np.float32)
+    images, labels = pixels(training).reshape(-1, PIXELS), training.labels
+    others = pixels(splits[judged]).reshape(-1, PIXELS)
+    network = initial(seeds, (PIXELS, config["num_hidden"], targets.shape[1]))
+    batch_size = config["batch_size"] or len(labels)
+    num_epochs = config["num_epochs"]
+    every = max(1, num_epochs // 50)  # of 300 epochs every sixth is looked at
+    series: dict[str, list[list[float]]] = {"cost": [], "train_accuracy": [], f"{judged}_accuracy": []}
+    epochs = [0]
+
+    def look() -> None:
+        cost, accuracy = judge(network, images, labels, targets)
+        series["cost"].append(_rounded(cost))
+        series["train_accuracy"].append(_rounded(accuracy))
+        series[f"{judged}_accuracy"].append(_rounded(judge(network, others, splits[judged].labels, targets)[1]))
+
+    look()
+    for epoch in range(num_epochs):
+        slowed = rates * np.where(decays, config["final_fraction"] ** (epoch / num_epochs), 1).astype(np.float32)
+        for rows in batches(len(labels), batch_size, seeds, epoch):
+            step(network, gradient(network, images[rows], targets[labels[rows]]), slowed)
+        if (epoch + 1) % every == 0:
+            epochs.append(epoch + 1)
+            look()
+    members = [
+        {name: [values[member] for values in found] for name, found in series.items()} for member in range(len(seeds))
+    ]
+    return {"epochs": epochs, "members": members}
+
+
+def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:  # noqa: ARG001
+    """Nothing that the runs do not say one by one."""
+    return {}
+
+
+def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:
+    """Weights (members, inputs, outputs) and biases (members, 1, outputs) of each layer, a member a seed.
+
+    Normal with a standard deviation of 1 / sqrt(inputs), so that no sigmoid starts saturated; biases 0.
+    """
+    drawn = [np.random.default_rng(seed) for seed in seeds]
+    network: list[Array] = []
+    for inputs, outputs in pairwise(widths):
+        weights = np.stack([generator.standard_normal((inputs, outputs), np.float32) for generator in drawn])
+        network += [weights / np.float32(inputs**0.5), np.zeros((len(seeds), 1, outputs), np.float32)]
+    return network
+
+
+def batches(num_rows: int, batch_size: int, seeds: Sequence[int], epoch: int) -> Iterator[NDArray[np.int64]]:
+    """The rows of each mini-batch of an epoch, drawn without replacement: (members, batch), of a full one (1, rows)."""
+    if batch_size == num_rows:
+        yield np.arange(num_rows)[None]  # in any order the sum is the same
+        return
+    order = np.stack([np.random.default_rng([seed, epoch]).permutation(num_rows) for seed in seeds])
+    for start in range(0, num_rows - batch_size + 1, batch_size):
+        yield order[:, start : start + batch_size]
+
+
+def activations(network: Sequence[Array], images: Array) -> tuple[Array, Array]:
+    """What the hidden units and the outputs say: (members, rows, hidden) and (members, rows, outputs)."""
+    weights, biases, output_weights, output_biases = network
+    hidden = sigmoid(images @ weights + biases)
+    return hidden, sigmoid(hidden @ output_weights + output_biases)
+
+
+def sigmoid(values: Array) -> Array:
+    """1 / (1 + exp(-z)); large arguments do not overflow."""
+    return (np.tanh(values / 2) + 1) / 2
+
+
+def cost(network: Sequence[Array], images: Array, targets: Array) -> Array:
+    """(members,) the quadratic cost of (members, rows, ...) images and targets: equation 1."""
+    outputs = activations(network, images)[1]
+    found: Array = np.square(targets - outputs).sum((1, 2)) / (2 * outputs.shape[1])
+    return found
+
+
+def gradient(network: Sequence[Array], images: Array, targets: Array) -> list[Array]:
+    """The gradient of `cost` by each array of `network`: the mean of the rows' own (equations 10 and 11)."""
+    hidden, outputs = activations(network, images)
+    num_rows = outputs.shape[1]
+    # The chain rule of equation 9: da/dz = a (1 - a).
+    output_error = (outputs - targets) * outputs * (1 - outputs)
+    hidden_error = output_error @ network[2].swapaxes(1, 2) * hidden * (1 - hidden)
+    return [
+        images.swapaxes(1, 2) @ hidden_error / num_rows,
+        hidden_error.mean(1, keepdims=True),
+        hidden.swapaxes(1, 2) @ output_error / num_rows,
+        output_error.mean(1, keepdims=True),
+    ]
+
+
+def step(network: Sequence[Array], gradients: Sequence[Array], rates: Array) -> None:
+    """Move each member against its gradient, in place: equations 7 and 12."""
+    for values, slopes in zip(network, gradients, strict=True):
+        values -= rates[:, None, None] * slopes
+
+
+def judge(network: Sequence[Array], images: Array, labels: NDArray[np.uint8], targets: Array) -> tuple[Array, Array]:
+    """(members,) the cost and the accuracy; an image is the digit whose code is nearest to the outputs.
+
+    Of one-hot codes that is the output with the largest activation.
+    """
+    costs, hits = np.zeros(len(network[0])), np.zeros(len(network[0]))
+    for start in range(0, len(labels), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        outputs = activations(network, images[None, rows])[1]
+        costs += np.square(targets[labels[rows]] - outputs).sum((1, 2), dtype=np.float64) / 2
+        nearest = np.square(outputs[..., None, :] - targets).sum(-1).argmin(-1)
+        hits += (nearest == labels[rows]).sum(1)
+    return costs / len(labels), hits / len(labels)
+
+
+def _rounded(values: Array) -> list[float]:
+    return [round(float(value), 6) for value in values]

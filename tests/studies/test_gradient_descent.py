@@ -1,0 +1,155 @@
+"""The lesson's equations, against finite differences, autograd and a training by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.runs import Run
+from studies.gradient_descent import runs
+from studies.gradient_descent.runs import ENCODINGS, Array
+
+WIDTHS = {"one-hot": 10, "binary": 4, "ordinal": 1}
+
+
+def _problem(encoding: str = "one-hot", *, members: int = 2, rows: int = 6) -> tuple[list[Array], Array, Array]:
+    generator = np.random.default_rng(0)
+    network = [values.astype(np.float64) for values in runs.initial(range(members), (20, 5, WIDTHS[encoding]))]
+    for biases in network[1::2]:
+        biases += generator.normal(size=biases.shape)
+    labels = generator.integers(0, 10, (members, rows))
+    return network, generator.random((members, rows, 20)), runs.codes(encoding)[labels]
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_gradient_is_that_of_finite_differences(encoding: str) -> None:
+    network, images, targets = _problem(encoding)
+    gradients = runs.gradient(network, images, targets)
+    generator, width = np.random.default_rng(1), 1e-5
+    for values, slopes in zip(network, gradients, strict=True):
+        direction = generator.normal(size=values.shape)
+        values += width * direction
+        above = runs.cost(network, images, targets)
+        values -= 2 * width * direction
+        below = runs.cost(network, images, targets)
+        values += width * direction
+        np.testing.assert_allclose((above - below) / (2 * width), (slopes * direction).sum((1, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_the_gradient_is_that_of_autograd(encoding: str) -> None:
+    network, images, targets = _problem(encoding, members=1)
+    tensors = [torch.tensor(values[0], requires_grad=True) for values in network]
+    hidden = torch.sigmoid(torch.tensor(images[0]) @ tensors[0] + tensors[1])
+    outputs = torch.sigmoid(hidden @ tensors[2] + tensors[3])
+    cost = (torch.tensor(targets[0]) - outputs).square().sum(1).mean() / 2  # equations 8 and 9
+    cost.backward()
+    assert runs.cost(network, images, targets)[0] == pytest.approx(cost.item(), rel=1e-12)
+    for slopes, tensor in zip(runs.gradient(network, images, targets), tensors, strict=True):
+        np.testing.assert_allclose(slopes[0], tensor.grad, rtol=1e-10, atol=1e-14)
+
+
+def test_the_gradient_of_a_batch_is_the_mean_of_its_rows_own() -> None:
+    """Equation 10."""
+    network, images, targets = _problem()
+    of_rows = [runs.gradient(network, images[:, [row]], targets[:, [row]]) for row in range(images.shape[1])]
+    for whole, *parts in zip(runs.gradient(network, images, targets), *of_rows, strict=True):
+        np.testing.assert_allclose(whole, np.mean(parts, axis=0), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_small_step_lowers_the_cost_by_rate_times_squared_gradient(encoding: str) -> None:
+    """Equation 4."""
+    network, images, targets = _problem(encoding)
+    before, gradients = runs.cost(network, images, targets), runs.gradient(network, images, targets)
+    rate = 1e-5
+    runs.step(network, gradients, np.full(len(before), rate))
+    squared = np.sum([np.square(slopes).sum((1, 2)) for slopes in gradients], axis=0)
+    np.testing.assert_allclose(runs.cost(network, images, targets) - before, -rate * squared, rtol=1e-3)
+
+
+def test_no_direction_of_the_same_length_lowers_the_cost_more() -> None:
+    """Equation 6, to first order, against 200 random directions."""
+    network, images, targets = _problem(members=1)
+    gradients = runs.gradient(network, images, targets)
+    length = np.sqrt(sum(np.square(slopes).sum() for slopes in gradients))
+    generator = np.random.default_rng(2)
+    for _ in range(200):
+        direction = [generator.normal(size=slopes.shape) for slopes in gradients]
+        norm = np.sqrt(sum(np.square(part).sum() for part in direction))
+        along = sum((slopes * part).sum() for slopes, part in zip(gradients, direction, strict=True)) / norm
+        assert abs(along) < length
+
+
+def test_the_codes_are_those_of_the_lessons_table() -> None:
+    assert runs.codes("one-hot")[3].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    assert [runs.codes("binary")[digit].tolist() for digit in (0, 3, 9)] == [[0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]]
+    assert np.allclose(9 * runs.codes("ordinal")[:, 0], range(10))
+
+
+def test_of_one_hot_codes_the_nearest_is_the_largest_output() -> None:
+    network, images, _ = _problem(members=3, rows=50)
+    outputs = runs.activations(network, images[:1])[1]
+    for digit in range(10):
+        labels = np.full(50, digit, np.uint8)
+        accuracy = runs.judge(network, images[0], labels, runs.codes("one-hot"))[1]
+        assert accuracy.tolist() == (outputs.argmax(-1) == digit).mean(1).tolist()
+
+
+def test_an_epoch_takes_every_row_once_and_each_seed_in_its_own_order() -> None:
+    found = np.concatenate(list(runs.batches(100, 10, [0, 1], epoch=3)), axis=1)
+    assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(100), (2, 1)))
+    assert not np.array_equal(*found)
+    again = np.concatenate(list(runs.batches(100, 10, [1], epoch=3)), axis=1)
+    assert np.array_equal(again[0], found[1])  # whoever trains beside it
+
+
+def _splits(rows: int = 300) -> dict[str, NormalizedSplit]:
+    generator = np.random.default_rng(0)
+    patterns = generator.random((10, 28, 28), np.float32)
+    splits = {}
+    for number, name in enumerate(("train", "validation", "test")):
+        labels = generator.integers(0, 10, rows).astype(np.uint8)
+        noise = generator.normal(0, 0.1, (rows, 28, 28)).astype(np.float32)
+        index = np.arange(rows, dtype=np.uint32) + number * rows
+        splits[name] = NormalizedSplit(
+            images=patterns[labels] + noise, labels=labels, index=index, provenance={"mean": 0.0, "std": 1.0}
+        )
+    return splits
+
+
+PARAMS = runs.Params(
+    num_hidden=15,
+    batch_sizes={"online": 1, "mini-batch": 20, "full batch": None},
+    num_epochs={"online": 3, "mini-batch": 10, "full batch": 60},
+    search_epochs={"online": 1, "mini-batch": 2, "full batch": 5},
+    learning_rates={"online": [0.01, 0.5], "mini-batch": [0.01, 3.0], "full batch": [0.01, 3.0]},
+    final_fraction=0.1,
+    num_seeds=2,
+)
+
+
+def test_a_member_is_trained_as_if_it_were_alone() -> None:
+    config = runs.plan(PARAMS, [])[3]
+    alone = {**config, "members": config["members"][1:]}
+    together, single = (runs.run(each, _splits())["members"][-1] for each in (config, alone))
+    for name, values in single.items():
+        np.testing.assert_allclose(values, together[name], atol=0.02)  # rounding of sums, and then of single images
+
+
+def test_the_final_runs_take_the_rate_that_was_best_on_the_validation_split() -> None:
+    splits = _splits()
+    searches = runs.plan(PARAMS, [])
+    done = [Run(config=config, result=runs.run(config, splits), seconds=0, address="") for config in searches]
+    assert all("test_accuracy" not in run.result["members"][0] for run in done)
+    finals = runs.plan(PARAMS, done)[len(searches) :]
+    assert len(finals) == 9
+    for search, final in zip(done, finals, strict=True):
+        accuracies = [member["validation_accuracy"][-1] for member in search.result["members"]]
+        rate = search.config["members"][int(np.argmax(accuracies))][0]
+        assert {member[0] for member in final["members"]} == {rate}
+    result = runs.run(next(final for final in finals if final["encoding"] == "one-hot"), splits)
+    assert [len(member["test_accuracy"]) for member in result["members"]] == [4] * 4
+    assert result["members"][0]["test_accuracy"][-1] > 0.9

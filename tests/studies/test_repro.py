@@ -1,0 +1,137 @@
+"""A study through `dvc repro`, as a user runs it: whole, interrupted and gone on, asked for by a wrong name."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ruamel.yaml import YAML
+
+from studies import STUDIES
+from tests.conftest import ROOT
+from tests.test_pipeline import copy_tree, environment, kill_all, run, stages_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+STUDY = "gradient_descent"
+SMALL: dict[str, Any] = {
+    "num_epochs": {"online": 2, "mini-batch": 4, "full batch": 20},
+    "search_epochs": {"online": 1, "mini-batch": 1, "full batch": 2},
+    "num_seeds": 2,
+}
+
+
+def set_study(folder: Path, study: str, changes: dict[str, Any]) -> None:
+    yaml, path = YAML(), folder / "studies/params.yaml"
+    content = yaml.load(path)
+    content[study].update(changes)
+    yaml.dump(content, path)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Git clone with its own services and small studies that were never measured."""
+    folder = copy_tree(tmp_path_factory.mktemp("clone") / "main")
+    set_study(folder, STUDY, SMALL)
+    for study in STUDIES:
+        for name in ("runs.json", "times.json", "table.csv"):
+            (folder / "studies" / study / name).unlink(missing_ok=True)
+    (folder / "studies/dvc.lock").unlink(missing_ok=True)
+    run(folder, "git", "init", "-q")
+    run(folder, "git", "add", "-A")
+    run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
+    run(folder, "mnist-pipe", "up")
+    try:
+        yield folder
+    finally:
+        run(folder, "mnist-pipe", "down")
+
+
+def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(clone: Path) -> None:
+    log = clone / "first.log"
+    command = ("dvc", "repro", f"studies/dvc.yaml:{STUDY}")
+    with log.open("w") as stream:
+        process = subprocess.Popen(
+            command, cwd=clone, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    deadline = time.monotonic() + 120
+    while log.read_text().count(" s: phase") < 4:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    family = psutil.Process(process.pid).children(recursive=True)
+    kill_all(process)
+    psutil.wait_procs(family, timeout=5)
+    assert not (clone / "studies" / STUDY / "runs.json").exists()
+    second = run(clone, *command)
+    assert stages_run(second)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
+    known = re.search(r"(\d+) runs had ended before it was interrupted", second)
+    assert known
+    computed = second.count(" s: phase")
+    assert int(known[1]) >= 4
+    assert int(known[1]) + computed == 18  # 9 searches, 9 final runs
+    assert not list((clone / ".state/studies").iterdir())  # finished, it is remembered by DVC alone
+
+
+def test_the_study_is_shown_with_every_run(clone: Path) -> None:
+    folder = clone / "studies" / STUDY
+    content = json.loads((folder / "runs.json").read_text())
+    assert len(content["runs"]) == 18
+    assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
+    section = (clone / "studies/README.md").read_text().partition(f"<!-- {STUDY} -->")[2]
+    assert "| 784-15-10, one-hot | online, constant rate |" in section
+    assert f"({STUDY}/figure.png)" in section
+
+
+def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(clone: Path) -> None:
+    target = f"studies/dvc.yaml:{STUDY}"
+    assert stages_run(run(clone, "dvc", "repro", target)) == []
+    measured, page = (clone / "studies" / STUDY / "runs.json", clone / "studies/README.md")
+    before = measured.read_bytes(), page.read_text()
+    assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", f"{target}-runs")) == [f"{target}-runs"]
+    assert measured.read_bytes() == before[0]
+
+
+def test_a_figure_that_nobody_published_is_told_and_nothing_is_written(clone: Path) -> None:
+    path, page = clone / "studies/published.csv", (clone / "studies/README.md").read_bytes()
+    before = path.read_text()
+    path.write_text("source,system\n")
+    try:
+        output = run(clone, sys.executable, "-m", "studies", STUDY, code=2)
+    finally:
+        path.write_text(before)
+    assert output.startswith("studies/published.csv: the table must have the columns source, ")
+    assert len(output.splitlines()) == 1
+    assert (clone / "studies/README.md").read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("studies", "gradient-descent"), ("pipelines", "gradient_descent-run")],
+    ids=["show", "measure"],
+)
+def test_a_wrong_name_is_told_with_the_nearest(module: str, name: str) -> None:
+    output = run(ROOT, sys.executable, "-m", module, name, code=2)
+    assert output.startswith(f"python -m {module}: {'study' if module == 'studies' else 'stage'} must be one of ")
+    assert "did you mean 'gradient_descent" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_a_wrong_param_is_told_with_its_line(tmp_path: Path) -> None:
+    folder = copy_tree(tmp_path / "main")
+    set_study(folder, STUDY, {"num_seed": 3})
+    number = next(
+        n for n, text in enumerate((folder / "studies/params.yaml").read_text().splitlines(), 1) if "num_seed:" in text
+    )
+    output = run(folder, sys.executable, "-m", "pipelines", f"{STUDY}-runs", code=2)
+    assert output == (
+        f"studies/params.yaml:{number}: {STUDY}.num_seed must be a known key, but got 'num_seed'; "
+        "did you mean 'num_seeds'?\n"
+    )

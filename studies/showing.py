@@ -16,7 +16,7 @@ from studies.table import Row
 
 README = layout.STUDIES / "README.md"
 _PROJECT_README = Path("README.md")
-_HEAD = ("study", "system", "published", "ours", "verdict")
+_HEAD = ("study", "system", "measured", "published", "ours", "verdict")
 
 
 def show(study: str) -> str:
@@ -32,7 +32,8 @@ def show(study: str) -> str:
     files.write_bytes(folder / "table.csv", table.csv(rows))
     pictures = findings.draw(folder, runs, conclusions)
     text = [
-        f"## {study}: {findings.TITLE}",
+        f"## {study}",
+        f"*{findings.TITLE[0].upper()}{findings.TITLE[1:]}.*",
         re.sub(r"(\d)%", r"\1 %", findings.tell(runs, rows, conclusions)),  # as this project writes it
         table.markdown(table.COLUMNS, [table.cells(row) for row in rows]),
         *(f"![{Path(picture).stem} of {study}]({study}/{picture})" for picture in pictures),
@@ -56,16 +57,16 @@ def measured(study: str) -> tuple[list[Run], Mapping[str, Any]]:
 
 
 def systems() -> str:
-    """The table of every system of every study that has been measured and has a published figure."""
+    """The table of the systems of every study that has been measured."""
     lines = []
     for study in STUDIES:
         if (layout.STUDIES / study / layout.STUDY_RUNS).exists():
             rows: Sequence[Row] = catalogue.findings_of(study).rows(*measured(study), Published())
             link = f"[{study}](studies/README.md#{study})"
             for row in rows:
-                if row.published is not None and row.headline:
+                if row.headline:
                     system, variant, measure, published, ours, _, verdict, _ = table.cells(row)
-                    lines.append((link, f"{system}, {variant}", f"{published} {measure}", ours, verdict))
+                    lines.append((link, f"{system}, {variant}", measure, published, ours, verdict))
     return table.markdown(_HEAD, lines)
 
 

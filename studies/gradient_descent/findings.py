@@ -30,6 +30,7 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
             unit="%",
             published=None,
             note=f"η {run.config['members'][0][0]:g}, {run.config['num_epochs']} epochs",
+            headline=run.config["batch"] == "mini-batch" and schedule == "constant",
         )
         for run in done
         if not is_search(run)

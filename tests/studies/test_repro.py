@@ -68,6 +68,7 @@ def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(clone: Path
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
     kill_all(process)
+    assert process.wait(timeout=20) != 0
     psutil.wait_procs(family, timeout=5)
     assert not (clone / "studies" / STUDY / "runs.json").exists()
     second = run(clone, *command)

@@ -27,11 +27,11 @@ from typing import Any
 
 from mnist_pipe import layout, services, storage
 
-SHORT = {"model": "linear", "optimizer": "sgd", "learning_rate": 0.01, "batch_size": 5000, "num_epochs": 5}
+SHORT = {"model": "linear", "optimizer": "nesterov", "learning_rate": 0.01, "batch_size": 5000, "num_epochs": 5}
 LONG = {
     "model": "convnet",
     "model_params": {"channels": [16, 32, 64]},
-    "optimizer": "sgd",
+    "optimizer": "nesterov",
     "learning_rate": 0.01,
     "batch_size": 250,
     "num_epochs": 5,

@@ -205,7 +205,7 @@ def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, A
     validation = Subset(datasets.MNIST(folder, train=True, transform=transforms.Compose(plain)), rows[:5_000])
     model = build(config["model"], **models[config["model"]])
     classes = {
-        "sgd": partial(torch.optim.SGD, momentum=0.9),
+        "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         "adagrad": torch.optim.Adagrad,
         "rmsprop": torch.optim.RMSprop,
         "adam": torch.optim.Adam,

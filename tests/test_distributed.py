@@ -186,7 +186,7 @@ def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, 
 @pytest.mark.slow
 def test_divergence_is_told_and_not_retried(tmp_path: Path) -> None:
     recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "model": "lenet5", "model_params": {}, "learning_rate": 1e18,
-                       "optimizer": "sgd"})  # fmt: skip
+                       "optimizer": "nesterov"})  # fmt: skip
     with pytest.raises(DivergedError, match="the loss must stay finite, but got nan in epoch 1"):
         fit(tmp_path, recipe=recipe)
     assert [path.name for path in (tmp_path / "ray").iterdir()] == ["run.0"]
@@ -195,7 +195,7 @@ def test_divergence_is_told_and_not_retried(tmp_path: Path) -> None:
 def test_the_checkpoint_that_got_farthest_is_found_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
     place = storage.open_uri(str(tmp_path))
     model = models.build("linear")
-    optimizer = optimizers.build("sgd", model, learning_rate=0.1, weight_decay=0.0)
+    optimizer = optimizers.build("nesterov", model, learning_rate=0.1, weight_decay=0.0)
     written = {"run.0/checkpoint_a": (1, 5), "run.1/checkpoint_b": (1, 7), "run.1/checkpoint_c": (2, 0),
                "run.1/checkpoint_d": (3, 0), "other.0/checkpoint_a": (9, 0)}  # fmt: skip
     for name, (epoch, step) in written.items():

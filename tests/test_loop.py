@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 RECIPE = Recipe(
     model="convnet",
     model_params={"channels": [4, 8]},
-    optimizer="sgd",
+    optimizer="nesterov",
     learning_rate=0.05,
     batch_size=32,
     num_epochs=3,
@@ -283,7 +283,7 @@ class FirstCalls(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("model", "optimizer"),
-    [*((name, "sgd") for name in models.MODELS), *(("mlp", name) for name in optimizers.OPTIMIZERS)],
+    [*((name, "nesterov") for name in models.MODELS), *(("mlp", name) for name in optimizers.OPTIMIZERS)],
 )
 def test_no_two_threads_make_the_first_call_of_a_function_of_mkl(model: str, optimizer: str) -> None:
     activation = {"activation": "tanh"} if model == "mlp" else {}

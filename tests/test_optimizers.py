@@ -17,11 +17,16 @@ from mnist_pipe.training.optimizers import OPTIMIZERS
 
 # The library's own class and the arguments that the entry promises; Muon has tests of its own below.
 ORACLES = {
-    "sgd": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    "sgd": (torch.optim.SGD, {}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9}),
+    "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
     "adagrad": (torch.optim.Adagrad, {}),
     "rmsprop": (torch.optim.RMSprop, {}),
     "adam": (torch.optim.Adam, {}),
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.0}),
+    "amsgrad": (torch.optim.Adam, {"amsgrad": True}),
+    "nadam": (torch.optim.NAdam, {}),
+    "adamax": (torch.optim.Adamax, {}),
     "adadelta": (torch.optim.Adadelta, {}),
 }
 
@@ -126,8 +131,8 @@ def test_an_unknown_optimizer_is_told_in_one_line() -> None:
     with pytest.raises(InputError) as caught:
         optimizers.build("adamm", models.build("linear"), learning_rate=0.1, weight_decay=0.0)
     assert str(caught.value) == (
-        "optimizers: optimizer must be one of adadelta, adagrad, adam, adamw, muon, rmsprop, sgd, "
-        "but got 'adamm'; did you mean 'adam'?"
+        "optimizers: optimizer must be one of adadelta, adagrad, adam, adamax, adamw, amsgrad, momentum, muon, nadam, "
+        "nesterov, rmsprop, sgd, but got 'adamm'; did you mean 'adam'?"
     )
 
 

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 SHIPPED = (ROOT / "params.yaml").read_text()
 NAMES = {
     "models": ["cnn", "convnet", "lenet5", "linear", "mlp"],
-    "optimizers": ["adadelta", "adagrad", "adam", "adamw", "muon", "rmsprop", "sgd"],
+    "optimizers": ["adadelta", "adagrad", "adam", "adamw", "muon", "nesterov", "rmsprop", "sgd"],
     "schedules": ["constant", "one_cycle", "triangle"],
     "datasets": ["digits", "fashion-mnist", "kmnist", "local", "mnist"],
 }
@@ -146,8 +146,8 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         (
             "search.space.optimizer",
             "    optimizer: [sdg]",
-            "L: search.space.optimizer[0] must be one of adadelta, adagrad, adam, adamw, muon, rmsprop, sgd, "
-            "but got 'sdg'; did you mean 'sgd'?",
+            "L: search.space.optimizer[0] must be one of adadelta, adagrad, adam, adamw, muon, nesterov, rmsprop, "
+            "sgd, but got 'sdg'; did you mean 'sgd'?",
         ),
         (
             "search.space.learning_rate",

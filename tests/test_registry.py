@@ -553,7 +553,13 @@ def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(root: Path, 
 
 
 def trial(number: int, status: str = "finished", epochs: int = 3, **figures: float) -> dict[str, Any]:
-    config = {"model": "convnet", "optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 1e-5, "batch_size": 128}
+    config = {
+        "model": "convnet",
+        "optimizer": "nesterov",
+        "learning_rate": 0.1,
+        "weight_decay": 1e-5,
+        "batch_size": 128,
+    }
     config |= {"rotation_degrees": 3.5, "translation_pixels": 1.0}
     history = [
         {"epoch": epoch, "train_loss": 1 / epoch, "validation_loss": 2 / epoch, "validation_accuracy": 0.9, **figures}

@@ -42,7 +42,7 @@ class Space:
     """A small space; see `params.SpaceParams`."""
 
     model: list[str] = field(default_factory=lambda: ["mlp", "convnet"])
-    optimizer: list[str] = field(default_factory=lambda: ["adam", "sgd"])
+    optimizer: list[str] = field(default_factory=lambda: ["adam", "nesterov"])
     learning_rate: dict[str, list[float]] = field(default_factory=dict)
     weight_decay: list[float] = field(default_factory=lambda: [1e-6, 1e-4])
     batch_size: list[int] = field(default_factory=lambda: [32, 64])
@@ -121,9 +121,9 @@ def test_the_first_trial_is_the_recipe(reference: tuple[list[TrialRecord], Path]
 
 @ray
 def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["linear"], optimizer=["sgd"])
+    space = Space(model=["linear"], optimizer=["nesterov"])
     (record,) = run(cluster, folder=tmp_path, space=space, num_trials=1, num_epochs=1)
-    assert (record.config["model"], record.config["optimizer"]) == ("linear", "sgd")
+    assert (record.config["model"], record.config["optimizer"]) == ("linear", "nesterov")
 
 
 @ray
@@ -188,18 +188,20 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
 
 @ray
 def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["lenet5"], optimizer=["sgd", "adam"], learning_rate={"sgd": [1e18, 1e19]})
+    space = Space(model=["lenet5"], optimizer=["nesterov", "adam"], learning_rate={"nesterov": [1e18, 1e19]})
     records = run(
         cluster, folder=tmp_path, space=space, num_trials=5, num_epochs=1, algorithm="random", scheduler="fifo"
     )
     by_optimizer = {record.config["optimizer"]: record.status for record in records}
-    assert by_optimizer == {"sgd": "diverged", "adam": "finished"}
+    assert by_optimizer == {"nesterov": "diverged", "adam": "finished"}
     assert best(records).config["optimizer"] == "adam"
 
 
 @ray
 def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["mlp"], optimizer=["adam", "sgd"], learning_rate={"sgd": [0.01, 1e20]}, batch_size=[64])
+    space = Space(
+        model=["mlp"], optimizer=["adam", "nesterov"], learning_rate={"nesterov": [0.01, 1e20]}, batch_size=[64]
+    )
     told: list[TrialRecord] = []
     arguments = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
     records = run(cluster, folder=tmp_path, space=space, **arguments)
@@ -247,7 +249,7 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
 
 @ray
 def test_when_every_trial_diverges_the_search_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["lenet5"], optimizer=["sgd"], learning_rate={"sgd": [1e18, 1e19]})
+    space = Space(model=["lenet5"], optimizer=["nesterov"], learning_rate={"nesterov": [1e18, 1e19]})
     with pytest.raises(PipelineError) as caught:
         run(cluster, folder=tmp_path, space=space, num_trials=2, num_epochs=1)
     assert str(caught.value) == (

@@ -63,11 +63,16 @@ def _muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.
 
 
 OPTIMIZERS = {
-    "sgd": OptimizerSpec(build=_torch("SGD", momentum=0.9, nesterov=True, fused=True), learning_rate=(0.01, 0.5)),
+    "sgd": OptimizerSpec(build=_torch("SGD", fused=True), learning_rate=(0.03, 1.0)),
+    "momentum": OptimizerSpec(build=_torch("SGD", momentum=0.9, fused=True), learning_rate=(0.01, 0.5)),
+    "nesterov": OptimizerSpec(build=_torch("SGD", momentum=0.9, nesterov=True, fused=True), learning_rate=(0.01, 0.5)),
     "adagrad": OptimizerSpec(build=_torch("Adagrad", fused=True), learning_rate=(0.003, 0.1)),
     "rmsprop": OptimizerSpec(build=_torch("RMSprop", foreach=True), learning_rate=(0.0002, 0.01)),
     "adam": OptimizerSpec(build=_torch("Adam", fused=True), learning_rate=(0.0005, 0.03)),
     "adamw": OptimizerSpec(build=_torch("AdamW", fused=True), learning_rate=(0.0005, 0.03)),
+    "amsgrad": OptimizerSpec(build=_torch("Adam", amsgrad=True, fused=True), learning_rate=(0.0005, 0.03)),
+    "nadam": OptimizerSpec(build=_torch("NAdam"), learning_rate=(0.0005, 0.03)),
+    "adamax": OptimizerSpec(build=_torch("Adamax", foreach=True), learning_rate=(0.001, 0.05)),
     "adadelta": OptimizerSpec(build=_torch("Adadelta", foreach=True), learning_rate=(0.1, 5.0)),
     "muon": OptimizerSpec(build=_muon, learning_rate=(0.005, 0.1)),
 }

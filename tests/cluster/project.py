@@ -27,7 +27,7 @@ SMALL = {
 }
 RECIPE = {  # of the trainings that are disturbed: some 10 s an epoch on two nodes, and smooth enough to be compared
     "model": "convnet",
-    "optimizer": "sgd",
+    "optimizer": "nesterov",
     "learning_rate": 0.02,
     "weight_decay": 1e-4,
     "batch_size": 250,

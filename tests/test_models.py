@@ -15,8 +15,16 @@ PARAMETERS = {
     "linear": 784 * 10 + 10,
     "mlp": (784 * 15 + 15) + (15 * 10 + 10),
     "lenet5": (25 * 6 + 6) + (25 * 6 * 16 + 16) + (400 * 120 + 120) + (120 * 84 + 84) + (84 * 10 + 10),
+    "lenet1": 4 * 26 + 4 * 2 + (20 * 25 + 12) + 12 * 2 + (192 * 10 + 10),
+    "lenet4": 4 * 26 + 8 * 2 + (60 * 25 + 16) + 16 * 2 + (560 * 25 + 120) + (120 * 10 + 10),
+    "lenet5_rbf": 156 + 12 + 1_516 + 32 + 48_120 + 10_164,  # layer by layer as the paper says
     "cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (64 * 14 * 14 * 128 + 128) + (128 * 10 + 10),
     "convnet": 9 * 16 + 9 * 16 * 32 + 9 * 32 * 64 + 2 * (16 + 32 + 64) + (64 * 3 * 3 * 10 + 10),
+    "resnet": 9 * 32  # the first convolution, without a bias like the others
+    + 2 * (2 * 9 * 32 * 32 + 2 * 2 * 32)
+    + (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 2 * (32 + 64))  # the shortcut of the block that widens is 1x1
+    + (2 * 9 * 64 * 64 + 2 * 2 * 64)
+    + (2 * 64 + 64 * 10 + 10),
 }
 
 
@@ -101,10 +109,16 @@ def test_sizes_of_the_mlp_are_parameters() -> None:
     assert any(isinstance(module, torch.nn.Tanh) for module in model.modules())
 
 
+def test_a_cropped_mlp_reads_the_middle_alone() -> None:
+    model, image = models.build("mlp", hidden=[300], crop=4), torch.randn(1, 1, 28, 28)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 400 * 300 + 300 + 300 * 10 + 10
+    assert torch.equal(model(image), model(F.pad(image[..., 4:24, 4:24], (4, 4, 4, 4))))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("lenet", {}, "models: model must be one of cnn, convnet, lenet5, linear, mlp, but got 'lenet'; "
+        ("lenet", {}, f"models: model must be one of {', '.join(sorted(MODELS))}, but got 'lenet'; "
          "did you mean 'lenet5'?"),
         ("mlp", {"hiden": [3]}, "params.yaml: models.mlp.hiden must be a known argument, but got 'hiden'; "
          "did you mean 'hidden'?"),

@@ -18,14 +18,17 @@ from tests.test_loop import CPU, FirstCalls, blobs, run
 
 RECIPE = Recipe(
     model="mlp",
-    optimizer="sgd",
+    optimizer="nesterov",
     learning_rate=0.01,
     batch_size=32,
     num_epochs=2,
     label_smoothing=0.1,
     precision="float32",
 )
-PARAMS: dict[str, dict[str, Any]] = {"convnet": {"channels": [4, 8]}}
+PARAMS: dict[str, dict[str, Any]] = {
+    "convnet": {"channels": [4, 8]},
+    "resnet": {"channels": [4, 8], "blocks": 1},
+}
 TRAINING, VALIDATION = blobs(200), blobs(100, seed=1)
 
 
@@ -58,7 +61,7 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
     Where two pixels nearly tie, max-pool's gradient jumps with rounding, and the runs part: by up to 0.002 of the loss
     here, when they part by 0.0000003 without it.
     """
-    if recipes[0].model in ("cnn", "convnet"):
+    if recipes[0].model in ("cnn", "convnet", "resnet"):
         rel, rows = 0.01, 1
     for recipe, history in zip(recipes, train(recipes), strict=True):
         expected, _ = run(recipe, training=TRAINING, validation=VALIDATION)
@@ -73,7 +76,7 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
 
 
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [*((name, "sgd") for name in MODELS), ("linear", "adamw"), ("lenet5", "muon")]
+    ("model", "optimizer"), [*((name, "nesterov") for name in MODELS), ("linear", "adamw"), ("lenet5", "muon")]
 )
 def test_a_pack_of_any_model_is_its_members_one_by_one(model: str, optimizer: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
@@ -106,7 +109,7 @@ def test_a_pack_of_one_is_a_pack() -> None:
     check(members(RECIPE)[:1])
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+@pytest.mark.parametrize("optimizer", ["nesterov", "muon"])
 def test_a_member_that_diverges_changes_no_bit_of_the_others(optimizer: str) -> None:
     # Beside a tame member in the same place: a pack of another size may be computed by other kernels.
     recipe = dataclasses.replace(RECIPE, model="lenet5", optimizer=optimizer)

@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 MODELS = {  # name: module and class, so that the names can be checked without importing torch
     "linear": "linear.Linear",
     "mlp": "mlp.MLP",
+    "lenet1": "lenet1998.LeNet1",
+    "lenet4": "lenet1998.LeNet4",
     "lenet5": "lenet5.LeNet5",
+    "lenet5_rbf": "lenet1998.LeNet5RBF",
     "cnn": "cnn.CNN",
     "convnet": "convnet.ConvNet",
+    "resnet": "resnet.ResNet",
 }
 
 

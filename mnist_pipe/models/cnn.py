@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Two 3x3 convolutions at full resolution, 14x14x64 features, 128 dense units: 1,625,866 parameters."""
+    """Two 3x3 convolutions at full resolution, 14x14x64 features, 128 dense units: 1,625,866 parameters.
 
-    def __init__(self) -> None:
+    `dropout` is the share of the dense units that a step leaves out; of the pooled features it leaves out half that
+    share. Without `padding` and with a dropout of 0.5 it is the network of pytorch/examples, 12x12x64 features and
+    1,199,882 parameters. `batch_norm` normalises what each convolution puts out.
+
+    The second ReLU comes after the pool: the maximum is the same in either order, and the ReLU sees a quarter of the
+    values.
+    """
+
+    def __init__(
+        self,
+        *,
+        dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0,
+        batch_norm: bool = False,
+        padding: bool = True,
+    ) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
+        side = 14 if padding else 12
+
+        def convolution(inputs: int, outputs: int) -> nn.Conv2d:
+            # The norm shifts, so a bias before it would be dead weight.
+            return nn.Conv2d(inputs, outputs, 3, padding=int(padding), bias=not batch_norm)
+
+        layers: list[nn.Module | None] = [
+            convolution(1, 32),
+            nn.BatchNorm2d(32) if batch_norm else None,
+            nn.ReLU(inplace=True),
+            convolution(32, 64),
             nn.MaxPool2d(2),
+            nn.BatchNorm2d(64) if batch_norm else None,
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout / 2) if dropout else None,
             nn.Flatten(),
-            nn.Linear(64 * 14 * 14, 128),
-            nn.ReLU(),
+            nn.Linear(64 * side * side, 128),
+            nn.ReLU(inplace=True),
+            nn.Dropout(dropout) if dropout else None,
             nn.Linear(128, 10),
-        )
+        ]
+        self.layers = nn.Sequential(*(layer for layer in layers if layer is not None))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.layers(images)

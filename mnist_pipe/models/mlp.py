@@ -13,21 +13,25 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class MLP(nn.Module):
-    """784 pixels, one dense layer per entry of `hidden`, 10 logits."""
+    """784 pixels, one dense layer per entry of `hidden`, 10 logits; `crop` leaves out so many pixels on each side."""
 
     def __init__(
         self,
         *,
         hidden: Annotated[Sequence[Annotated[int, Field(ge=1, le=65_536)]], Field(max_length=16)] = (15,),
         activation: Literal["sigmoid", "tanh", "relu"] = "sigmoid",
+        crop: Annotated[int, Field(ge=0, le=13)] = 0,
     ) -> None:
         super().__init__()
-        widths = [28 * 28, *hidden]
+        self.crop = crop
+        widths = [(28 - 2 * crop) ** 2, *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(widths):
             layers += [nn.Linear(inputs, outputs), ACTIVATIONS[activation]()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.layers(images)
+        rows = slice(self.crop, images.shape[-2] - self.crop)
+        columns = slice(self.crop, images.shape[-1] - self.crop)
+        logits: Tensor = self.layers(images[..., rows, columns])
         return logits

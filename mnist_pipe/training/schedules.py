@@ -25,4 +25,20 @@ def triangle(progress: float) -> float:
     return progress / WARM_UP if progress < WARM_UP else (1 - progress) / (1 - WARM_UP)
 
 
-SCHEDULES: dict[str, Callable[[float], float]] = {"constant": constant, "one_cycle": one_cycle, "triangle": triangle}
+def cosine(progress: float) -> float:
+    """Half a cosine from the peak to zero (Loshchilov & Hutter 2017, 1608.03983, without restarts)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def staircase(progress: float) -> float:
+    """Fourteen equal steps, each 0.7 of the one before: the 14 epochs of pytorch/examples, `StepLR` with gamma 0.7."""
+    return 0.7 ** min(math.floor(14 * progress + 1e-9), 13)  # where an epoch starts, 14 * (k / 14) may round below k
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": constant,
+    "one_cycle": one_cycle,
+    "triangle": triangle,
+    "cosine": cosine,
+    "staircase": staircase,
+}

@@ -1,0 +1,230 @@
+"""The convolutional networks of 1998: LeNet-1, LeNet-4 and LeNet-5 with every layer as LeCun et al. describe it.
+
+Three parts have gone out of use since. A convolution reads some of the maps before it, by a table. A subsampling layer
+adds up each 2x2 square, and scales and shifts the sum by two numbers of its map that are learned. And LeNet-5 has no
+output weights to learn: it compares its last layer with a fixed picture of each digit.
+
+Free parameters and connections are the paper's to the last one, which the tests count. LeNet-1 and LeNet-4 end in
+linear units instead of squashed ones, so that they give logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Table = Sequence[Sequence[int]]
+"""For each map, or unit, the maps before it that it reads."""
+
+LENET1_H3: Table = [[0], [0, 1], [0, 1], [1], [0, 1], [0, 1], [2], [2, 3], [2, 3], [3], [2, 3], [2, 3]]
+"""Le Cun et al. 1990 (NIPS 2), table 1: two almost independent halves."""
+
+LENET5_C3: Table = [
+    *([first % 6 for first in range(start, start + 3)] for start in range(6)),
+    *([first % 6 for first in range(start, start + 4)] for start in range(6)),
+    *([0, 1, 3, 4], [1, 2, 4, 5], [0, 2, 3, 5]),
+    range(6),
+]
+"""Table I: six maps read three neighbours, six read four, three read four that are apart, and the last reads all."""
+
+# The paper gives LeNet-4's layers, about 17,000 parameters and about 260,000 connections, and no table. Hidden units
+# that read all 16 maps would alone have 48,120 parameters: these tables are regular ones that fit the figures.
+LENET4_C3: Table = [
+    *([first % 8 for first in range(start, start + 3)] for start in range(8)),
+    *([first % 8 for first in range(start, start + 4)] for start in range(7)),
+    range(8),
+]
+LENET4_C5: Table = [[(unit + 3 * step) % 16 for step in range(5 if unit < 80 else 4)] for unit in range(120)]
+
+DIGITS = """
+.#####. ...##.. .#####. ####### .#####. .#####. ..####. ####### .#####. .#####.
+....... ..###.. ....... .....## ....... ....... .##.... .....## ##...## ##..###
+..###.. .####.. .#####. ....##. ....... ####### ##..... .....## ##...## ##...##
+.##.##. ...##.. ##...## ...##.. .##..## ##..... ##..... ....##. ##...## ##...##
+##...## ...##.. #....## ..####. .##..## ##..... #####.. ...##.. .#####. ##..###
+##...## ...##.. ....##. .....## ###..## .####.. ###..## ...##.. ##...## .######
+##...## ...##.. ..###.. .....## ##...## ..####. ##...## ..##... ##...## .....##
+##...## ...##.. .##.... .....## ##...## .....## ##...## ..##... ##...## .....##
+.##.##. ...##.. ##..... ##...## ##..### ##...## ###..## ..##... ##...## ....##.
+..###.. .###### ####### .#####. .###### .#####. .#####. ..##... .#####. .####..
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+....... ....... ....... ....... .....## ....... ....... ....... ....... .......
+"""
+"""Figure 3: the 7x12 bitmaps that LeNet-5's last layer is compared with, `#` for 1 and `.` for -1."""
+
+
+def digit_codes() -> Tensor:
+    """(10, 84) of -1 and 1: the rows of each digit's bitmap."""
+    rows = [row.split() for row in DIGITS.split("\n") if row]
+    bitmaps = ["".join(row[digit] for row in rows) for digit in range(10)]
+    return torch.tensor([[1.0 if pixel == "#" else -1.0 for pixel in bitmap] for bitmap in bitmaps])
+
+
+class ScaledTanh(nn.Module):
+    """1.7159 tanh(2/3 x): f(1) = 1 and f(-1) = -1, where its curvature is greatest (appendix A)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 1.7159 * torch.tanh(inputs * (2 / 3))
+
+
+class TableConv(nn.Module):
+    """A 5x5 convolution, not padded, of which map k reads the maps `table[k]` of its input."""
+
+    def __init__(self, table: Table, *, num_inputs: int) -> None:
+        super().__init__()
+        self.shape = (len(table), num_inputs, 5, 5)
+        links = [(output, source) for output, sources in enumerate(table) for source in sources]
+        outputs, sources = torch.tensor(links).unbind(1)
+        self.register_buffer("places", outputs * num_inputs + sources, persistent=False)
+        fan_in = 25 * torch.tensor([len(sources) for sources in table])
+        self.weight = nn.Parameter(uniform(len(links), 25, fan_in=fan_in[outputs, None]))
+        self.bias = nn.Parameter(torch.zeros(len(table)))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        places = self.get_buffer("places")
+        dense = self.weight.new_zeros(self.shape[0] * self.shape[1], 25).index_copy(0, places, self.weight)
+        if maps.shape[-2:] == (5, 5):  # one place for the filter: a matrix product, which is several times as fast
+            return F.linear(maps.flatten(1), dense.view(self.shape[0], -1), self.bias)[..., None, None]
+        # The filters' maps come last in memory, and those of the output then too.
+        last = dense.view(*self.shape[:2], 25).transpose(1, 2).contiguous()
+        return F.conv2d(maps, last.view(self.shape[0], 5, 5, -1).permute(0, 3, 1, 2), self.bias)
+
+
+class Subsampling(nn.Module):
+    """Each 2x2 square of a map as gain * mean + bias; gain is four times the paper's coefficient, which takes the sum.
+
+    With more outputs than inputs each input map is read by several, each with a gain and a bias of its own.
+    """
+
+    def __init__(self, num_inputs: int, *, num_outputs: int | None = None) -> None:
+        super().__init__()
+        num_outputs = num_outputs or num_inputs
+        self.copies = num_outputs // num_inputs
+        # Two readers of one map start on either side of zero: alike, they would stay alike.
+        signs = 1.0 - 2.0 * (torch.arange(num_outputs) % self.copies)
+        self.gain = nn.Parameter(signs)
+        self.bias = nn.Parameter(torch.zeros(num_outputs))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        means = F.avg_pool2d(maps, 2)
+        if self.copies > 1:
+            means = means.repeat_interleave(self.copies, dim=1)
+        return means * self.gain.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+
+
+class LeNet1(nn.Module):
+    """4@24x24, 4@12x12, 12@8x8, 12@4x4 and 10 units: 2,578 free parameters, 98,442 connections.
+
+    The paper's digits are 16x16 pixels in the middle of the 28x28.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            TableConv([[0]] * 4, num_inputs=1),
+            ScaledTanh(),
+            Subsampling(4),
+            ScaledTanh(),
+            TableConv(LENET1_H3, num_inputs=4),
+            ScaledTanh(),
+            Subsampling(12),
+            ScaledTanh(),
+            nn.Flatten(),
+            nn.Linear(12 * 4 * 4, 10),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits
+
+
+class LeNet4(nn.Module):
+    """32x32 input, 4@28x28, 8@14x14, 16@10x10, 16@5x5, 120 and 10 units: 16,998 parameters, 258,306 connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            Frame(),
+            TableConv([[0]] * 4, num_inputs=1),
+            ScaledTanh(),
+            Subsampling(4, num_outputs=8),
+            ScaledTanh(),
+            TableConv(LENET4_C3, num_inputs=8),
+            ScaledTanh(),
+            Subsampling(16),
+            ScaledTanh(),
+            TableConv(LENET4_C5, num_inputs=16),
+            ScaledTanh(),
+            nn.Flatten(),
+        )
+        self.output = nn.Linear(120, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.output(self.features(images))
+        return logits
+
+
+class LeNet5RBF(nn.Module):
+    """LeNet-5 of section II.B: 60,000 free parameters, 340,908 connections.
+
+    The penalty of a class is the squared distance between F6 and the class's bitmap. Its logit is the penalty with the
+    sign turned, counted, which no softmax sees, from the mean of the ten.
+
+    With `rubbish`, the j of equation 9, a network in training gives an eleventh logit, that of a class without a bitmap
+    whose penalty is always j. The cross-entropy of a label is then the paper's discriminative (MAP) criterion, which
+    also pushes the right penalty below j.
+    """
+
+    codes: Tensor
+
+    def __init__(self, *, rubbish: Annotated[float, Field(gt=0, le=1000)] | None = None) -> None:
+        super().__init__()
+        self.rubbish = rubbish
+        f6 = nn.Linear(120, 84)
+        f6.weight.data = uniform(84, 120, fan_in=120)
+        self.features = nn.Sequential(
+            Frame(),
+            TableConv([[0]] * 6, num_inputs=1),
+            ScaledTanh(),
+            Subsampling(6),
+            ScaledTanh(),
+            TableConv(LENET5_C3, num_inputs=6),
+            ScaledTanh(),
+            Subsampling(16),
+            ScaledTanh(),
+            TableConv([range(16)] * 120, num_inputs=16),
+            ScaledTanh(),
+            nn.Flatten(),
+            f6,
+            ScaledTanh(),
+        )
+        self.register_buffer("codes", digit_codes(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        penalties = self.penalties(images)
+        middle = penalties.mean(1, keepdim=True)
+        if self.training and self.rubbish is not None:
+            penalties = torch.cat([penalties, torch.full_like(middle, self.rubbish)], 1)
+        return middle - penalties
+
+    def penalties(self, images: Tensor) -> Tensor:
+        """(n, 10) squared distances between F6 and the bitmaps, in float32."""
+        f6: Tensor = self.features(images).float()
+        return (f6.unsqueeze(1) - self.codes).square().sum(2)
+
+
+class Frame(nn.Module):
+    """32x32 of 28x28 images: two pixels around, as the rim is."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.pad(images, (2, 2, 2, 2), mode="replicate")
+
+
+def uniform(*shape: int, fan_in: Tensor | int) -> Tensor:
+    """Initial weights between -2.4 / fan_in and 2.4 / fan_in, where no unit is squashed (appendix A)."""
+    return (2 * torch.rand(*shape) - 1) * 2.4 / fan_in

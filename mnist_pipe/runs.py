@@ -26,6 +26,8 @@ class Run:
     """That it took, without its wait for a processor."""
     address: str
     """Of the machine that computed it."""
+    processor_seconds: float = 0.0
+    """Of them, those in which its processor worked for it and not for others."""
 
 
 def remember(run: Run, *, storage: Storage, name: str) -> None:

@@ -53,26 +53,32 @@ def spread(
         (ended, *_), _ = ray.wait(list(open_runs))
         config = open_runs.pop(ended)
         try:
-            result, seconds, address = ray.get(ended)
+            measured = ray.get(ended)
         except ray.exceptions.RayTaskError as fault:
             raise fault.cause from None
-        run = Run(config=config, result=result, seconds=seconds, address=address)
+        run = Run(config=config, **measured)
         remember(run, storage=storage, name=name)
         known[digest(config)] = run
         on_run(run)
     return [known[digest(config)] for config in configs]
 
 
-def _timed(
-    compute: Compute, config: Config, shared: Mapping[str, Any], *, code: str
-) -> tuple[dict[str, Any], float, str]:
+def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code: str) -> dict[str, Any]:
+    """What `Run` holds beside the configuration."""
     check_code(code, found=_version(compute))
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     result = compute(config, shared)
-    return result, round(time.perf_counter() - started, 2), ray.util.get_node_ip_address()
+    return {
+        "result": result,
+        "seconds": round(time.perf_counter() - started, 2),
+        "processor_seconds": round(time.process_time() - worked, 2),
+        "address": ray.util.get_node_ip_address(),
+    }
 
 
 def _version(compute: Compute) -> str:
+    """Of the library, and of what lies beside the function."""
     source = inspect.getsourcefile(compute)
     assert source is not None
-    return digest([code_version(), sha256(Path(source))])
+    beside = sorted(Path(source).parent.glob("*.py"))
+    return digest([code_version(), *(sha256(path) for path in beside)])

@@ -78,7 +78,11 @@ def _times(runs: list[Run], *, num_cpus: int, num_gpus: int) -> dict[str, Any]:
         "num_gpus": num_gpus,
         "torch": version("torch"),
         "run_seconds": round(sum(run.seconds for run in runs), 1),
-        "runs": [{"config": _line(run.config), "seconds": run.seconds} for run in runs],
+        "processor_seconds": round(sum(run.processor_seconds for run in runs), 1),
+        "runs": [
+            {"config": _line(run.config), "seconds": run.seconds, "processor_seconds": run.processor_seconds}
+            for run in runs
+        ],
     }
 
 
@@ -96,12 +100,14 @@ def study(study: str, params: dict[str, Any]) -> None:
     """Measure `study`; where it was interrupted, go on from the runs that had ended."""
     from mnist_pipe.identity import PACKAGE, run_name
 
-    sources = [PACKAGE.parent / layout.STUDIES / file for file in ("fitting.py", f"{study}/runs.py")]
+    folder = PACKAGE.parent / layout.STUDIES
+    computing = (path for path in sorted((folder / study).glob("*.py")) if path.name != "findings.py")
+    sources = [folder / "fitting.py", *computing]
     ledger = run_name(f"{study}-runs", params=None, inputs=[*layout.SPLITS.values(), *sources])
     times = measure(study, params, ledger)
     table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
     create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
-    get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["run_seconds"])
+    get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["processor_seconds"])
     forget(ledger)
 
 
@@ -111,4 +117,8 @@ def forget(ledger: str) -> None:
     from mnist_pipe import storage
     from mnist_pipe.runs import ledger_key
 
-    storage.of(Path.cwd()).remove(ledger_key(ledger))
+    place = storage.of(Path.cwd())
+    place.remove(ledger_key(ledger))
+    for search in place.names("trials"):  # of a study that searches first
+        if search.startswith(ledger):
+            place.remove(f"trials/{search}")

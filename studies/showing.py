@@ -74,10 +74,10 @@ def _cost(times: Mapping[str, Any]) -> str:
     where = f"{times['num_cpus']} processors of an {times['processor']}"
     where += f" and {times['num_gpus']} GPUs" if times["num_gpus"] else ", no GPU"
     wall = f"{times['wall_seconds'] / 60:.1f} minutes, " if "wall_seconds" in times else "interrupted and resumed, "
-    return (
-        f"*{len(times['runs'])} runs in {wall}{times['run_seconds'] / 60:.1f} minutes of a processor; {where}, "
-        f"torch {times['torch']}.*"
-    )
+    work = f"{times['run_seconds'] / 60:.1f} one after the other"
+    if "processor_seconds" in times:  # less where others used the machine too
+        work += f", {times['processor_seconds'] / 60:.1f} of a processor's work"
+    return f"*{len(times['runs'])} runs in {wall}{work}; {where}, torch {times['torch']}.*"
 
 
 def _place(path: Path, mark: str, text: str) -> None:

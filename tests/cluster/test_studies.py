@@ -1,0 +1,30 @@
+"""A study triggered by a client, whose runs are on every node of the cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from tests.cluster.project import Project, change
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+STUDY = "gradient_descent"
+SMALL = {
+    f"{STUDY}.num_epochs": {"online": 1, "mini-batch": 1, "full batch": 1},
+    f"{STUDY}.search_epochs": {"online": 1, "mini-batch": 1, "full batch": 1},
+    f"{STUDY}.batch_sizes": {"online": 100, "mini-batch": 1000, "full batch": None},
+    f"{STUDY}.num_seeds": 2,
+}
+
+
+def test_its_runs_are_spread_over_both_nodes_and_come_back(checkout: Project) -> None:
+    change(checkout.folder / "studies/params.yaml", SMALL)
+    done = checkout.run("dvc", "repro", f"studies/dvc.yaml:{STUDY}", timeout=800)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output[-5000:]
+    assert len(set(re.findall(rf"{STUDY} on (\S+), ", output))) == 2, output[-5000:]
+    measured = json.loads((checkout.folder / "studies" / STUDY / "runs.json").read_text())
+    assert len(measured["runs"]) == 18
+    assert f"({STUDY}/figure.png)" in (checkout.folder / "studies/README.md").read_text()

@@ -1,0 +1,310 @@
+"""The report's figures beside ours, what augmentation does to the two losses, and what each improvement is worth."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullFormatter
+from numpy.typing import NDArray
+
+from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.evaluation import plots
+from mnist_pipe.runs import Run
+from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
+from studies.published import Figure, Published
+from studies.table import Row
+
+TITLE = "the augmented CNN of a report, its overfitting, and the improvements that it proposes"
+_SYSTEM = "CNN 32-64 + max-pool + 128"
+_VARIANTS = {CONTROL: "rotation 10 + translation 0.1; Adam 1e-3; NLL", UNMOVED: "no augmentation"}
+_REPORTED = (  # training, metric, epoch, and what the published table calls it
+    *((CONTROL, "test_accuracy", epoch, f"epoch {epoch}") for epoch in range(1, 6)),
+    *((CONTROL, metric, epoch, f"epoch {epoch}") for metric in ("train_loss", "test_loss") for epoch in range(1, 6)),
+    (UNMOVED, "train_loss", 5, "epoch 5"),
+    (UNMOVED, "test_loss", 5, "epoch 5"),
+    (UNMOVED, "test_accuracy", 5, "98.7 to 98.9 %"),
+)
+_SURE = 0.05
+
+
+def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:
+    """Every figure of the report, then pytorch/examples, then the improvements, which have no published figures."""
+    found = [
+        Row(
+            system=_SYSTEM,
+            variant=_VARIANTS[training],
+            metric=metric,
+            values=_values(of(done, training), metric, epoch),
+            unit=figure.unit,
+            published=figure,
+            headline=metric == "test_accuracy" and epoch == 5,
+        )
+        for training, metric, epoch, figure in _reported(done, published)
+    ]
+    if example := of(done, EXAMPLE):
+        figure = published.find("CNN 32-64 + dropout", "Adadelta lr 1.0, gamma 0.7", "test_accuracy")
+        found.append(
+            Row(
+                system="CNN 32-64 + dropout",
+                variant="Adadelta lr 1.0, gamma 0.7",
+                metric="test_accuracy",
+                values=_values(example, "test_accuracy"),
+                unit="%",
+                published=figure,
+                note=f"{example[0].config['num_epochs']} epochs",
+            )
+        )
+    return found + [
+        Row(
+            system=_system(of(done, name)[0]),
+            variant=_variant(of(done, name)[0]),
+            metric="test_accuracy",
+            values=_values(of(done, name), "test_accuracy"),
+            unit="%",
+            published=None,
+            note=f"{_gain(conclusions, name)} over the report's training",
+        )
+        for name in IMPROVEMENTS
+    ]
+
+
+def _reported(done: Sequence[Run], published: Published) -> Iterator[tuple[str, str, int, Figure]]:
+    """The report's figures of the epochs that were trained here."""
+    for training, metric, epoch, setting in _REPORTED:
+        if epoch <= of(done, training)[0].config["num_epochs"]:
+            yield training, metric, epoch, published.find(_SYSTEM, _VARIANTS[training], metric, setting=setting)
+
+
+def _values(found: Sequence[Run], metric: str, epoch: int = 0) -> list[float]:
+    """One a seed, accuracies in %; epoch 0 is the last."""
+    scale = 100 if metric.endswith("accuracy") else 1
+    return [round(scale * run.result["epochs"][epoch - 1][metric], 6) for run in found]
+
+
+def _system(run: Run) -> str:
+    return "ResNet 32-64" if run.config["model"] == "resnet" else _SYSTEM
+
+
+def _variant(run: Run) -> str:
+    """What sets a training apart from the report's."""
+    config = run.config
+    arguments = config["model_params"]
+    parts = [f"dropout {arguments['dropout']:g}"] if "dropout" in arguments else []
+    parts += ["batch norm"] if arguments.get("batch_norm") else []
+    if config["schedule"] != "constant":
+        parts.append(f"rate falling to zero over {config['num_epochs']} epochs")
+    return ", ".join(parts) or "trained as the report's"
+
+
+def _gain(conclusions: Mapping[str, Any], name: str) -> str:
+    gains = conclusions["against_control"][name]["gains"]
+    return f"{statistics.fmean(gains):+.2f} ± {statistics.stdev(gains):.2f} points"
+
+
+def _p_values(against: Mapping[str, Any]) -> str:
+    return f"McNemar p by seed {', '.join(map(_p, against['p_values']))}; together {_p(against['p_value'])}"
+
+
+def _p(p_value: float) -> str:
+    return f"{p_value:.2g}" if p_value >= 0.0001 else "< 0.0001"
+
+
+def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
+    """Losses and accuracies by epoch; the confusion matrix; the accuracy of each improvement."""
+    _draw_epochs(folder / "figure.png", done)
+    plots.confusion(folder / "confusion.png", _confusion(conclusions))
+    _draw_improvements(folder / "improvements.png", done)
+    return ["figure.png", "confusion.png", "improvements.png"]
+
+
+def _draw_epochs(path: Path, done: Sequence[Run]) -> None:
+    """A column with augmentation and one without; thin lines are seeds, diamonds the report's figures."""
+    published = list(_reported(done, Published()))
+    with plots.drawing(path, height=5.2) as figure:
+        figure.set_figwidth(7.5)
+        panels = figure.subplots(2, 2, sharex=True, sharey="row")
+        for column, training in enumerate((CONTROL, UNMOVED)):
+            found = of(done, training)
+            for axes, measure in zip(panels[:, column], ("loss", "accuracy"), strict=True):
+                for split, colour in (("train", plots.MUTED), ("test", plots.BLUE)):
+                    metric = f"{split}_{measure}"
+                    curves = np.array([[epoch[metric] for epoch in run.result["epochs"]] for run in found])
+                    _curve(axes, curves, split, colour)
+                    for reported, its_metric, epoch, entry in published:
+                        if (reported, its_metric) == (training, metric):
+                            value = entry.value / 100 if measure == "accuracy" else entry.value
+                            axes.plot(epoch, value, "D", color=colour, markerfacecolor="white", markersize=5, zorder=3)
+            panels[0, column].set_title("with augmentation" if training == CONTROL else "without augmentation")
+            panels[1, column].set_xlabel("epoch")
+        panels[0, 0].plot([], [], "D", color=plots.INK, markerfacecolor="white", markersize=5, label="the report")
+        panels[0, 0].set(yscale="log", ylabel="loss, nats")
+        panels[1, 0].set_ylabel("accuracy")
+        panels[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panels[0, 0].yaxis.set_minor_formatter(NullFormatter())
+        panels[1, 0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+        panels[0, 0].xaxis.set_major_locator(FixedLocator(range(1, of(done, CONTROL)[0].config["num_epochs"] + 1)))
+        panels[0, 0].legend(fontsize=8)
+
+
+def _curve(axes: Axes, curves: NDArray[np.float64], label: str, colour: str) -> None:
+    """(seeds, epochs): the mean, and each seed behind it."""
+    epochs = np.arange(1, curves.shape[1] + 1)
+    axes.plot(epochs, curves.T, color=colour, linewidth=0.7, alpha=0.45)
+    axes.plot(epochs, curves.mean(0), color=colour, label=label)
+
+
+def _draw_improvements(path: Path, done: Sequence[Run]) -> None:
+    """Mean and standard deviation of the test accuracy, and each seed; the band is the report's training."""
+    names = [name for name in (UNMOVED, CONTROL, *IMPROVEMENTS, EXAMPLE) if of(done, name)]
+    control = np.array(_values(of(done, CONTROL), "test_accuracy"))
+    with plots.drawing(path, height=0.9 + 0.36 * len(names)) as figure:
+        figure.set_figwidth(7.5)
+        axes = figure.subplots()
+        axes.axvspan(control.mean() - control.std(ddof=1), control.mean() + control.std(ddof=1), color=plots.FAINT)
+        for place, name in enumerate(names):
+            values = np.array(_values(of(done, name), "test_accuracy"))
+            colour = plots.BLUE if name in IMPROVEMENTS else plots.MUTED
+            axes.plot(values, [place + 0.25] * len(values), "o", color=colour, alpha=0.5, markersize=3.5, mew=0)
+            axes.errorbar(values.mean(), place, xerr=values.std(ddof=1), color=colour, marker="o", markersize=5.5)
+        axes.set_yticks(range(len(names)), [_label(of(done, name)[0]) for name in names])
+        axes.invert_yaxis()
+        axes.set_title("test accuracy of the last epoch")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g} %")
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+
+
+def _label(run: Run) -> str:
+    name, epochs = run.config["training"], run.config["num_epochs"]
+    text = {
+        CONTROL: "the report's training",
+        UNMOVED: "without augmentation",
+        "decay": "falling learning rate",
+        "resnet": "ResNet",
+        "together": "all four together",
+    }.get(name, name)
+    return f"{text}, {epochs} epochs"
+
+
+def _confusion(conclusions: Mapping[str, Any]) -> NDArray[np.int64]:
+    """(10, 10) summed over the seeds."""
+    matrix: NDArray[np.int64] = np.sum(np.array(conclusions["confusion"], dtype=np.int64), axis=0)
+    return matrix
+
+
+def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+    """Whether the report's figures, its overfitting and its 9 as 4 are found, and what its proposals are worth."""
+    return "\n\n".join(
+        [
+            _tell_figures(done, rows),
+            _tell_overfitting(done, conclusions),
+            _tell_confusions(conclusions),
+            _tell_improvements(done, conclusions),
+        ]
+    )
+
+
+def _tell_figures(done: Sequence[Run], rows: Sequence[Row]) -> str:
+    reported = [row for row in rows if row.published and row.variant in _VARIANTS.values()]
+    missed = [row for row in reported if row.verdict.startswith("missed")]
+    told = f"{len(reported) - len(missed)} of its {len(reported)} figures are reached here or within two deviations"
+    if missed:
+        told += f"; not so {'; '.join(_missed(row) for row in missed)}"
+    control = of(done, CONTROL)[0]
+    return (
+        f"**The report's figures.** {told}. The network has {control.result['num_parameters']:,} parameters. The "
+        f"report does not give its batch size; here it is {control.config['batch_size']}. torchvision, whose "
+        "transforms it names, rotates to the nearest pixel and shifts by whole pixels; here both are one bilinear "
+        "move. A train loss is the mean over an epoch of moved images while the weights still change. The test split "
+        "is looked at after every epoch, and nothing is chosen by it."
+    )
+
+
+def _missed(row: Row) -> str:
+    assert row.published is not None
+    epoch = row.published.setting if row.published.setting.startswith("epoch") else "epoch 5"
+    where = f"{epoch}, no augmentation" if row.variant == _VARIANTS[UNMOVED] else epoch
+    return f"the {row.metric.replace('_', ' ')} of {where}, {row.verdict}"
+
+
+def _tell_overfitting(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
+    ratios, told = {}, {}
+    for name in (UNMOVED, CONTROL):
+        known = statistics.fmean(run.result["known_loss"] for run in of(done, name))
+        unknown = statistics.fmean(_values(of(done, name), "test_loss"))
+        ratios[name] = [run.result["epochs"][-1]["test_loss"] / run.result["known_loss"] for run in of(done, name)]
+        told[name] = f"{known:.4f} there and {unknown:.4f} on the test images, {unknown / known:.1f} times as much"
+    verdict = (
+        "Augmentation reduces it in every seed"
+        if min(ratios[UNMOVED]) > max(ratios[CONTROL])
+        else "Augmentation does not reduce it in every seed"
+    )
+    losses = np.mean([[epoch["test_loss"] for epoch in run.result["epochs"]] for run in of(done, UNMOVED)], axis=0)
+    best = int(losses.argmin()) + 1
+    course = (
+        f"is lowest after epoch {best}, {losses.min():.4f}, and {losses[-1]:.4f} after epoch {len(losses)}"
+        if best < len(losses)
+        else f"still falls in its last epoch, to {losses[-1]:.4f}"
+    )
+    against = conclusions["against_control"][UNMOVED]
+    return (
+        f"**Overfitting.** {verdict}. Measured on training images as they are, and by the last weights, the loss is, "
+        f"without augmentation, {told[UNMOVED]}; with it {told[CONTROL]}. Without augmentation the test loss {course}. "
+        f"To leave augmentation out changes the test accuracy by {_gain(conclusions, UNMOVED)}: "
+        f"{_effect(against)} ({_p_values(against)})."
+    )
+
+
+def _effect(against: Mapping[str, Any]) -> str:
+    """What the seeds' differences and their p-value allow to be said."""
+    better = sum(gain > 0 for gain in against["gains"])
+    worse = sum(gain < 0 for gain in against["gains"])
+    num_seeds = len(against["gains"])
+    if against["p_value"] < _SURE and num_seeds in (better, worse):
+        return "measurably better" if better else "measurably worse"
+    return f"no measurable difference, better in {better} of {num_seeds} seeds"
+
+
+def _tell_confusions(conclusions: Mapping[str, Any]) -> str:
+    seeds, matrix = np.array(conclusions["confusion"]), _confusion(conclusions)
+    counts = {pair: int(matrix[pair]) for pair in permutations(range(NUM_CLASSES), 2)}
+    ranked = sorted(counts, key=lambda pair: -counts[pair])
+    rank = 1 + sum(count > counts[9, 4] for count in counts.values())
+    verdict = "is the most frequent of them" if rank == 1 else f"is not the most frequent of them but number {rank}"
+    first = ", ".join(f"{actual} as {taken} {counts[actual, taken]}" for actual, taken in ranked[:5])
+    mistakes = seeds * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
+    tops = sum(int(one[9, 4] == one.max()) for one in mistakes)
+    held = {len(seeds): "holds in every seed", 0: "holds in no seed"}.get(tops, "depends on the seed")
+    return (
+        f"**9 as 4.** Of the {sum(counts.values())} mistakes of {len(seeds)} augmented networks, 9 as 4 {verdict}: "
+        f"{counts[9, 4]} ({', '.join(str(one[9, 4]) for one in seeds)} by seed), and 4 as 9 {counts[4, 9]}. The first "
+        f"five are {first}. In {tops} of {len(seeds)} seeds nothing is more frequent than 9 as 4: the report's "
+        f"observation {held}."
+    )
+
+
+def _tell_improvements(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
+    against = {name: conclusions["against_control"][name] for name in IMPROVEMENTS}
+    lines = [
+        f"- {_label(of(done, name)[0])}: {statistics.fmean(_values(of(done, name), 'test_accuracy')):.2f} %, "
+        f"{_gain(conclusions, name)}, {_effect(entry)} ({_p_values(entry)})"
+        for name, entry in against.items()
+    ]
+    better = sum(_effect(entry) == "measurably better" for entry in against.values())
+    control, resnet = of(done, CONTROL), of(done, "resnet")[0]
+    best = max(against, key=lambda name: statistics.fmean(against[name]["gains"]))
+    return (
+        f"**The proposed improvements.** {better} of {len(against)} trainings are measurably better than the report's, "
+        f"which ends at {statistics.fmean(_values(control, 'test_accuracy')):.2f} % after "
+        f"{control[0].config['num_epochs']} epochs; most is gained by: {_label(of(done, best)[0])}. Measurable means: "
+        f"of one sign in every seed, and twice the median of the seeds' McNemar p-values, itself a p-value, below "
+        f"{_SURE:g}. The ResNet has {resnet.result['num_parameters']:,} parameters, and batch norm in every block. No "
+        "number of these trainings was tuned.\n\n" + "\n".join(lines)
+    )

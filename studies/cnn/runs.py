@@ -1,0 +1,150 @@
+"""The report's network with and without augmentation, and each improvement that it proposes, as training recipes.
+
+Agrawal 2025, *Handwritten Digit Recognition Using CNN Report* (seed 004). Nothing is chosen here: sizes and rates are
+those of the report, of pytorch/examples, or were fixed before a test image was seen.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mnist_pipe.data.table import SIDE, NormalizedSplit
+from mnist_pipe.evaluation.compare import mcnemar
+from mnist_pipe.evaluation.scores import confusion_matrix
+from mnist_pipe.params import BatchSize, Epochs, Section
+from mnist_pipe.runs import Config, Run
+from mnist_pipe.training import loop
+from studies import fitting
+
+CONTROL, UNMOVED, EXAMPLE = "report", "no augmentation", "pytorch/examples"
+IMPROVEMENTS = ("dropout", "decay", "batch norm", "resnet", "together")
+
+
+class Params(Section):
+    """The study `cnn`."""
+
+    num_seeds: Annotated[int, Field(ge=2, le=100)]
+    batch_size: BatchSize
+    """The report does not give it; 64 is that of pytorch/examples."""
+    num_epochs: Epochs
+    """Of the report's training, and of the improvements that are not a longer one; the report's is 5."""
+    decay_epochs: Epochs
+    """Of the training whose learning rate falls to zero."""
+    example_epochs: Epochs | None
+    """Of pytorch/examples, which publishes 14; null leaves it out."""
+    dropout: Annotated[float, Field(gt=0, lt=1)]
+    """The share of the dense units that is left out, and of the pooled features half of it; 0.5 in pytorch/examples."""
+    train_rows: Annotated[int, Field(ge=100)] | None
+    """Train on the first so many rows; null takes all 60,000, as the report does."""
+
+
+def recipes(params: Params) -> dict[str, loop.Recipe]:
+    """What is trained, by name, with seed 0."""
+    control = loop.Recipe(
+        model="cnn",
+        optimizer="adam",
+        learning_rate=0.001,
+        batch_size=params.batch_size,
+        num_epochs=params.num_epochs,
+        schedule="constant",
+        rotation_degrees=10.0,
+        translation_pixels=0.1 * SIDE,
+    )
+    unmoved = replace(control, rotation_degrees=0.0, translation_pixels=0.0)
+    dropout = {"dropout": params.dropout}
+    longer: dict[str, Any] = {"schedule": "cosine", "num_epochs": params.decay_epochs}
+    found = {
+        CONTROL: control,
+        UNMOVED: unmoved,
+        "dropout": replace(control, model_params=dropout),
+        "decay": replace(control, **longer),
+        "batch norm": replace(control, model_params={"batch_norm": True}),
+        "resnet": replace(control, model="resnet"),
+        "together": replace(control, model="resnet", model_params=dropout, **longer),  # it has batch norm anyway
+    }
+    if params.example_epochs is not None:
+        found[EXAMPLE] = replace(
+            unmoved,
+            model_params={**dropout, "padding": False},
+            optimizer="adadelta",
+            learning_rate=1.0,
+            schedule="staircase",
+            num_epochs=params.example_epochs,
+        )
+    return found
+
+
+def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+    """Every recipe with every seed."""
+    configs = [
+        {"training": name, "train_rows": params.train_rows, **replace(recipe, seed=seed).to_dict()}
+        for name, recipe in recipes(params).items()
+        for seed in range(params.num_seeds)
+    ]
+    return sorted(configs, key=lambda config: -config["num_epochs"])
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train, with the test split as what is watched and nothing chosen by it.
+
+    `epochs` has, for each, `train_loss` and `train_accuracy`, which are means over the epoch in training mode, as the
+    report has them, and `test_loss` and `test_accuracy` after it. `known_loss` and `known_accuracy` are the last
+    model's on as many training rows as the test split has, unmoved, so that the two can be compared.
+    """
+    recipe = loop.Recipe(**{name: value for name, value in config.items() if name not in ("training", "train_rows")})
+    training, test = fitting.whole(splits).first(config["train_rows"]), splits["test"]
+    model, history = fitting.fit(recipe, training=training, watched=test)
+    known = loop.resident(training.first(len(test.labels)), device=fitting.device())
+    known_loss, known_accuracy = loop.evaluate(model, known)
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epochs": [
+            {name.replace("validation", "test"): round(value, 6) for name, value in epoch.items() if name != "epoch"}
+            for epoch in history
+        ],
+        "known_loss": round(known_loss, 6),
+        "known_accuracy": round(known_accuracy, 6),
+        "_digits": "".join(map(str, fitting.predicted(model, test))),
+    }
+
+
+def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """`confusion`, a matrix for each seed of the report's training, and `against_control`, each other one against it.
+
+    Of the p-values of the seeds' McNemar tests, twice the median is a p-value however they depend on each other
+    (Rüger 1978), as those of tests on the same images do.
+    """
+    labels = splits["test"].labels
+    control = list(_digits(done, CONTROL))
+    against = {}
+    for name in (UNMOVED, *IMPROVEMENTS):
+        pairs = list(zip(_digits(done, name), control, strict=True))
+        p_values = [mcnemar(digits == labels, others == labels).p_value for digits, others in pairs]
+        gains = [100 * float(np.mean(digits == labels) - np.mean(others == labels)) for digits, others in pairs]
+        against[name] = {
+            "gains": [round(gain, 4) for gain in gains],
+            "p_values": [float(f"{p_value:.4g}") for p_value in p_values],
+            "p_value": float(f"{min(1.0, 2 * statistics.median(p_values)):.4g}"),
+        }
+    return {
+        "confusion": [confusion_matrix(labels, digits).tolist() for digits in control],
+        "against_control": against,
+    }
+
+
+def _digits(done: Sequence[Run], name: str) -> Iterator[NDArray[np.uint8]]:
+    """(rows,) predictions of the test split by each seed of the training `name`, in the order of the seeds."""
+    for one in of(done, name):
+        yield np.frombuffer(one.result["_digits"].encode(), np.uint8) - ord("0")
+
+
+def of(done: Sequence[Run], name: str) -> list[Run]:
+    """The runs of the training `name`, in the order of their seeds."""
+    return sorted((one for one in done if one.config["training"] == name), key=lambda one: int(one.config["seed"]))

@@ -1,0 +1,152 @@
+"""How near an hour on this machine comes to the published records, and what the best ensemble still takes wrong."""
+
+from __future__ import annotations
+
+import base64
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnist_pipe.data.table import SIDE
+from mnist_pipe.evaluation import plots
+from mnist_pipe.runs import Run
+from studies.published import Published
+from studies.table import Row
+
+TITLE = "the best that an hour buys"
+_RECORDS = (  # and which of ours is of its kind
+    ("branching CNN with homogeneous vector capsules", "single network", "single"),
+    ("MCDNN", "35 networks averaged", "whole"),
+    ("DropConnect", "networks aggregated", "small"),
+    ("branching CNN with homogeneous vector capsules", "ensemble", "whole"),
+    ("simple CNNs of three kernel sizes", "majority vote of three", "small"),
+    ("simple CNNs of three kernel sizes", "two-layer ensemble", "whole"),
+)
+
+
+def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:
+    """Our three kinds, and each record beside the one that is most like it."""
+    ours = {
+        "single": _errors([run.result["test_accuracy"] for run in done]),
+        "small": _errors(conclusions["ensembles"]),
+        "whole": _errors([conclusions["whole_ensemble"]]),
+    }
+    size = done[0].config["ensemble_size"]
+    names = {
+        "single": "one network, five looks at each image",
+        "small": f"ensemble of {size}",
+        "whole": f"ensemble of all {len(done)}",
+    }
+    system = f"convnet, {done[0].result['num_parameters']:,} parameters"
+    own = [
+        Row(
+            system=system,
+            variant="one network, one look",
+            metric="test_error",
+            values=_errors([run.result["one_look_accuracy"] for run in done]),
+            unit="%",
+            published=None,
+        ),
+        *(
+            Row(system=system, variant=names[kind], metric="test_error", values=values, unit="%", published=None)
+            for kind, values in ours.items()
+        ),
+    ]
+    records = []
+    for name, variant, kind in _RECORDS:
+        figure = published.find(name, variant, "test_error")
+        note = f"theirs: {figure.setting}; ours: {names[kind]}"
+        records.append(
+            Row(
+                system=name,
+                variant=variant,
+                metric="test_error",
+                values=ours[kind],
+                unit="%",
+                published=figure,
+                note=note,
+            )
+        )
+    return own + records
+
+
+def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
+    """Error against the number of networks, with the records; and every mistake that is left."""
+    with plots.drawing(folder / "figure.png", height=3.4) as figure:
+        axes = figure.subplots()
+        sizes = np.arange(1, len(done) + 1)
+        axes.plot(
+            sizes, _errors(conclusions["by_size"]), "o-", color=plots.BLUE, label="mean over subsets of this size"
+        )
+        size = done[0].config["ensemble_size"]
+        small = _errors(conclusions["ensembles"])
+        axes.plot([size] * len(small), small, "x", color=plots.RED, label="ensembles without a common member")
+        axes.set(xlabel="networks averaged", ylabel="test error, %", title="Each network that is added helps less")
+        axes.set_xticks(sizes)
+        axes.set_ylim(bottom=0)
+        for name, variant, _ in _RECORDS:
+            value = Published().find(name, variant, "test_error").value
+            axes.axhline(value, color=plots.MUTED, linewidth=0.7, linestyle=":")
+            axes.annotate(
+                f"{name}, {variant}", (len(done), value), ha="right", va="bottom", fontsize=6, color=plots.MUTED
+            )
+        axes.legend(fontsize=8)
+    wrong = conclusions["mistakes"]
+    raw = b"".join(base64.b64decode(mistake["pixels"]) for mistake in wrong)
+    plots.mistakes(
+        folder / "mistakes.png",
+        np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE).astype(np.float32),
+        labels=np.array([mistake["label"] for mistake in wrong]),
+        predictions=np.array([mistake["prediction"] for mistake in wrong]),
+        probabilities=np.array([mistake["probability"] for mistake in wrong]),
+        num_worst=len(wrong),
+    )
+    return ["figure.png", "mistakes.png"]
+
+
+def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+    """What an hour buys, how it was chosen and how theirs were, and what stays wrong."""
+    config, mistakes = done[0].config, conclusions["mistakes"]
+    single = [run.result["test_accuracy"] for run in done]
+    low, high = conclusions["interval"]
+    pairs = Counter((mistake["label"], mistake["prediction"]) for mistake in mistakes)
+    frequent = ", ".join(f"{label} for {prediction} ({count})" for (label, prediction), count in pairs.most_common(3))
+    records = [row for row in rows if row.published is not None]
+    beaten = [f"{row.system}, {row.variant}" for row in records if row.verdict.startswith("reached")]
+    inside = [
+        f"{row.system}, {row.variant}"
+        for row in records
+        if row.published and low <= 1 - row.published.value / 100 <= high
+    ]
+    return "\n\n".join(
+        [
+            f"**What was trained.** {len(done)} networks, one a seed, each for {config['num_epochs']} epochs on all "
+            f"60,000 rows by the recipe `best`, which was chosen on the validation split of the main pipeline. The "
+            f"number of epochs was fixed before, the last weights count, and no network was left out: the test split "
+            f"chose nothing. One network: {statistics.fmean(single):.3%} ± {100 * statistics.stdev(single):.3f}, the "
+            f"worst {min(single):.2%}, the best {max(single):.2%}. To report the best of {len(single)} seeds would "
+            f"look {100 * (max(single) - statistics.fmean(single)):.2f} points better than the method is.",
+            f"**The ensembles.** {len(conclusions['ensembles'])} of {config['ensemble_size']} networks each: "
+            f"{_shown(conclusions['ensembles'])}; all {len(done)}: {conclusions['whole_ensemble']:.2%} (95 % interval "
+            f"{low:.2%} to {high:.2%} over {conclusions['num_rows']:,} images).",
+            f"**The records.** As good or better: {'; '.join(beaten) or 'none'}. Inside the interval of our whole "
+            f"ensemble, so that {conclusions['num_rows']:,} images cannot tell them from it: "
+            f"{'; '.join(inside) or 'none'}. Two of the records say of themselves that they are the best that was seen "
+            "on the test set; ours is what one attempt gives.",
+            f"**What stays wrong.** {len(mistakes)} images, {conclusions['wrong_of_all']} of which no network reads "
+            f"right; the most frequent are {frequent or 'none'}. They are below, label → prediction with its "
+            "probability.",
+        ]
+    )
+
+
+def _errors(accuracies: Sequence[float]) -> list[float]:
+    return [round(100 * (1 - accuracy), 4) for accuracy in accuracies]
+
+
+def _shown(accuracies: Sequence[float]) -> str:
+    return f"{statistics.fmean(accuracies):.3%} ± {100 * statistics.stdev(accuracies):.3f}"

@@ -1,0 +1,144 @@
+"""Networks of the recipe `best`, which the main pipeline chose on the validation split, one a seed, and their averages.
+
+Each trains on all 60,000 rows for a fixed number of epochs, is judged by its last weights, and belongs to the ensemble
+whatever it scored: nothing here is chosen, on the test split or any other.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mnist_pipe.data.table import NUM_CLASSES, NormalizedSplit
+from mnist_pipe.evaluation.scores import wilson_interval
+from mnist_pipe.models.shifted import Shifted
+from mnist_pipe.params import Epochs, Section
+from mnist_pipe.runs import Config, Run
+from mnist_pipe.training import loop
+from studies.fitting import fit, whole
+
+_CONFIDENCE = 0.95
+_MOST_SUBSETS = 100
+
+
+class Params(Section):
+    """The study `frontier`."""
+
+    num_networks: Annotated[int, Field(ge=3, le=100)]
+    """As many as the machine trains in the hour, a seed each."""
+    ensemble_size: Annotated[int, Field(ge=2, le=50)]
+    """Networks of one small ensemble; the networks are dealt to as many of these as there can be."""
+    channels: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1, max_length=4)]
+    """Of each block of the convnet."""
+    num_epochs: Epochs
+
+
+def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+    """One network a seed."""
+    return [
+        {
+            "channels": params.channels,
+            "num_epochs": params.num_epochs,
+            "ensemble_size": params.ensemble_size,
+            "seed": seed,
+        }
+        for seed in range(params.num_networks)
+    ]
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train one network; its test accuracy with one look at each image and with five (`Shifted`)."""
+    recipe = loop.Recipe(
+        model="convnet",
+        model_params={"channels": config["channels"], "convolutions": 2},
+        optimizer="muon",
+        learning_rate=0.03,
+        weight_decay=1e-5,
+        batch_size=128,
+        num_epochs=config["num_epochs"],
+        schedule="triangle",
+        label_smoothing=0.05,
+        rotation_degrees=10,
+        translation_pixels=1.5,
+        seed=config["seed"],
+    )
+    training, test = whole(splits), splits["test"]
+    model, history = fit(recipe, training=training, watched=splits["validation"].first(1000))  # which it knows by heart
+    background = -float(test.provenance["mean"]) / float(test.provenance["std"])
+    one = loop.logits(model, test.images)
+    five = loop.logits(Shifted(model, background=background), test.images)
+    return {
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "train_accuracy": round(history[-1]["train_accuracy"], 6),
+        "one_look_accuracy": float((one.argmax(1) == test.labels).mean()),
+        "test_accuracy": float((five.argmax(1) == test.labels).mean()),
+        "_log_probabilities": packed(five),
+    }
+
+
+def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Averages of the networks' log-probabilities: small ensembles without a common member, and all of them.
+
+    `by_size` is the mean error over subsets of each size, `mistakes` what the whole ensemble takes for another digit.
+    """
+    labels = splits["test"].labels
+    logs = np.stack([unpacked(run.result["_log_probabilities"]) for run in done])
+    size = done[0].config["ensemble_size"]
+    groups = [logs[start : start + size] for start in range(0, len(logs) - size + 1, size)]
+    average = logs.mean(0)
+    predictions = average.argmax(1)
+    probabilities = np.exp(average - np.logaddexp.reduce(average, axis=1, keepdims=True))
+    wrong = np.flatnonzero(predictions != labels)
+    num_correct = len(labels) - len(wrong)
+    return {
+        "ensembles": [accuracy(group, labels) for group in groups],
+        "whole_ensemble": num_correct / len(labels),
+        "interval": list(wilson_interval(num_correct, num_rows=len(labels), confidence=_CONFIDENCE)),
+        "by_size": [_mean_accuracy(logs, number, labels) for number in range(1, len(logs) + 1)],
+        "mistakes": [
+            {
+                "row": int(row),
+                "label": int(labels[row]),
+                "prediction": int(predictions[row]),
+                "probability": round(float(probabilities[row].max()), 4),
+                "pixels": base64.b64encode(_bytes(splits["test"], int(row))).decode(),
+            }
+            for row in wrong
+        ],
+        "wrong_of_all": int((logs.argmax(2) != labels).all(0).sum()),
+        "num_rows": len(labels),
+    }
+
+
+def accuracy(logs: NDArray[np.floating[Any]], labels: NDArray[np.uint8]) -> float:
+    """Of the mean over (networks, rows, 10) log-probabilities."""
+    return float((logs.mean(0).argmax(1) == labels).mean())
+
+
+def packed(logs: NDArray[np.float32]) -> str:
+    """(rows, 10) log-probabilities as text, in half precision."""
+    return base64.b64encode(logs.astype(np.float16).tobytes()).decode()
+
+
+def unpacked(text: str) -> NDArray[np.float32]:
+    """The array that `packed` took, within half precision."""
+    return np.frombuffer(base64.b64decode(text), np.float16).reshape(-1, NUM_CLASSES).astype(np.float32)
+
+
+def _mean_accuracy(logs: NDArray[np.float32], size: int, labels: NDArray[np.uint8]) -> float:
+    """Over every subset of that size, or over as many of them, drawn evenly, as do not take long."""
+    subsets = list(combinations(range(len(logs)), size))
+    chosen = [subsets[int(i)] for i in np.unique(np.linspace(0, len(subsets) - 1, _MOST_SUBSETS).astype(int))]
+    return round(float(np.mean([accuracy(logs[list(subset)], labels) for subset in chosen])), 6)
+
+
+def _bytes(split: NormalizedSplit, row: int) -> bytes:
+    mean, std = (float(split.provenance[name]) for name in ("mean", "std"))
+    ink: NDArray[np.uint8] = np.rint(255 * np.clip(split.images[row] * std + mean, 0, 1)).astype(np.uint8)
+    return ink.tobytes()

@@ -1,0 +1,343 @@
+"""What is measured: each model of the ladder, on the test digits still and moved, and two of them as regressors."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_pipe.data import augment
+from mnist_pipe.data.moments import slant
+from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
+from mnist_pipe.evaluation.compare import mcnemar
+from mnist_pipe.params import (
+    BatchSize,
+    Degrees,
+    Epochs,
+    LearningRate,
+    ModelName,
+    OptimizerName,
+    Pixels,
+    ScheduleName,
+    Section,
+    Seed,
+    Smoothing,
+)
+from mnist_pipe.runs import Config, Run
+from mnist_pipe.training import loop, optimizers
+from mnist_pipe.training.schedules import SCHEDULES
+from studies.fitting import device, fit, pixels, predicted, whole
+
+NUM_POINTS = 1000
+"""Of the scatter plot: the first test rows."""
+
+
+class RecipeParams(Section):
+    """How one model is trained; learning rate and smoothing are its best on the validation split, at one or two seeds.
+
+    Tried, in 8 epochs: Muon at 0.01, 0.03 and 0.06 with a smoothing of 0 and of 0.05 for the small and the standard
+    convnet; for the larger one, in 4 epochs, the same but 0 at 0.03 alone; for the one on moved images both at 0.03;
+    for the linear classifier both with Muon at 0.003 to 0.03 and with Adam at 0.0005 to 0.004. The regressors, without
+    smoothing: Adam at 0.0002 to 0.004 for the linear one, 0.001 to 0.03 for the convnet, the last in 6 epochs.
+    """
+
+    model: ModelName
+    model_params: dict[str, Any]
+    optimizer: OptimizerName
+    learning_rate: LearningRate
+    """The peak of the schedule."""
+    label_smoothing: Smoothing = 0.0
+    rotation_degrees: Degrees = 0.0
+    """The largest random rotation of a training image."""
+    translation_pixels: Pixels = 0.0
+    """The largest random shift of a training image."""
+
+
+class Params(Section):
+    """The study's block of `studies/params.yaml`."""
+
+    seeds: Annotated[list[Seed], Field(min_length=3)]
+    num_epochs: Epochs
+    """Of every model."""
+    batch_size: BatchSize
+    schedule: ScheduleName
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    classifiers: Annotated[dict[str, RecipeParams], Field(min_length=2)]
+    """The rungs of the ladder, by the name that they are shown under."""
+    regressors: Annotated[dict[str, RecipeParams], Field(min_length=1)]
+    """The models that predict the slant."""
+    shifts: Annotated[list[Annotated[int, Field(ge=0, le=27)]], Field(min_length=1)]
+    """Pixels by which the test images are moved in each of the four directions."""
+    rotations: Annotated[list[Annotated[float, Field(ge=0, le=180)]], Field(min_length=1)]
+    """Degrees by which the test images are turned either way."""
+
+
+def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+    """A run for each model and seed, the largest models first."""
+    common = params.model_dump(include={"num_epochs", "batch_size", "schedule", "weight_decay"})
+    moves = {"shifts": params.shifts, "rotations": params.rotations}
+    configs = [
+        {"task": task, "name": name, "seed": seed, "recipe": {**common, **own.model_dump()}, **more}
+        for task, recipes, more in (("classify", params.classifiers, moves), ("regress", params.regressors, {}))
+        for name, own in recipes.items()
+        for seed in params.seeds
+    ]
+    return sorted(configs, key=lambda config: (-_num_parameters_at_28(config), config["task"]))
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train one model on all 60,000 training rows and measure it on the test rows."""
+    recipe = loop.Recipe(**config["recipe"], seed=config["seed"])
+    training, test = whole(splits), splits["test"]
+    if config["task"] == "regress":
+        return _regressed(recipe, training=training, test=test)
+    return _classified(recipe, training=training, test=test, shifts=config["shifts"], rotations=config["rotations"])
+
+
+def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """The paired tests, the templates beside the average digits, the ink that shifts lose, the scatter."""
+    classifiers, regressors = by_name(done, task="classify"), by_name(done, task="regress")
+    names, test = list(classifiers), splits["test"]
+    linear = next(runs[0] for runs in classifiers.values() if runs[0].config["recipe"]["model"] == "linear")
+    templates = unpacked(linear.result["_templates"], np.float16).reshape(NUM_CLASSES, PIXELS)
+    means = class_means(whole(splits))
+    return {
+        "steps": [
+            _compared(classifiers, lower=lower, upper=upper)
+            for position, upper in enumerate(names)
+            for lower in names[:position]
+        ],
+        "templates": packed(templates),
+        "likeness": _rounded(likeness(templates.astype(np.float64), means)),
+        "nearest_mean_accuracy": float((nearest(test.images, means) == test.labels).mean()),
+        "lost_ink": _rounded(lost_ink(pixels(test), shifts=linear.config["shifts"])),
+        "scatter": {
+            "slant": _rounded(slant(pixels(test.first(NUM_POINTS)))),
+            **{
+                name: _rounded(unpacked(runs[0].result["_predicted"], np.float32)[:NUM_POINTS])
+                for name, runs in regressors.items()
+            },
+        },
+    }
+
+
+def by_name(done: Sequence[Run], *, task: str) -> dict[str, list[Run]]:
+    """The runs of each model, one a seed: up the ladder by size, those that were trained on moved images last."""
+    named: dict[str, list[Run]] = {}
+    for one in sorted(done, key=lambda one: (is_moved(one.config), one.result["parameters"], one.config["seed"])):
+        if one.config["task"] == task:
+            named.setdefault(one.config["name"], []).append(one)
+    return named
+
+
+def is_moved(config: Config) -> bool:
+    """Whether the model was trained on moved images."""
+    recipe = config["recipe"]
+    return bool(recipe["rotation_degrees"] or recipe["translation_pixels"])
+
+
+def num_parameters(model: str, model_params: Mapping[str, Any], *, side: int, pooled: bool = False) -> int:
+    """Weights and biases of the linear model or of a convnet for images of side x side grey pixels.
+
+    With `pooled` the convnet's classifier sees the mean of each feature map in place of each of its values.
+    """
+    if model == "linear":
+        return side * side * NUM_CLASSES + NUM_CLASSES
+    assert model == "convnet"
+    assert not model_params.keys() - {"channels", "convolutions"}
+    total, inputs = 0, 1
+    for outputs in model_params["channels"]:
+        for _ in range(model_params.get("convolutions", 1)):
+            total += 9 * inputs * outputs + 2 * outputs  # 3x3 filters, then the norm's gain and shift
+            inputs = outputs
+        side //= 2
+    values = inputs if pooled else inputs * side * side
+    return total + values * NUM_CLASSES + NUM_CLASSES
+
+
+def combined(p_values: Sequence[float]) -> float:
+    """One p-value of K tests of the same claim on the same rows, which are not independent.
+
+    Whatever their dependence, K/k times the k-th smallest is one, for a k that was fixed beforehand (Rüger 1978); here
+    it is that of the median.
+    """
+    middle = math.ceil(len(p_values) / 2)
+    return min(1.0, len(p_values) / middle * sorted(p_values)[middle - 1])
+
+
+def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, down: float = 0.0) -> NormalizedSplit:
+    """Every image turned clockwise and then shifted; what comes in from outside is paper."""
+    data = loop.resident(split, device=torch.device("cpu"))
+    move = torch.tensor([[math.radians(degrees), right, down]])
+    parts = [
+        augment.affine(part, move.expand(len(part), 3), background=data.background)
+        for part in torch.split(data.images, 500)
+    ]
+    return replace(split, images=torch.cat(parts).squeeze(1).numpy())
+
+
+def regress(recipe: loop.Recipe, *, training: loop.Data, targets: Tensor) -> nn.Module:
+    """The recipe's model with one linear output in place of ten, trained on the squared error to (rows,) `targets`."""
+    model, _ = loop.new_run(recipe, device=device())
+    model.output = nn.Linear(cast(nn.Linear, model.output).in_features, 1).to(device())
+    optimizer = optimizers.build(
+        recipe.optimizer, model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    rows = replace(training, labels=targets.to(device()))
+    num_steps = recipe.num_epochs * (rows.num_rows // recipe.batch_size)
+    step = 0
+    model.train()
+    for epoch in range(recipe.num_epochs):
+        order, _ = loop.generators(recipe.seed, epoch)
+        for images, wanted in rows.epoch(epoch, batch_size=recipe.batch_size, world=loop.ALONE, generator=order):
+            with loop.autocast(recipe.precision, device()):
+                found = model(images)
+            F.mse_loss(found.float().squeeze(1), wanted).backward()  # type: ignore[no-untyped-call]
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * SCHEDULES[recipe.schedule](step / num_steps)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+    return model
+
+
+def class_means(split: NormalizedSplit) -> NDArray[np.float64]:
+    """(10, 784) the average image of each class."""
+    flat = split.images.reshape(-1, PIXELS)
+    return np.stack([flat[split.labels == label].mean(0, dtype=np.float64) for label in range(NUM_CLASSES)])
+
+
+def likeness(templates: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(10,) the correlation over the pixels of each (784,) template with the average image of its class.
+
+    Both less their mean over the classes: what all templates have in common adds the same to every logit.
+    """
+    pairs = zip(templates - templates.mean(0), means - means.mean(0), strict=True)
+    return np.array([np.corrcoef(template, mean)[0, 1] for template, mean in pairs])
+
+
+def nearest(images: NDArray[np.float32], means: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """(n,) the class whose average image is nearest to each of the (n, 28, 28) images."""
+    # |x - m|² less |x|², which is the same for every class
+    distances = (means**2).sum(1) - 2 * images.reshape(-1, PIXELS) @ means.T
+    digits: NDArray[np.uint8] = distances.argmin(1).astype(np.uint8)
+    return digits
+
+
+def lost_ink(images: NDArray[np.float32], *, shifts: Sequence[int]) -> NDArray[np.float64]:
+    """The share of the ink of (n, height, width) images that each shift moves out of them, over the four directions."""
+    ink = images.sum(0, dtype=np.float64)
+    height, width = ink.shape
+    rims = [(ink[:k], ink[height - k :], ink[:, :k], ink[:, width - k :]) for k in shifts]
+    return np.array([sum(float(rim.sum()) for rim in four) / float(4 * ink.sum()) for four in rims])
+
+
+def packed(values: NDArray[Any]) -> str:
+    """An array's bytes as text."""
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def unpacked(text: str, dtype: type[np.generic]) -> NDArray[Any]:
+    """The flat array that `packed` made `text` of."""
+    return np.frombuffer(base64.b64decode(text), dtype=dtype)
+
+
+def _classified(
+    recipe: loop.Recipe,
+    *,
+    training: NormalizedSplit,
+    test: NormalizedSplit,
+    shifts: Sequence[int],
+    rotations: Sequence[float],
+) -> dict[str, Any]:
+    model, history = fit(recipe, training=training, watched=test)
+    correct = predicted(model, test) == test.labels
+
+    def after(*moves: Mapping[str, float]) -> NDArray[np.float64]:
+        """(rows,) the share of `moves` after which the image is still recognised."""
+        hits = [predicted(model, moved(test, **move)) == test.labels for move in moves]
+        shares: NDArray[np.float64] = np.stack(hits).mean(0)
+        return shares
+
+    shifted = [after({"right": k}, {"right": -k}, {"down": k}, {"down": -k}) if k else correct for k in shifts]
+    turned = [after({"degrees": angle}, {"degrees": -angle}) if angle else correct for angle in rotations]
+    result = {
+        "parameters": _count(model),
+        "train_accuracy": round(history[-1]["train_accuracy"], 6),
+        "test_accuracy": round(float(correct.mean()), 6),
+        "shifted": _rates(shifted, labels=test.labels),
+        "turned": _rates(turned, labels=test.labels),
+        "_correct": packed(np.packbits(correct)),
+    }
+    if recipe.model == "linear":
+        weight = cast(nn.Linear, model.output).weight
+        result["_templates"] = packed(weight.detach().cpu().numpy().astype(np.float16))
+    return result
+
+
+def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[str, Any]:
+    """Accuracy at each amount, of all rows and of each class."""
+    return {
+        "accuracy": _rounded([one.mean() for one in hits]),
+        "by_class": [_rounded([one[labels == label].mean() for label in range(NUM_CLASSES)]) for one in hits],
+    }
+
+
+def _regressed(recipe: loop.Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> dict[str, Any]:
+    known, wanted = (slant(pixels(split)) for split in (training, test))
+    centre, spread = known.mean(), known.std()
+    targets = torch.tensor((known - centre) / spread, dtype=torch.float32)
+    model = regress(recipe, training=loop.resident(training, device=device()), targets=targets)
+    found = loop.logits(model, test.images)[:, 0] * spread + centre
+    errors = found - wanted
+    return {
+        "parameters": _count(model),
+        "spread": round(float(wanted.std()), 6),
+        "r2": round(float(1 - (errors**2).mean() / wanted.var()), 6),
+        "rmse": round(float(np.sqrt((errors**2).mean())), 6),
+        "mae": round(float(np.abs(errors).mean()), 6),
+        "_predicted": packed(found.astype(np.float32)),
+    }
+
+
+def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: str) -> dict[str, Any]:
+    """The upper model against the lower one, seed by seed."""
+    pairs = list(zip(classifiers[lower], classifiers[upper], strict=True))
+    tests = [mcnemar(_correct(above), _correct(below)) for below, above in pairs]
+    return {
+        "lower": lower,
+        "upper": upper,
+        "gains": _rounded([above.result["test_accuracy"] - below.result["test_accuracy"] for below, above in pairs]),
+        "only_upper": [test.only_first for test in tests],
+        "only_lower": [test.only_second for test in tests],
+        "p_values": [float(f"{test.p_value:.6g}") for test in tests],
+        "p_value": float(f"{combined([test.p_value for test in tests]):.6g}"),
+    }
+
+
+def _correct(one: Run) -> NDArray[np.bool_]:
+    bits = np.unpackbits(unpacked(one.result["_correct"], np.uint8))
+    return bits.astype(np.bool_)  # the bits that fill up the last byte are wrong with every model
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _num_parameters_at_28(config: Config) -> int:
+    recipe = config["recipe"]
+    return num_parameters(recipe["model"], recipe["model_params"], side=28)
+
+
+def _rounded(values: Sequence[float] | NDArray[np.floating[Any]]) -> list[float]:
+    return [round(float(value), 6) for value in values]

@@ -1,0 +1,289 @@
+"""LeNet-5 trained by every optimizer, at a library's defaults and at the best rate of an equal search.
+
+The report (seed 002) gives neither library nor learning rates nor the batch; it cites Keras for its optimizers, whose
+constants the column `defaults` has. The column `tuned` has torch's constants, as in OPTIMIZERS, and for each optimizer
+the learning rate that was best on the validation split in a search of equally many trials. Everything else is the same
+in both and is Keras's as far as that says anything: first weights by Glorot's rule, pixels from 0 to 1, batches of 128
+as in its own MNIST example, cross-entropy with one-hot targets, a constant rate.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
+from mnist_pipe.runs import Config, Run
+from mnist_pipe.training import loop, optimizers
+from mnist_pipe.training.optimizers import OPTIMIZERS
+from studies import fitting
+from studies.optimizers import side_by_side
+
+if TYPE_CHECKING:
+    from mnist_pipe.cluster import Cluster
+    from mnist_pipe.storage import Storage
+    from mnist_pipe.training.search import TrialRecord
+
+MODEL: dict[str, Any] = {"initial": "glorot"}
+"""Constructor arguments of `lenet5`."""
+KERAS_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sgd": ("SGD", {"lr": 0.01}),
+    "momentum": ("SGD", {"lr": 0.01, "momentum": 0.9}),
+    "adagrad": ("Adagrad", {"lr": 0.001, "initial_accumulator_value": 0.1, "eps": 1e-7}),
+    "rmsprop": ("RMSprop", {"lr": 0.001}),  # by the class below
+    "adadelta": ("Adadelta", {"lr": 0.001, "rho": 0.95, "eps": 1e-7}),
+    "adam": ("Adam", {"lr": 0.001, "eps": 1e-7}),
+    "amsgrad": ("Adam", {"lr": 0.001, "eps": 1e-7, "amsgrad": True}),
+    "adamw": ("AdamW", {"lr": 0.001, "eps": 1e-7, "weight_decay": 0.004}),
+    "nadam": ("NAdam", {"lr": 0.001, "eps": 1e-7, "momentum_decay": 1.0}),
+    "adamax": ("Adamax", {"lr": 0.001, "eps": 1e-7}),
+    "muon": ("Muon", {"lr": 0.001}),  # ours, at the rate that is Keras's and torch's default
+}
+"""By optimizer torch's class and the constants with which it does as Keras 3 does by default."""
+
+_CONSTANT_RATE = 1 / 3  # OPTIMIZERS has the ranges of the peak of a one-cycle schedule
+_NO_DECAY = 1e-12  # as little as a search, whose ranges are logarithmic, can hold
+_MEMBERS = 6  # networks of a run: more save little, and the last run of a column leaves a processor idle
+_CLOSE, _STEP = 5, 5  # test accuracy is measured after each of the first epochs, then after every fifth
+
+
+class Params(Section):
+    """The block `optimizers` of `studies/params.yaml`."""
+
+    num_epochs: Epochs
+    """Of each run; the report has 50."""
+    batch_size: BatchSize
+    num_seeds: Annotated[int, Field(ge=3, le=100)]
+    search_trials: Annotated[int, Field(ge=2, le=1000)]
+    """Learning rates that are tried for each optimizer."""
+    search_epochs: Epochs
+    """Of each trial."""
+    search_rows: Annotated[int, Field(ge=100)]
+    """A trial trains on the first so many training rows."""
+    search_seed: Seed
+
+
+def tune(
+    params: Params,
+    splits: Mapping[str, NormalizedSplit],
+    *,
+    available: Cluster,
+    storage: Storage,
+    name: str,
+    say: Callable[[str], None],
+) -> list[Run]:
+    """Search each optimizer's learning rate by Ray Tune, all with as many trials, epochs and rows."""
+    from mnist_pipe.training.search import best, search
+
+    training, validation = (
+        _on_unit_scale(splits["train"].first(params.search_rows)),
+        _on_unit_scale(splits["validation"]),
+    )
+    found = []
+    for optimizer in KERAS_DEFAULTS:
+        started = time.perf_counter()
+        low, high = rates_of(optimizer)
+        trials = search(
+            training=training,
+            validation=validation,
+            available=available,
+            storage=storage,
+            name=f"{name}-{optimizer}",
+            recipe={
+                "model": "lenet5",
+                "model_params": MODEL,
+                "optimizer": optimizer,
+                "learning_rate": math.sqrt(low * high),
+                "weight_decay": _NO_DECAY,
+                "batch_size": params.batch_size,
+                "schedule": "constant",
+                "label_smoothing": 0.0,
+                "average_decay": 0.0,
+                "rotation_degrees": 0.0,
+                "translation_pixels": 0.0,
+            },
+            model_params={},
+            space=SpaceParams(
+                model=["lenet5"],
+                optimizer=[optimizer],
+                learning_rate={optimizer: [low, high]},
+                weight_decay=[_NO_DECAY, _NO_DECAY],
+                batch_size=[params.batch_size],
+                rotation_degrees=[0.0, 0.0],
+                translation_pixels=[0.0, 0.0],
+            ),
+            num_trials=params.search_trials,
+            num_epochs=params.search_epochs,
+            algorithm="random",
+            scheduler="fifo",
+            reduction_factor=2,  # of a scheduler that stops trials
+            max_concurrent_trials=max(1, available.num_gpus or available.num_cpus),
+            seed=params.search_seed,
+        )
+        winner = best(trials)
+        say(f"{optimizer}: {winner.score:.2%} of the validation split at rate {winner.config['learning_rate']:.2g}")
+        seconds = round((time.perf_counter() - started) / len(trials), 2)
+        found += [_trial(trial, params, seconds=seconds) for trial in trials]
+    return found
+
+
+def _trial(record: TrialRecord, params: Params, *, seconds: float) -> Run:
+    """A trial of the search as a run; `seconds` is its share of what its optimizer's took."""
+    last = record.history[-1] if record.history else {}
+    return Run(
+        config={
+            "phase": "search",
+            **{key: record.config[key] for key in ("optimizer", "learning_rate", "batch_size")},
+            "num_epochs": params.search_epochs,
+            "num_rows": params.search_rows,
+            "seed": params.search_seed,
+        },
+        result={
+            "status": record.status,
+            **{key: _figure(last.get(key)) for key in ("validation_accuracy", "validation_loss")},
+        },
+        seconds=seconds,
+        address=record.address,
+    )
+
+
+def rates_of(optimizer: str) -> tuple[float, float]:
+    """[low, high] of the learning rates that are searched for a constant schedule."""
+    low, high = OPTIMIZERS[optimizer].learning_rate
+    return low * _CONSTANT_RATE, high * _CONSTANT_RATE
+
+
+def plan(params: Params, done: Sequence[Run]) -> list[Config]:
+    """Both columns, the longest runs first; a run trains some of the optimizers from one start on the same batches."""
+    columns = {
+        "defaults": {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()},
+        "tuned": best_rates(done),
+    }
+    configs = [
+        {
+            "phase": phase,
+            "learning_rates": dict(group),
+            "num_epochs": params.num_epochs,
+            "batch_size": params.batch_size,
+            "seed": seed,
+        }
+        for phase, rates in columns.items()
+        for group in _groups(list(rates.items()))
+        for seed in range(params.num_seeds)
+    ]
+    return sorted(configs, key=lambda config: -len(config["learning_rates"]))
+
+
+def best_rates(done: Sequence[Run]) -> dict[str, float]:
+    """Of each optimizer the rate with the highest validation accuracy; of equals that with the lower loss."""
+    trials: dict[str, list[Run]] = {}
+    for run in done:
+        if run.config["phase"] == "search" and run.result["status"] == "finished":
+            trials.setdefault(run.config["optimizer"], []).append(run)
+    return {
+        name: max(own, key=lambda run: (run.result["validation_accuracy"], -run.result["validation_loss"])).config[
+            "learning_rate"
+        ]
+        for name, own in trials.items()
+    }
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train the optimizers of `config` side by side; by optimizer the training loss and test accuracy at `epochs`.
+
+    The last accuracy is that of the network as `models.lenet5` computes it, in float32; those before are shown only.
+    """
+    device = fitting.device()
+    training, test = (loop.resident(_on_unit_scale(splits[name]), device=device) for name in ("train", "test"))
+    names = list(config["learning_rates"])
+    recipe = loop.Recipe(
+        model="lenet5",
+        model_params=MODEL,
+        optimizer=names[0],
+        learning_rate=config["learning_rates"][names[0]],
+        schedule="constant",
+        **{key: config[key] for key in ("num_epochs", "batch_size", "seed")},
+    )
+    model, _ = loop.new_run(recipe, device=device)
+    dtype = torch.bfloat16 if loop.computes_bfloat16(device) else torch.float32
+    nets = side_by_side.LeNets([model] * len(names), dtype=dtype)
+    steppers = [
+        optimizer_of(name, nets.member(index, whole=name != "muon"), rate=rate, phase=config["phase"])
+        for index, (name, rate) in enumerate(config["learning_rates"].items())
+    ]
+    epochs, losses, accuracies = [], [], []
+    for epoch, loss in enumerate(side_by_side.train(nets, steppers, training=training, recipe=recipe), start=1):
+        if epoch <= _CLOSE or epoch % _STEP == 0 or epoch == config["num_epochs"]:
+            epochs.append(epoch)
+            losses.append(loss)
+            accuracies.append(side_by_side.accuracies(nets, test))
+    result: dict[str, Any] = {"epochs": epochs}
+    for index, name in enumerate(names):
+        _, last = loop.evaluate(nets.copy_to(model, index), test)
+        result[name] = {
+            "train_loss": [_figure(loss[index]) for loss in losses],
+            "test_accuracy": [_figure(accuracy[index]) for accuracy in accuracies[:-1]] + [_figure(last)],
+        }
+    return result
+
+
+def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:  # noqa: ARG001
+    """Nothing: the statistics are those of the runs' figures."""
+    return {}
+
+
+class RMSprop(torch.optim.Optimizer):
+    """RMSprop as Keras has it, with epsilon under the root: torch adds it behind, which is another thing.
+
+    Where gradients are smaller than 0.0003, the root of 1e-7, the steps here shrink with them.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], *, lr: float, rho: float = 0.9, eps: float = 1e-7) -> None:
+        super().__init__(parameters, {"lr": lr, "rho": rho, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                assert parameter.grad is not None
+                squares = self.state[parameter].setdefault("square_avg", torch.zeros_like(parameter))
+                squares.mul_(group["rho"]).addcmul_(parameter.grad, parameter.grad, value=1 - group["rho"])
+                parameter.addcmul_(parameter.grad, (squares + group["eps"]).rsqrt_(), value=-group["lr"])
+
+
+def optimizer_of(name: str, member: nn.ParameterList, *, rate: float, phase: str) -> torch.optim.Optimizer:
+    """Keras's in the column `defaults`, else the entry of OPTIMIZERS."""
+    kind, constants = KERAS_DEFAULTS[name]
+    if phase == "tuned" or kind == "Muon":
+        return optimizers.build(name, member, learning_rate=rate, weight_decay=0.0)
+    if kind == "RMSprop":
+        return RMSprop(list(member), **constants)
+    fused = {"fused": True} if kind in ("SGD", "Adagrad", "Adam", "AdamW") else {"foreach": True}
+    constructor: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, kind)
+    return constructor(list(member), **constants, **fused)
+
+
+def _on_unit_scale(split: NormalizedSplit) -> NormalizedSplit:
+    """The split with its pixels from 0 to 1."""
+    return replace(split, images=fitting.pixels(split), provenance={**split.provenance, "mean": 0.0, "std": 1.0})
+
+
+def _groups(members: list[tuple[str, float]]) -> list[list[tuple[str, float]]]:
+    """`members` in as few groups as there must be, of nearly equal sizes."""
+    number = math.ceil(len(members) / _MEMBERS)
+    return [members[first::number] for first in range(number)]
+
+
+def _figure(value: float | None) -> float | None:
+    """To six digits behind the point; None where it is not finite, as after a divergence."""
+    return round(value, 6) if value is not None and math.isfinite(value) else None

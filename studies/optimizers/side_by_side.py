@@ -1,0 +1,86 @@
+"""LeNet-5 under many optimizers at once: one start, the same batches, a row of weights and an optimizer for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mnist_pipe.training.loop import ALONE, Data, Recipe, generators
+from studies.optimizers import lenets
+
+_ROWS_AT_ONCE = 250  # without gradients
+
+
+class LeNets(nn.Module):
+    """The networks of `models`, each a `models.lenet5.LeNet5`, as rows of one matrix of weights."""
+
+    def __init__(self, models: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
+        super().__init__()
+        vectors = [torch.cat([part.flatten() for part in model.parameters()]).detach() for model in models]
+        self.weights = nn.Parameter(torch.stack(vectors))
+        """(members, 61706) float32, each member's parameters one after the other."""
+        self.weights.grad = torch.zeros_like(self.weights)
+        self._shapes = [parameter.shape for parameter in models[0].parameters()]
+        self._dtype = dtype
+        """Of the products; they are summed in float32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(members, 10, rows) logits of (rows, 1, 28, 28) images."""
+        return lenets.logits(self._parts(self.weights.to(self._dtype)), images, dtype=self._dtype)
+
+    def member(self, index: int, *, whole: bool) -> nn.ParameterList:
+        """A member's parameters as an optimizer takes them, `whole` as one vector; they share its weights and gradient.
+
+        One vector is for optimizers that take each weight by itself, and saves most of a step's calls.
+        """
+        weights, gradient = self.weights.detach()[index], self.weights.grad[index]  # type: ignore[index]
+        found = nn.ParameterList([weights] if whole else self._parts(weights))
+        for parameter, part in zip(found, [gradient] if whole else self._parts(gradient), strict=True):
+            parameter.grad = part
+        return found
+
+    def copy_to(self, model: nn.Module, index: int) -> nn.Module:
+        """`model` with the weights of a member."""
+        with torch.no_grad():
+            for parameter, part in zip(model.parameters(), self._parts(self.weights[index]), strict=True):
+                parameter.copy_(part)
+        return model
+
+    def _parts(self, weights: Tensor) -> list[Tensor]:
+        """(..., *shape) of each parameter: views of (..., 61706) `weights`."""
+        flat = torch.split(weights, [shape.numel() for shape in self._shapes], dim=-1)
+        return [part.view(*weights.shape[:-1], *shape) for part, shape in zip(flat, self._shapes, strict=True)]
+
+
+def train(
+    nets: LeNets, optimizers: Sequence[torch.optim.Optimizer], *, training: Data, recipe: Recipe
+) -> Iterator[list[float]]:
+    """Train by `recipe`, but for its optimizer and rate: `optimizers` has one for each member.
+
+    Rows and their order are those of `loop.train`. Yields each epoch's training losses, one a member, in nats.
+    """
+    for epoch in range(recipe.num_epochs):
+        order, _ = generators(recipe.seed, epoch)
+        losses = torch.zeros(len(nets.weights), device=nets.weights.device, dtype=torch.float64)
+        for images, labels in training.epoch(epoch, batch_size=recipe.batch_size, world=ALONE, generator=order):
+            logits = nets(images)
+            loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            for optimizer in optimizers:
+                optimizer.step()
+            nets.weights.grad.zero_()  # type: ignore[union-attr]
+            losses += loss.detach()
+        yield (losses / (training.num_rows // recipe.batch_size)).tolist()
+
+
+@torch.inference_mode()
+def accuracies(nets: LeNets, data: Data) -> list[float]:
+    """Each member's share of the rows that it gets right."""
+    hits = torch.zeros(len(nets.weights), device=nets.weights.device)
+    for start in range(0, data.num_rows, _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        hits += (nets(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
+    return (hits / data.num_rows).tolist()

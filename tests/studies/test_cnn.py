@@ -1,0 +1,235 @@
+"""The study of the augmented-CNN report: what is trained, what the runs say, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from mnist_pipe import layout, models
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.runs import Run
+from mnist_pipe.training import loop
+from studies import catalogue
+from studies.cnn import findings, runs
+from studies.published import Published
+
+PARAMS = runs.Params(
+    num_seeds=3, batch_size=64, num_epochs=5, decay_epochs=8, example_epochs=14, dropout=0.5, train_rows=None
+)
+TRAININGS = (runs.CONTROL, runs.UNMOVED, *runs.IMPROVEMENTS, runs.EXAMPLE)
+NUM_TEST = 400
+
+
+def _split(num_rows: int, *, first: int = 0) -> NormalizedSplit:
+    """Images whose digit is a bright row, read-only as Ray hands them out."""
+    random = np.random.default_rng(first)
+    labels = (np.arange(num_rows) % 10).astype(np.uint8)
+    images = random.normal(-0.4, 0.1, (num_rows, 28, 28)).astype(np.float32)
+    images[np.arange(num_rows), 4 + 2 * labels] += 3
+    images.flags.writeable = False
+    index = np.arange(first, first + num_rows, dtype=np.uint32)
+    return NormalizedSplit(images=images, labels=labels, index=index, provenance={"mean": 0.13, "std": 0.31})
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, NormalizedSplit]:
+    return {"train": _split(256), "validation": _split(64, first=256), "test": _split(NUM_TEST, first=1000)}
+
+
+def _wrong(labels: np.ndarray, rows: dict[int, int]) -> str:
+    digits = labels.copy()
+    for row, taken in rows.items():
+        digits[row] = taken
+    return "".join(map(str, digits))
+
+
+def _run(training: str, seed: int, labels: np.ndarray, *, wrong: dict[int, int], known_loss: float = 0.02) -> Run:
+    config = next(one for one in runs.plan(PARAMS, []) if (one["training"], one["seed"]) == (training, seed))
+    accuracy = 1 - len(wrong) / len(labels)
+    epochs = [
+        {
+            "train_loss": 0.3 / (1 + epoch),
+            "train_accuracy": 0.9,
+            "test_loss": 0.05 + 0.01 * abs(epoch - 2),
+            "test_accuracy": accuracy - 0.001 * (config["num_epochs"] - 1 - epoch),
+        }
+        for epoch in range(config["num_epochs"])
+    ]
+    result = {
+        "num_parameters": 1000,
+        "epochs": epochs,
+        "known_loss": known_loss + 0.001 * seed,
+        "known_accuracy": 0.99,
+        "_digits": _wrong(labels, wrong),
+    }
+    return Run(config=config, result=result, seconds=1.0, address="")
+
+
+def _done(labels: np.ndarray, wrong: dict[str, dict[int, int]], *, known: dict[str, float] | None = None) -> list[Run]:
+    return [
+        _run(training, seed, labels, wrong=wrong.get(training, {}), known_loss=(known or {}).get(training, 0.02))
+        for training in TRAININGS
+        for seed in range(3)
+    ]
+
+
+def _recipe(config: dict[str, Any]) -> loop.Recipe:
+    return loop.Recipe(**{key: value for key, value in config.items() if key not in ("training", "train_rows")})
+
+
+def test_the_plan_is_every_training_with_every_seed_the_longest_first() -> None:
+    plan = runs.plan(PARAMS, [])
+    assert {(one["training"], one["seed"]) for one in plan} == {(name, seed) for name in TRAININGS for seed in range(3)}
+    epochs = [one["num_epochs"] for one in plan]
+    assert epochs == sorted(epochs, reverse=True)
+    assert json.loads(json.dumps(plan)) == plan
+    without = runs.plan(PARAMS.model_copy(update={"example_epochs": None}), [])
+    assert [one for one in plan if one["training"] != runs.EXAMPLE] == without
+
+
+def test_the_control_is_the_reports_training() -> None:
+    recipe = runs.recipes(PARAMS)[runs.CONTROL]
+    model, optimizer = loop.new_run(recipe, device=torch.device("cpu"))
+    assert [tuple(weight.shape) for weight in model.parameters() if weight.ndim > 1] == [
+        (32, 1, 3, 3),
+        (64, 32, 3, 3),
+        (128, 64 * 14 * 14),
+        (10, 128),
+    ]
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.001}
+    assert (recipe.rotation_degrees, recipe.translation_pixels) == (10, pytest.approx(2.8))
+    assert (recipe.schedule, recipe.num_epochs, recipe.label_smoothing, recipe.weight_decay) == ("constant", 5, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("training", "changed"),
+    [
+        (runs.UNMOVED, {"rotation_degrees", "translation_pixels"}),
+        ("dropout", {"model_params"}),
+        ("decay", {"schedule", "num_epochs"}),
+        ("batch norm", {"model_params"}),
+        ("resnet", {"model"}),
+        ("together", {"model", "model_params", "schedule", "num_epochs"}),
+    ],
+)
+def test_a_training_differs_from_the_control_in_what_it_is_named_for(training: str, changed: set[str]) -> None:
+    control, other = (runs.recipes(PARAMS)[name].to_dict() for name in (runs.CONTROL, training))
+    assert {key for key in control if control[key] != other[key]} == changed
+
+
+def test_together_has_all_four() -> None:
+    recipe = runs.recipes(PARAMS)["together"]
+    model = models.build(recipe.model, **recipe.model_params)
+    kinds = {type(module).__name__ for module in model.modules()}
+    assert {"ResNet", "BatchNorm2d", "Dropout"} <= kinds
+    assert recipe.schedule == "cosine"
+
+
+def test_a_run_is_what_its_config_says_and_gives_the_same_again(splits: dict[str, NormalizedSplit]) -> None:
+    params = PARAMS.model_copy(update={"num_seeds": 2, "num_epochs": 2, "batch_size": 32, "train_rows": 300})
+    config = next(one for one in runs.plan(params, []) if one["training"] == "dropout")
+    result = runs.run(config, splits)
+    assert runs.run(config, splits) == result
+    assert json.loads(json.dumps(result)) == result
+    assert len(result["epochs"]) == 2
+    assert set(result["epochs"][0]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
+    digits = np.array([int(digit) for digit in result["_digits"]])
+    assert np.mean(digits == splits["test"].labels) == pytest.approx(result["epochs"][-1]["test_accuracy"], abs=1e-6)
+    assert result["num_parameters"] == 1_625_866
+
+
+def test_seeds_are_compared_pair_by_pair(splits: dict[str, NormalizedSplit]) -> None:
+    labels = splits["test"].labels
+    wrong = {runs.CONTROL: {row: (labels[row] + 1) % 10 for row in range(12)}, "dropout": {10: 7, 11: 7, 12: 7}}
+    against = runs.conclude(_done(labels, wrong), splits)["against_control"]
+    assert set(against) == {runs.UNMOVED, *runs.IMPROVEMENTS}
+    assert against["dropout"]["gains"] == [pytest.approx(100 * 9 / NUM_TEST)] * 3
+    # Right in one alone: rows 0 to 9, of which the dropout's network has all, and row 12, which is the control's.
+    expected = binomtest(1, 11).pvalue
+    assert against["dropout"]["p_values"] == [pytest.approx(expected, rel=1e-3)] * 3
+    assert against["dropout"]["p_value"] == pytest.approx(2 * expected, rel=1e-3)
+
+
+def test_confusions_are_counted_by_seed(splits: dict[str, NormalizedSplit]) -> None:
+    labels = splits["test"].labels
+    confusion = runs.conclude(_done(labels, {runs.CONTROL: {9: 4, 19: 4, 4: 9}}), splits)["confusion"]
+    assert np.array(confusion).shape == (3, 10, 10)
+    assert [(one[9][4], one[4][9], sum(map(sum, one))) for one in confusion] == [(2, 1, NUM_TEST)] * 3
+
+
+def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) -> None:
+    done = _done(splits["test"].labels, {})
+    rows = findings.rows(done, runs.conclude(done, splits), Published())
+    table = pd.read_csv(layout.PUBLISHED)
+    expected = table[table["source"].isin(["cnn_report", "pytorch_examples"])]
+    columns = ["system", "variant", "metric", "value", "setting"]
+    found = [(row.system, row.variant, row.metric, row.published.value, row.published.setting) for row in rows
+             if row.published]  # fmt: skip
+    assert sorted(found) == sorted(expected[columns].itertuples(index=False, name=None))
+    assert len(rows) == len(found) + len(runs.IMPROVEMENTS)
+    by_setting = {row.published.setting: row for row in rows if row.published and row.metric == "test_accuracy"}
+    assert by_setting["epoch 2"].values == [pytest.approx(99.7)] * 3  # each epoch of `_run` gains 0.1
+
+
+def test_a_study_without_pytorch_examples_is_shown_too(splits: dict[str, NormalizedSplit], tmp_path: Path) -> None:
+    done = [run for run in _done(splits["test"].labels, {}) if run.config["training"] != runs.EXAMPLE]
+    conclusions = runs.conclude(done, splits)
+    assert all(row.system != "CNN 32-64 + dropout" for row in findings.rows(done, conclusions, Published()))
+    pictures = findings.draw(tmp_path, done, conclusions)
+    assert pictures == ["figure.png", "confusion.png", "improvements.png"]
+    assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def _told(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], **known: float) -> str:
+    done = _done(splits["test"].labels, wrong, known={runs.UNMOVED: known.get("unmoved", 0.02)})
+    conclusions = runs.conclude(done, splits)
+    stripped = [
+        Run(config=run.config, result={k: v for k, v in run.result.items() if k[0] != "_"}, seconds=0.0, address="")
+        for run in done
+    ]  # as runs.json keeps them
+    return findings.tell(stripped, findings.rows(stripped, conclusions, Published()), conclusions)
+
+
+def test_what_is_said_of_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
+    first = _told(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
+    assert (
+        "Of the 9 mistakes of 3 augmented networks, 9 as 4 is the most frequent of them: 6 (2, 2, 2 by seed)" in first
+    )
+    assert "the report's observation holds in every seed" in first
+    second = _told(splits, {runs.CONTROL: {9: 4, 5: 3, 15: 3}})
+    assert "9 as 4 is not the most frequent of them but number 2: 3" in second
+    assert "the report's observation holds in no seed" in second
+
+
+def test_what_is_said_of_overfitting_follows_the_losses(splits: dict[str, NormalizedSplit]) -> None:
+    assert "Augmentation reduces it in every seed" in _told(splits, {}, unmoved=0.001)
+    text = _told(splits, {}, unmoved=0.2)
+    assert "Augmentation does not reduce it in every seed" in text
+    assert "is lowest after epoch 3, 0.0500, and 0.0700 after epoch 5" in text
+
+
+def test_what_is_said_of_an_improvement_follows_its_test(splits: dict[str, NormalizedSplit]) -> None:
+    labels = splits["test"].labels
+    many = {row: (labels[row] + 1) % 10 for row in range(20)}
+    text = _told(
+        splits, {runs.CONTROL: many, "resnet": {**many, 30: 9}, "decay": {**many, **dict.fromkeys(range(50, 90), 0)}}
+    )
+    lines = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
+    assert "measurably better" in lines["- dropout, 5 epochs"]
+    assert "no measurable difference, better in 0 of 3 seeds" in lines["- ResNet, 5 epochs"]
+    assert "measurably worse" in lines["- falling learning rate, 8 epochs"]
+    assert "**The proposed improvements.** 3 of 5 trainings are measurably better" in text
+
+
+def test_the_projects_numbers_are_a_valid_section() -> None:
+    params = catalogue.params_of("cnn")
+    assert isinstance(params, runs.Params)
+    assert len(runs.plan(params, [])) >= 3 * len(TRAININGS)

@@ -1,0 +1,93 @@
+"""The ensembles of the frontier: averages by hand, and nothing that is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.runs import Run
+from studies.frontier import findings, runs
+from studies.published import Published
+from tests.conftest import ROOT
+
+ROWS = 200
+
+
+def _test_split() -> NormalizedSplit:
+    generator = np.random.default_rng(0)
+    return NormalizedSplit(
+        images=generator.random((ROWS, 28, 28), np.float32),
+        labels=generator.integers(0, 10, ROWS).astype(np.uint8),
+        index=np.arange(ROWS, dtype=np.uint32),
+        provenance={"mean": 0.0, "std": 1.0},
+    )
+
+
+def _logs(split: NormalizedSplit, seed: int) -> NDArray[np.float32]:
+    """A network that is right three times out of four or so."""
+    noise = np.random.default_rng(seed).normal(0, 1, (ROWS, 10))
+    found: NDArray[np.float32] = log_softmax(noise + 2.2 * np.eye(10)[split.labels], axis=1).astype(np.float32)
+    return found
+
+
+@pytest.fixture(scope="module")
+def split() -> NormalizedSplit:
+    return _test_split()
+
+
+@pytest.fixture(scope="module")
+def done(split: NormalizedSplit) -> list[Run]:
+    params = runs.Params(num_networks=7, ensemble_size=3, channels=[4], num_epochs=1)
+    measured = []
+    for config in runs.plan(params, []):
+        logs = _logs(split, config["seed"])
+        accuracy = float((logs.argmax(1) == split.labels).mean())
+        result = {"test_accuracy": accuracy, "one_look_accuracy": accuracy, "num_parameters": 1}
+        result["_log_probabilities"] = runs.packed(logs)
+        measured.append(Run(config=config, result=result, seconds=1.0, address=""))
+    return measured
+
+
+def test_probabilities_survive_their_text_within_half_precision(split: NormalizedSplit) -> None:
+    logs = _logs(split, 0)
+    np.testing.assert_allclose(runs.unpacked(runs.packed(logs)), logs, rtol=1e-3)
+
+
+def test_an_ensemble_is_the_average_of_all_its_networks(done: list[Run], split: NormalizedSplit) -> None:
+    found = runs.conclude(done, {"test": split})
+    logs = np.stack([_logs(split, seed).astype(np.float16).astype(np.float32) for seed in range(7)])
+    right = logs.mean(0).argmax(1) == split.labels
+    assert found["whole_ensemble"] == right.mean()
+    assert found["by_size"][-1] == pytest.approx(right.mean(), abs=1e-6)
+    assert [mistake["row"] for mistake in found["mistakes"]] == np.flatnonzero(~right).tolist()
+    assert found["wrong_of_all"] == (logs.argmax(2) != split.labels).all(0).sum()
+    # Two ensembles of three without a common member; the seventh network is in the whole one alone.
+    expected = [(logs[group].mean(0).argmax(1) == split.labels).mean() for group in (slice(0, 3), slice(3, 6))]
+    assert found["ensembles"] == expected
+
+
+def test_one_network_is_the_mean_over_all_of_them(done: list[Run], split: NormalizedSplit) -> None:
+    found = runs.conclude(done, {"test": split})
+    assert found["by_size"][0] == pytest.approx(np.mean([run.result["test_accuracy"] for run in done]), abs=0.005)
+
+
+def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -> None:
+    """The plan knows no result: whatever a seed scored, it is trained, and it is in the ensemble."""
+    params = runs.Params(num_networks=7, ensemble_size=3, channels=[4], num_epochs=1)
+    assert runs.plan(params, done) == runs.plan(params, [])
+    bad = runs.packed(log_softmax(np.random.default_rng(0).normal(0, 9, (ROWS, 10)), axis=1).astype(np.float32))
+    spoiled = [*done[:-1], Run(config=done[-1].config, result={"_log_probabilities": bad}, seconds=1, address="")]
+    found = runs.conclude(spoiled, {"test": split})
+    assert found["whole_ensemble"] != runs.conclude(done, {"test": split})["whole_ensemble"]
+
+
+def test_every_record_is_a_published_figure_and_has_one_of_ours_beside_it(
+    done: list[Run], split: NormalizedSplit
+) -> None:
+    rows = findings.rows(done, runs.conclude(done, {"test": split}), Published(ROOT / "studies/published.csv"))
+    records = [row for row in rows if row.published is not None]
+    assert len(records) == 6
+    assert all(row.values and "theirs: " in row.note for row in records)

@@ -1,0 +1,247 @@
+"""The ladder: what is counted and tested, against real modules, hand computation and exact least squares."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_pipe import models
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.runs import Run
+from mnist_pipe.training import loop
+from studies.ladder import findings, runs
+from studies.ladder.runs import Params
+from studies.published import Published
+
+SMALL = {"channels": [8, 16]}
+LARGER = {"channels": [24, 48, 96], "convolutions": 2}
+LINEAR = {"model": "linear", "model_params": {}, "optimizer": "adam", "learning_rate": 0.01}
+CONVNET = {"model": "convnet", "model_params": {"channels": [2, 3]}, "optimizer": "muon", "learning_rate": 0.03}
+
+
+def _params(**changes: Any) -> Params:
+    values = {
+        "seeds": [0, 1, 2],
+        "num_epochs": 1,
+        "batch_size": 20,
+        "schedule": "triangle",
+        "weight_decay": 0.0,
+        "classifiers": {
+            "linear softmax": LINEAR,
+            "small convnet": CONVNET,
+            "small convnet, moved images": {**CONVNET, "translation_pixels": 1.0},
+        },
+        "regressors": {"linear": LINEAR, "small convnet": {**CONVNET, "optimizer": "adam"}},
+        "shifts": [0, 1, 4],
+        "rotations": [0, 15, 45],
+    }
+    return Params.model_validate({**values, **changes})
+
+
+def _split(num_rows: int, *, seed: int) -> NormalizedSplit:
+    """Slanted strokes, each of which leans and lies as its class says, in standardised grey."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(num_rows) % 10).astype(np.uint8)
+    y, x = np.mgrid[:28, :28] - 13.5
+    leans = (labels / 10 - 0.4 + random.normal(0, 0.03, num_rows))[:, None, None]
+    ink = np.exp(-((x + leans * y - (labels[:, None, None] - 5)) ** 2) / 4) * (np.abs(y) < 9)
+    images = ((ink - 0.1) / 0.3).astype(np.float32)
+    index = np.arange(num_rows, dtype=np.uint32)
+    return NormalizedSplit(images=images, labels=labels, index=index, provenance={"mean": 0.1, "std": 0.3})
+
+
+@pytest.fixture(scope="module")
+def splits() -> dict[str, NormalizedSplit]:
+    training = _split(250, seed=0)
+    validation = replace(_split(50, seed=1), index=np.arange(250, 300, dtype=np.uint32))
+    return {"train": training, "validation": validation, "test": _split(100, seed=2)}
+
+
+@pytest.fixture(scope="module")
+def done(splits: dict[str, NormalizedSplit]) -> list[Run]:
+    return [
+        Run(config=config, result=runs.run(config, splits), seconds=0.0, address="here")
+        for config in runs.plan(_params(), [])
+    ]
+
+
+def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled: bool) -> nn.Module:
+    """The real model with a classifier for images of that side in place of its own."""
+    model = models.build(name, **arguments).eval()
+    layers = [cast(nn.Module, model.features)] if name == "convnet" else []
+    body = nn.Sequential(*layers, *([nn.AdaptiveAvgPool2d(1)] if pooled else []), nn.Flatten())
+    return nn.Sequential(body, nn.Linear(body(torch.zeros(1, 1, side, side)).shape[1], 10))
+
+
+@pytest.mark.parametrize("side", [14, 28, 56, 112, 224])
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("linear", {}), ("convnet", SMALL), ("convnet", {"channels": [3, 4, 5]}), ("convnet", LARGER)],
+)
+def test_counts_the_parameters_of_real_modules(name: str, arguments: dict[str, Any], side: int, pooled: bool) -> None:
+    if name == "linear" and pooled:
+        return  # it has no maps
+    with torch.inference_mode():
+        real = _at_another_size(name, arguments, side=side, pooled=pooled)
+    count = sum(parameter.numel() for parameter in real.parameters())
+    assert runs.num_parameters(name, arguments, side=side, pooled=pooled) == count
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("linear", {}), ("convnet", SMALL), ("convnet", LARGER)])
+def test_at_28_pixels_the_count_is_that_of_the_model_itself(name: str, arguments: dict[str, Any]) -> None:
+    count = sum(parameter.numel() for parameter in models.build(name, **arguments).parameters())
+    assert runs.num_parameters(name, arguments, side=28) == count
+
+
+def test_the_combined_p_value_by_hand() -> None:
+    assert runs.combined([0.03]) == 0.03
+    assert runs.combined([0.5, 0.001, 0.02]) == pytest.approx(1.5 * 0.02)
+    assert runs.combined([0.9, 0.8, 1.0]) == 1.0
+
+
+def test_the_combined_p_value_is_one_whether_the_tests_depend_or_not() -> None:
+    random = np.random.default_rng(0)
+    alone, shared = random.random((20_000, 3)), np.repeat(random.random((20_000, 1)), 3, axis=1)
+    for p_values in (alone, shared):
+        rate = np.mean([runs.combined(list(three)) < 0.05 for three in p_values])
+        assert rate <= 0.053  # 0.05 and two standard errors
+
+
+def test_moves_as_they_say() -> None:
+    split = _split(3, seed=0)
+    background = np.float32(-0.1 / 0.3)
+    right, down = runs.moved(split, right=5).images, runs.moved(split, down=2).images
+    np.testing.assert_allclose(right[:, :, 5:], split.images[:, :, :-5], atol=1e-5)
+    np.testing.assert_allclose(right[:, :, :5], background, atol=1e-5)
+    np.testing.assert_allclose(down[:, 2:], split.images[:, :-2], atol=1e-5)
+    np.testing.assert_allclose(runs.moved(split, degrees=90).images, np.rot90(split.images, -1, (1, 2)), atol=1e-4)
+
+
+def test_the_ink_that_leaves_by_hand() -> None:
+    images = np.zeros((2, 4, 4), np.float32)
+    images[0, 0, 0] = images[1, 2, 1] = 1.0
+    # By 1 to the left or up goes the first; by 2 left, the second too; by 2 down, the second.
+    np.testing.assert_allclose(runs.lost_ink(images, shifts=[0, 1, 2]), [0, 2 / 8, 4 / 8])
+
+
+def test_the_nearest_average_is_the_nearest() -> None:
+    random = np.random.default_rng(0)
+    means, images = random.normal(size=(10, 784)), random.normal(size=(40, 28, 28)).astype(np.float32)
+    distances = [[float(((image.ravel() - mean) ** 2).sum()) for mean in means] for image in images]
+    assert runs.nearest(images, means).tolist() == np.argmin(distances, axis=1).tolist()
+
+
+def test_templates_that_are_averages_are_like_them_whatever_all_have_in_common() -> None:
+    random = np.random.default_rng(0)
+    means = random.normal(size=(10, 784))
+    np.testing.assert_allclose(runs.likeness(3 * means + random.normal(size=784), means), 1.0)
+    np.testing.assert_allclose(runs.likeness(-means, means), -1.0)
+
+
+def test_a_packed_array_comes_back() -> None:
+    values = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float16)
+    assert (runs.unpacked(runs.packed(values), np.float16).reshape(10, 3) == values).all()
+
+
+def _linear_task() -> tuple[loop.Data, NDArray[np.float32]]:
+    """Rows of noise, and targets that are linear in them but for a little noise."""
+    random = np.random.default_rng(0)
+    images = np.zeros((600, 28, 28), np.float32)
+    images[:, 10:13, 10:13] = random.normal(size=(600, 3, 3))
+    targets = images[:, 10:13, 10:13].sum((1, 2)) / 3 + random.normal(0, 0.1, 600)
+    index, labels = np.arange(600, dtype=np.uint32), np.zeros(600, np.uint8)
+    split = NormalizedSplit(images=images, labels=labels, index=index, provenance={"mean": 0.0, "std": 1.0})
+    return loop.resident(split, device=torch.device("cpu")), targets.astype(np.float32)
+
+
+def test_the_linear_regressor_finds_the_least_squares_solution() -> None:
+    data, targets = _linear_task()
+    recipe = loop.Recipe(
+        model="linear", optimizer="adam", learning_rate=0.02, batch_size=50, num_epochs=40, schedule="triangle"
+    )
+    model = runs.regress(recipe, training=data, targets=torch.tensor(targets))
+    inputs = np.hstack([data.images.flatten(1).numpy(), np.ones((600, 1), np.float32)])
+    exact = inputs @ np.linalg.lstsq(inputs, targets, rcond=None)[0]
+    np.testing.assert_allclose(loop.logits(model, data.images[:, 0].numpy())[:, 0], exact, atol=0.03)
+
+
+def test_a_regressor_has_one_output_and_the_features_of_the_classifier() -> None:
+    data, targets = _linear_task()
+    recipe = loop.Recipe(
+        model="convnet", model_params=SMALL, optimizer="adam", learning_rate=0.01, batch_size=300, num_epochs=1
+    )
+    model = runs.regress(recipe, training=data, targets=torch.tensor(targets))
+    classifier = models.build("convnet", **SMALL)
+    shapes, others = ({key: value.shape for key, value in one.state_dict().items()} for one in (model, classifier))
+    assert shapes.pop("output.weight") == (1, 784)
+    assert shapes.pop("output.bias") == (1,)
+    assert shapes == {key: shape for key, shape in others.items() if not key.startswith("output")}
+
+
+def test_plans_each_model_with_each_seed_the_largest_first() -> None:
+    planned = runs.plan(_params(), [])
+    assert len(planned) == 5 * 3
+    sizes = [runs.num_parameters(one["recipe"]["model"], one["recipe"]["model_params"], side=28) for one in planned]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_same_config_gives_the_same_figures(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+    for one in done[::4]:
+        assert runs.run(one.config, splits) == one.result
+
+
+def test_an_unmoved_image_is_recognised_as_often_as_the_test_accuracy_says(done: list[Run]) -> None:
+    for one in done:
+        if one.config["task"] == "classify":
+            for kind in ("shifted", "turned"):
+                assert one.result[kind]["accuracy"][0] == one.result["test_accuracy"]
+                # The classes are of one size, so their mean is the accuracy.
+                np.testing.assert_allclose(np.mean(one.result[kind]["by_class"], axis=1), one.result[kind]["accuracy"])
+
+
+def test_the_table_has_the_published_row_and_every_model(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+    conclusions = runs.conclude(done, splits)
+    rows = findings.rows(done, conclusions, Published())
+    published = [row for row in rows if row.published]
+    assert [(row.system, row.published and row.published.value) for row in published] == [("linear softmax", 92.0)]
+    assert {row.system for row in rows} >= {"linear softmax", "small convnet"}
+    assert [row.variant for row in rows if row.system == "small convnet"] == ["plain", "moved images"]
+    assert all(len(row.values) == 3 for row in rows)
+
+
+def test_what_is_told_follows_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+    conclusions = runs.conclude(done, splits)
+    rows = findings.rows(done, conclusions, Published())
+
+    def told(**step: Any) -> str:
+        steps = [{**one, **step} for one in conclusions["steps"]]
+        return findings.tell(done, rows, {**conclusions, "steps": steps})
+
+    better = told(gains=[0.01, 0.02, 0.03], p_value=1e-9)
+    assert "Every step does." in better
+    assert better.count("it improves measurably") == 2
+    unclear = told(gains=[0.01, 0.02, -0.03], p_value=0.4)
+    assert "Not every step does: " in unclear
+    assert "better with 2 of 3 seeds" in unclear
+    assert "it improves measurably" not in unclear
+    assert told(gains=[-0.01, -0.02, -0.03], p_value=1e-9).count("it is measurably worse") == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "reached"), [([90.0, 60.0, 40.0], 1.5), ([90.0, 80.0, 70.0], None), ([90.0, 50.0, 40.0], 1.0)]
+)
+def test_where_a_curve_crosses_a_level(values: list[float], reached: float | None) -> None:
+    assert findings.crossing([0, 1, 2], values, level=50) == reached
+
+
+def test_draws_every_picture(splits: dict[str, NormalizedSplit], done: list[Run], tmp_path: Any) -> None:
+    names = findings.draw(tmp_path, done, runs.conclude(done, splits))
+    assert names[0] == "figure.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)

@@ -1,0 +1,373 @@
+"""The study `optimizers`: networks computed together are the networks, and the defaults are Keras's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn import functional as F
+
+from mnist_pipe import models, storage
+from mnist_pipe.cluster import connected
+from mnist_pipe.runs import Run
+from mnist_pipe.training import loop
+from mnist_pipe.training.loop import Recipe
+from mnist_pipe.training.optimizers import OPTIMIZERS
+from studies.optimizers import findings, runs, side_by_side
+from studies.optimizers.runs import KERAS_DEFAULTS, Params
+from studies.published import Published
+from tests import ray_data
+from tests.test_loop import CPU, blobs
+
+Array = NDArray[np.float64]
+PARAMS = Params(
+    num_epochs=7, batch_size=32, num_seeds=3, search_trials=3, search_epochs=1, search_rows=200, search_seed=0
+)
+SPLITS = {
+    name: ray_data.split(rows, seed=seed)
+    for seed, (name, rows) in enumerate({"train": 200, "validation": 50, "test": 100}.items())
+}
+
+
+def new(*seeds: int) -> list[nn.Module]:
+    """A LeNet-5 for each seed."""
+    found = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        found.append(models.build("lenet5"))
+    return found
+
+
+def gradient(model: nn.Module) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])  # type: ignore[union-attr]
+
+
+def test_glorots_first_weights_are_within_their_bound_and_fill_it() -> None:
+    # A convolution's fans are its inputs and its outputs, 25 times each.
+    fans = {"0": (25, 6 * 25), "3": (6 * 25, 16 * 25), "7": (400, 120), "9": (120, 84), "11": (84, 10)}
+    torch.manual_seed(0)
+    layers = dict(models.build("lenet5", initial="glorot").layers.named_children())  # type: ignore[union-attr]
+    for name, sizes in fans.items():
+        bound = math.sqrt(6 / sum(sizes))
+        assert 0.95 * bound < layers[name].weight.abs().max() <= bound
+        assert not layers[name].bias.any()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 32])
+def test_networks_computed_together_are_the_networks(rows: int) -> None:
+    networks, data = new(0, 1, 2), blobs(rows)
+    together = side_by_side.LeNets(networks, dtype=torch.float32)
+    logits = together(data.images)
+    F.cross_entropy(logits, data.labels.expand(3, -1), reduction="sum").backward()
+    for index, network in enumerate(networks):
+        alone = network(data.images)
+        F.cross_entropy(alone, data.labels, reduction="sum").backward()
+        torch.testing.assert_close(logits[index].T, alone, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(together.weights.grad[index], gradient(network), rtol=1e-4, atol=1e-5)  # type: ignore[index]
+
+
+def test_in_bfloat16_they_are_as_exact_as_autocast() -> None:
+    network, data = new(0)[0], blobs(256)
+    together = side_by_side.LeNets([network], dtype=torch.bfloat16)
+    F.cross_entropy(together(data.images)[0].T, data.labels).backward()
+    F.cross_entropy(network(data.images), data.labels).backward()
+    exact = gradient(network)
+    network.zero_grad()
+    with loop.autocast("bfloat16", CPU):
+        logits = network(data.images).float()
+    F.cross_entropy(logits, data.labels).backward()
+    ours, theirs = (float((found - exact).norm()) for found in (together.weights.grad[0], gradient(network)))  # type: ignore[index]
+    assert 0 < ours < 2 * theirs
+
+
+def test_each_optimizers_numbers_beside_the_others_are_those_of_the_training_loop() -> None:
+    names, training, validation = list(KERAS_DEFAULTS), blobs(200), blobs(100, seed=1)
+    recipes = [
+        Recipe(
+            model="lenet5",
+            optimizer=name,
+            learning_rate=runs.rates_of(name)[0],
+            batch_size=32,
+            num_epochs=3,
+            schedule="constant",
+            precision="float32",
+            seed=4,
+        )
+        for name in names
+    ]
+    model, _ = loop.new_run(recipes[0], device=CPU)
+    nets = side_by_side.LeNets([model] * len(names), dtype=torch.float32)
+    steppers = [
+        runs.optimizer_of(
+            recipe.optimizer, nets.member(index, whole=name != "muon"), rate=recipe.learning_rate, phase="tuned"
+        )
+        for index, (name, recipe) in enumerate(zip(names, recipes, strict=True))
+    ]
+    epochs = [
+        (losses, side_by_side.accuracies(nets, validation))
+        for losses in side_by_side.train(nets, steppers, training=training, recipe=recipes[0])
+    ]
+    for index, recipe in enumerate(recipes):
+        network, optimizer = loop.new_run(recipe, device=CPU)
+        history = loop.train(recipe, model=network, optimizer=optimizer, training=training, validation=validation)
+        for (losses, accuracies), alone in zip(epochs, history, strict=True):
+            assert losses[index] == pytest.approx(alone["train_loss"], rel=1e-4), recipe.optimizer
+            assert accuracies[index] == pytest.approx(alone["validation_accuracy"], abs=0.011), recipe.optimizer
+
+
+def sgd(momentum: float) -> Callable[..., Array]:
+    def step(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:  # noqa: ARG001
+        s["m"] = momentum * s.get("m", 0) - 0.01 * g
+        return w + s["m"]
+
+    return step
+
+
+def adagrad(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:  # noqa: ARG001
+    s["a"] = s.get("a", 0.1) + g**2
+    return w - 0.001 * g / np.sqrt(s["a"] + 1e-7)
+
+
+def rmsprop(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:  # noqa: ARG001
+    s["v"] = 0.9 * s.get("v", 0) + 0.1 * g**2
+    return w - 0.001 * g / np.sqrt(s["v"] + 1e-7)
+
+
+def adadelta(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:  # noqa: ARG001
+    s["g"] = 0.95 * s.get("g", 0) + 0.05 * g**2
+    delta = -np.sqrt(s.get("d", 0) + 1e-7) / np.sqrt(s["g"] + 1e-7) * g
+    s["d"] = 0.95 * s.get("d", 0) + 0.05 * delta**2
+    return w + 0.001 * delta
+
+
+def adam(*, amsgrad: bool = False, decay: float = 0.0) -> Callable[..., Array]:
+    def step(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:
+        w = w - 0.001 * decay * w
+        s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+        s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
+        s["max"] = np.maximum(s.get("max", 0), s["v"])
+        rate = 0.001 * np.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        return w - rate * s["m"] / (np.sqrt(s["max"] if amsgrad else s["v"]) + 1e-7)
+
+    return step
+
+
+def nadam(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:
+    now, following = (0.9 * (1 - 0.5 * 0.96**n) for n in (t, t + 1))
+    s["u"] = s.get("u", 1.0) * now
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["v"] = 0.999 * s.get("v", 0) + 0.001 * g**2
+    m = following * s["m"] / (1 - s["u"] * following) + (1 - now) * g / (1 - s["u"])
+    return w - 0.001 * m / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-7)
+
+
+def adamax(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:
+    s["m"] = 0.9 * s.get("m", 0) + 0.1 * g
+    s["u"] = np.maximum(0.999 * s.get("u", 0), np.abs(g))
+    return w - 0.001 * s["m"] / ((1 - 0.9**t) * (s["u"] + 1e-7))
+
+
+# (weights, gradient, step from 1, state) to weights, as `update_step` of keras/src/optimizers has it in Keras 3.15.
+# Our Muon is not Keras's, which takes the first and the last layer to Adam.
+KERAS: dict[str, Callable[..., Array]] = {
+    "sgd": sgd(0.0),
+    "momentum": sgd(0.9),
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+    "adadelta": adadelta,
+    "adam": adam(),
+    "amsgrad": adam(amsgrad=True),
+    "adamw": adam(decay=0.004),
+    "nadam": nadam,
+    "adamax": adamax,
+}
+
+
+@pytest.mark.parametrize("name", KERAS)
+@pytest.mark.parametrize("scale", [1e-2, 1e-3])
+def test_the_defaults_are_those_of_keras(name: str, scale: float) -> None:
+    generator = np.random.default_rng(0)
+    start = 0.1 * generator.normal(size=100)
+    vector = nn.Parameter(torch.tensor(start))
+    optimizer = runs.optimizer_of(name, nn.ParameterList([vector]), rate=0.0, phase="defaults")
+    weights, state = start, dict[str, Any]()
+    for step in range(1, 51):
+        slope = scale * generator.normal(size=100) * generator.choice([0.1, 1.0])
+        weights = KERAS[name](weights, slope, step, state)
+        vector.grad = torch.tensor(slope)
+        optimizer.step()
+    # Keras adds Adam's epsilon before the correction of its second moment, and torch after it.
+    tolerance = 0.01 if name in ("adam", "amsgrad", "adamw") else 1e-5
+    error = np.linalg.norm(vector.detach().numpy() - weights)
+    assert error < tolerance * np.linalg.norm(weights - start)
+
+
+def test_every_optimizer_is_an_entry_and_is_named() -> None:
+    assert set(KERAS_DEFAULTS) == set(findings.NAMES) == set(OPTIMIZERS) - {"nesterov"}
+    assert {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()} == {
+        **dict.fromkeys(KERAS_DEFAULTS, 0.001),
+        "sgd": 0.01,
+        "momentum": 0.01,
+    }
+
+
+def trial(name: str, rate: float, accuracy: float, *, loss: float = 0.1, status: str = "finished") -> Run:
+    config = {"phase": "search", "optimizer": name, "learning_rate": rate, "num_epochs": 1, "num_rows": 200}
+    result = {"validation_accuracy": accuracy, "validation_loss": loss, "status": status}
+    return Run(config=config, result=result, seconds=1, address="")
+
+
+def searched() -> list[Run]:
+    """Three trials of each optimizer, the middle one the best."""
+    scores = {0.25: 0.96, 0.5: 0.97, 0.75: 0.95}
+    return [
+        trial(name, low * (high / low) ** part, score)
+        for name in KERAS_DEFAULTS
+        for low, high in [runs.rates_of(name)]
+        for part, score in scores.items()
+    ]
+
+
+def computed(finals: dict[str, dict[str, float]]) -> list[Run]:
+    """A whole study whose last accuracies are `finals` of each column, else 0.99, and 0.0004 more from seed to seed."""
+    done = searched()
+    for config in runs.plan(PARAMS, done):
+        result: dict[str, Any] = {"epochs": [1, 5]}
+        for name in config["learning_rates"]:
+            last = finals[config["phase"]].get(name, 0.99) + 0.0004 * (config["seed"] - 1)
+            result[name] = {"train_loss": [2.0, None], "test_accuracy": [0.3, round(last, 6)]}
+        done.append(Run(config=config, result=result, seconds=1, address=""))
+    return done
+
+
+def told(done: Sequence[Run]) -> str:
+    return findings.tell(done, findings.rows(done, {}, Published()), {})
+
+
+def test_the_plan_has_both_columns_for_every_optimizer_and_seed_the_longest_first() -> None:
+    configs = runs.plan(PARAMS, searched())
+    for phase in ("defaults", "tuned"):
+        members = sorted((name, c["seed"]) for c in configs if c["phase"] == phase for name in c["learning_rates"])
+        assert members == sorted((name, seed) for name in KERAS_DEFAULTS for seed in range(3))
+    sizes = [len(config["learning_rates"]) for config in configs]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+    assert runs.plan(PARAMS, computed({"defaults": {}, "tuned": {}})) == configs
+
+
+def test_the_best_rate_is_the_most_accurate_trials_then_the_one_of_lower_loss() -> None:
+    done = [
+        trial("adam", 0.1, 0.9),
+        trial("adam", 0.2, 0.95, loss=0.3),
+        trial("adam", 0.3, 0.95, loss=0.2),
+        trial("adam", 0.4, 0.99, status="diverged"),
+    ]
+    assert runs.best_rates(done) == {"adam": 0.3}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_search_tries_the_same_places_of_every_optimizers_range(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "KERAS_DEFAULTS", {name: KERAS_DEFAULTS[name] for name in ("momentum", "adam")})
+    said: list[str] = []
+    place = storage.open_uri(str(tmp_path))
+    with connected("a-test") as available:
+        given: dict[str, Any] = {"available": available, "storage": place, "name": "optimizers", "say": said.append}
+        found = runs.tune(PARAMS, SPLITS, **given)
+        again = runs.tune(PARAMS, SPLITS, **given)
+    assert [(run.config, run.result) for run in again] == [(run.config, run.result) for run in found]
+    places: dict[str, list[float]] = {}
+    for run in found:
+        low, high = runs.rates_of(run.config["optimizer"])
+        part = math.log(run.config["learning_rate"] / low) / math.log(high / low)
+        places.setdefault(run.config["optimizer"], []).append(part)
+    assert places["momentum"] == pytest.approx(places["adam"])
+    assert len(places["adam"]) == PARAMS.search_trials
+    assert all(0 <= part <= 1 for part in places["adam"])
+    assert len(said) == 4
+    assert runs.best_rates(found).keys() == places.keys()
+
+
+def test_a_run_is_deterministic_and_what_it_tells_last_is_the_networks_own_accuracy() -> None:
+    config = {
+        "phase": "defaults",
+        "learning_rates": {"adam": 0.001, "muon": 0.001, "rmsprop": 0.001},
+        "num_epochs": 6,
+        "batch_size": 32,
+        "seed": 1,
+    }
+    result = runs.run(config, SPLITS)
+    assert result == runs.run(config, SPLITS)
+    assert result["epochs"] == [1, 2, 3, 4, 5, 6]
+    for name in config["learning_rates"]:
+        assert len(result[name]["train_loss"]) == len(result[name]["test_accuracy"]) == 6
+        assert result[name]["train_loss"][-1] < result[name]["train_loss"][0]
+        assert result[name]["test_accuracy"][-1] * 100 == pytest.approx(round(result[name]["test_accuracy"][-1] * 100))
+
+
+def test_a_member_that_diverges_leaves_the_others_alone() -> None:
+    config = {"phase": "tuned", "num_epochs": 1, "batch_size": 32, "seed": 0}
+    wild, tame = ({**config, "learning_rates": {"sgd": rate, "adam": 0.001}} for rate in (1e20, 0.01))
+    first, second = runs.run(wild, SPLITS), runs.run(tame, SPLITS)
+    assert first["sgd"]["train_loss"] == [None]
+    assert first["adam"] == second["adam"]
+
+
+def test_the_tests_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(0)
+    samples = [list(generator.normal(mean, 0.1, size=4)) for mean in (0, 0.05, 0.3, 2)]
+    for other in samples[1:]:
+        assert findings.welch(samples[0], other) == pytest.approx(
+            scipy.stats.ttest_ind(samples[0], other, equal_var=False).pvalue
+        )
+    assert findings.one_way(samples) == pytest.approx(tuple(scipy.stats.f_oneway(*samples)))
+    assert findings.welch([1.0, 1.0], [1.0, 1.0]) == 1
+
+
+def test_holm_stops_at_the_first_pair_that_its_share_of_the_level_does_not_pass() -> None:
+    # Three pairs of p 0.0001, 0.0001 and about 0.9: two are told apart.
+    assert findings.num_told_apart([[0.0, 0.01, 0.02], [0.0, 0.011, 0.02], [9.0, 9.01, 9.02]], level=0.05) == 2
+
+
+def test_every_published_figure_has_a_row_in_both_columns() -> None:
+    rows = findings.rows(computed({"defaults": {"adadelta": 0.8}, "tuned": {}}), {}, Published())
+    assert len(rows) == 2 * len(KERAS_DEFAULTS)
+    compared = {(row.variant, row.published.value) for row in rows if row.published}
+    assert compared == {
+        (f"{name}, {column}", value)
+        for name, value in (("Adadelta", 85), ("SGD", 85.8), ("Adagrad", 94), ("RMSprop", 98), ("Adam", 99))
+        for column in ("defaults", "tuned")
+    }
+    assert all(len(row.values) == 3 for row in rows)
+
+
+def test_the_findings_follow_the_numbers() -> None:
+    reported = {"adadelta": 0.85, "sgd": 0.858, "adagrad": 0.94, "rmsprop": 0.98, "adam": 0.991}
+    same = told(computed({"defaults": reported, "tuned": {}}))
+    assert "the report's order, from the worst to the best, comes out again" in same
+    assert "cannot be told from chance" in same
+    assert same.count("the default rate explains the figure") == 2
+    other = told(computed({"defaults": {**reported, "sgd": 0.985, "adadelta": 0.6}, "tuned": {"adadelta": 0.97}}))
+    assert "the order is not the report's" in other
+    assert other.count("the default rate explains the figure") == 1  # Adadelta's
+    assert "the default rate does not explain the figure, which it passes in epoch 5 of 5" in other
+    assert "explains the figure in part" in told(computed({"defaults": {**reported, "sgd": 0.93}, "tuned": {}}))
+    assert "nothing to explain" in told(computed({"defaults": reported, "tuned": {"sgd": 0.8}}))
+    assert "Adadelta the worst with 97" in other
+    assert "standard deviations of a seed" in other
+
+
+def test_the_figures_are_drawn(tmp_path: Path) -> None:
+    names = findings.draw(tmp_path, computed({"defaults": {"adadelta": 0.8}, "tuned": {}}), {})
+    assert names == ["figure.png", "curves.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)

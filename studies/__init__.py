@@ -6,6 +6,6 @@
 
 from __future__ import annotations
 
-STUDIES = ("optimizers", "gradient_descent", "cnn", "ladder", "frontier")
+STUDIES = ("lecun1998", "optimizers", "gradient_descent", "cnn", "ladder", "frontier")
 STAGES = {f"{study}-runs": study for study in STUDIES}
 """The stage that measures a study; the stage of the study's own name then shows it."""

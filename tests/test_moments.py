@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from mnist_pipe.data.moments import cropped, deslanted, slant
+from mnist_pipe.data.moments import deslanted, slant
 
 
 def _bar(lean: float, *, thick: float = 3.0) -> NDArray[np.float32]:
@@ -87,15 +87,3 @@ def test_what_has_no_axis_is_upright() -> None:
     images[1, 9, 3:20] = 1
     assert slant(images).tolist() == [0, 0]
     np.testing.assert_array_equal(deslanted(images), images)
-
-
-def test_the_crop_is_around_the_inked_box() -> None:
-    images = np.zeros((3, 28, 28), np.float32)
-    images[0, 5:24, 10:14] = 1  # 19 rows; the box's middle column is between 11 and 12
-    images[0, 0, 0] = 1e-7  # what standardising and back leaves of 0
-    images[1, 0:3, 25:28] = 1  # in a corner, so the square is pushed back into the image
-    crops = cropped(images, side=20)
-    np.testing.assert_array_equal(crops[0], images[0, 4:24, 2:22])
-    np.testing.assert_array_equal(crops[1], images[1, 0:20, 8:28])
-    assert crops[2].sum() == 0
-    assert crops.shape == (3, 20, 20)

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 _IMAGES_AT_ONCE = 2_000  # 6 MB of float32, and of each of the few arrays that a shift makes
-_FAINT = 0.5 / 255  # half a grey level: no ink, but what rounding leaves of none
 
 
 def slant(images: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -36,17 +35,6 @@ def deslanted(images: NDArray[np.float32]) -> NDArray[np.float32]:
         part = slice(start, start + _IMAGES_AT_ONCE)
         result[part] = _shifted(images[part], *_axes(images[part]))
     return result
-
-
-def cropped(images: NDArray[np.float32], *, side: int) -> NDArray[np.float32]:
-    """(n, side, side) of (n, height, width) images: the square about the middle of the inked box, kept in the image."""
-    num_images = len(images)
-    top = _first_of_box(images.max(2) > _FAINT, side=side)
-    left = _first_of_box(images.max(1) > _FAINT, side=side)
-    rows = (top[:, None] + np.arange(side))[:, :, None]
-    columns = (left[:, None] + np.arange(side))[:, None, :]
-    squares: NDArray[np.float32] = images[np.arange(num_images)[:, None, None], rows, columns]
-    return squares
 
 
 def _axes(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -80,11 +68,3 @@ def _shifted(
 
     shifted: NDArray[np.float32] = (1 - share) * taken(sources) + share * taken(sources - 1)
     return shifted
-
-
-def _first_of_box(inked: NDArray[np.bool_], *, side: int) -> NDArray[np.int64]:
-    """(n,) where a window of `side` starts whose middle is that of the (n, length) places with ink."""
-    length = inked.shape[1]
-    first, last = inked.argmax(1), length - 1 - inked[:, ::-1].argmax(1)
-    starts: NDArray[np.int64] = np.clip((first + last + 1 - side) // 2, 0, length - side)
-    return starts

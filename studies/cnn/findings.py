@@ -304,7 +304,7 @@ def _tell_improvements(done: Sequence[Run], conclusions: Mapping[str, Any]) -> s
         f"**The proposed improvements.** {better} of {len(against)} trainings are measurably better than the report's, "
         f"which ends at {statistics.fmean(_values(control, 'test_accuracy')):.2f} % after "
         f"{control[0].config['num_epochs']} epochs; most is gained by: {_label(of(done, best)[0])}. Measurable means: "
-        f"of one sign in every seed, and twice the median of the seeds' McNemar p-values, itself a p-value, below "
-        f"{_SURE:g}. The ResNet has {resnet.result['num_parameters']:,} parameters, and batch norm in every block. No "
-        "number of these trainings was tuned.\n\n" + "\n".join(lines)
+        f"of one sign in every seed, and the seeds' McNemar p-values together (Rüger 1978) below {_SURE:g}. The ResNet "
+        f"has {resnet.result['num_parameters']:,} parameters, and batch norm in every block. No number of these "
+        "trainings was tuned.\n\n" + "\n".join(lines)
     )

@@ -6,7 +6,6 @@ those of the report, of pytorch/examples, or were fixed before a test image was 
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mnist_pipe.data.table import SIDE, NormalizedSplit
-from mnist_pipe.evaluation.compare import mcnemar
+from mnist_pipe.evaluation.compare import combined, mcnemar
 from mnist_pipe.evaluation.scores import confusion_matrix
 from mnist_pipe.params import BatchSize, Epochs, Section
 from mnist_pipe.runs import Config, Run
@@ -118,8 +117,7 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
 def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
     """`confusion`, a matrix for each seed of the report's training, and `against_control`, each other one against it.
 
-    Of the p-values of the seeds' McNemar tests, twice the median is a p-value however they depend on each other
-    (Rüger 1978), as those of tests on the same images do.
+    `p_value` combines those of the seeds' McNemar tests, which are on the same images.
     """
     labels = splits["test"].labels
     control = list(_digits(done, CONTROL))
@@ -131,7 +129,7 @@ def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict
         against[name] = {
             "gains": [round(gain, 4) for gain in gains],
             "p_values": [float(f"{p_value:.4g}") for p_value in p_values],
-            "p_value": float(f"{min(1.0, 2 * statistics.median(p_values)):.4g}"),
+            "p_value": float(f"{combined(p_values):.4g}"),
         }
     return {
         "confusion": [confusion_matrix(labels, digits).tolist() for digits in control],

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mnist_pipe.data import augment
 from mnist_pipe.data.moments import slant
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
-from mnist_pipe.evaluation.compare import mcnemar
+from mnist_pipe.evaluation.compare import combined, mcnemar
 from mnist_pipe.params import (
     BatchSize,
     Degrees,
@@ -162,16 +162,6 @@ def num_parameters(model: str, model_params: Mapping[str, Any], *, side: int, po
         side //= 2
     values = inputs if pooled else inputs * side * side
     return total + values * NUM_CLASSES + NUM_CLASSES
-
-
-def combined(p_values: Sequence[float]) -> float:
-    """One p-value of K tests of the same claim on the same rows, which are not independent.
-
-    Whatever their dependence, K/k times the k-th smallest is one, for a k that was fixed beforehand (Rüger 1978); here
-    it is that of the median.
-    """
-    middle = math.ceil(len(p_values) / 2)
-    return min(1.0, len(p_values) / middle * sorted(p_values)[middle - 1])
 
 
 def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, down: float = 0.0) -> NormalizedSplit:

@@ -100,20 +100,6 @@ def test_at_28_pixels_the_count_is_that_of_the_model_itself(name: str, arguments
     assert runs.num_parameters(name, arguments, side=28) == count
 
 
-def test_the_combined_p_value_by_hand() -> None:
-    assert runs.combined([0.03]) == 0.03
-    assert runs.combined([0.5, 0.001, 0.02]) == pytest.approx(1.5 * 0.02)
-    assert runs.combined([0.9, 0.8, 1.0]) == 1.0
-
-
-def test_the_combined_p_value_is_one_whether_the_tests_depend_or_not() -> None:
-    random = np.random.default_rng(0)
-    alone, shared = random.random((20_000, 3)), np.repeat(random.random((20_000, 1)), 3, axis=1)
-    for p_values in (alone, shared):
-        rate = np.mean([runs.combined(list(three)) < 0.05 for three in p_values])
-        assert rate <= 0.053  # 0.05 and two standard errors
-
-
 def test_moves_as_they_say() -> None:
     split = _split(3, seed=0)
     background = np.float32(-0.1 / 0.3)

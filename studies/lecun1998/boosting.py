@@ -1,0 +1,93 @@
+"""Boosting by filtering (Drucker, Schapire & Simard 1993): three networks, the later ones for what is hard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mnist_pipe.data import augment
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.training import loop
+from studies.fitting import fit, predicted
+
+_IMAGES_AT_ONCE = 1000
+
+
+def train(
+    recipe: loop.Recipe,
+    *,
+    training: NormalizedSplit,
+    watched: NormalizedSplit,
+    num_passes: int,
+    num_epochs: int,
+) -> tuple[list[nn.Module], list[int]]:
+    """The three networks, and the number of patterns that each of the later two learned from.
+
+    The first is trained by `recipe`. Distorted copies of the training rows then go through it: the second learns from
+    those it gets wrong and as many that it gets right, the third from those on which the first and the second disagree.
+    Both start afresh, with `num_epochs` over their patterns.
+    """
+    first, _ = fit(recipe, training=training, watched=watched)
+    later = replace(recipe, num_epochs=num_epochs)
+    wrong = filtered(training, recipe, range(num_passes), lambda rows: predicted(first, rows) != rows.labels)
+    right = filtered(training, recipe, range(1), lambda rows: predicted(first, rows) == rows.labels)
+    num_each = min(len(wrong.labels), len(right.labels))
+    half = joined([wrong.first(num_each), right.first(num_each)])
+    second, _ = fit(replace(later, seed=recipe.seed + 1000), training=half, watched=watched)
+    passes = range(num_passes, 2 * num_passes)
+    disputed = filtered(training, recipe, passes, lambda rows: predicted(first, rows) != predicted(second, rows))
+    third, _ = fit(replace(later, seed=recipe.seed + 2000), training=disputed, watched=watched)
+    return [first, second, third], [len(half.labels), len(disputed.labels)]
+
+
+def added(networks: Sequence[nn.Module], split: NormalizedSplit) -> NDArray[np.float64]:
+    """(rows, 10) the sum of the networks' outputs, each a probability."""
+    outputs = [torch.from_numpy(loop.logits(network, split.images)).double().softmax(1) for network in networks]
+    total: NDArray[np.float64] = torch.stack(outputs).sum(0).numpy()
+    return total
+
+
+def filtered(
+    training: NormalizedSplit,
+    recipe: loop.Recipe,
+    passes: range,
+    keep: Callable[[NormalizedSplit], NDArray[np.bool_]],
+) -> NormalizedSplit:
+    """What `keep` lets through of a distorted copy of the training rows for each of the passes."""
+    data = loop.resident(training, device=torch.device("cpu"))
+    found = []
+    for number in passes:
+        _, chance = loop.generators(recipe.seed, recipe.num_epochs + number)  # no copy is one that was trained on
+        moves = augment.draw(
+            data.num_rows,
+            rotation_degrees=recipe.rotation_degrees,
+            translation_pixels=recipe.translation_pixels,
+            generator=chance,
+        )
+        for start in range(0, data.num_rows, _IMAGES_AT_ONCE):
+            part = slice(start, start + _IMAGES_AT_ONCE)
+            images = augment.affine(data.images[part], moves[part], background=data.background).squeeze(1).numpy()
+            found.append(
+                _kept(replace(training, images=images, labels=training.labels[part], index=training.index[part]), keep)
+            )
+    return joined(found)
+
+
+def _kept(split: NormalizedSplit, keep: Callable[[NormalizedSplit], NDArray[np.bool_]]) -> NormalizedSplit:
+    rows = keep(split)
+    return replace(split, images=split.images[rows], labels=split.labels[rows], index=split.index[rows])
+
+
+def joined(parts: Sequence[NormalizedSplit]) -> NormalizedSplit:
+    """The rows of one after those of another."""
+    return replace(
+        parts[0],
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        index=np.concatenate([part.index for part in parts]),
+    )

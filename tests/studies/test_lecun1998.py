@@ -1,0 +1,444 @@
+"""The methods of 1998 against scikit-learn, closed forms and the paper's own figures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import ndimage
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.svm import SVC
+
+from mnist_pipe import layout
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.runs import Run
+from mnist_pipe.training import loop
+from studies.fitting import pixels
+from studies.lecun1998 import boosting, cost, findings, kernels, linear, neighbours, runs, tangent
+from studies.published import Published
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def split() -> NormalizedSplit:
+    """Ten blurred blots, one a class, each 30 times with noise, as a standardised split."""
+    random = np.random.default_rng(0)
+    blots = ndimage.gaussian_filter(random.random((10, 28, 28)), (0, 2, 2))
+    blots = np.clip((blots - 0.5) * 12, 0, 1)
+    labels = np.tile(np.arange(10, dtype=np.uint8), 30)
+    ink = np.clip(blots[labels] + 0.15 * random.standard_normal((300, 28, 28)), 0, 1)
+    ink[:, :4] = ink[:, -4:] = ink[:, :, :4] = ink[:, :, -4:] = 0
+    return NormalizedSplit(
+        images=((ink - 0.13) / 0.31).astype(np.float32),
+        labels=labels,
+        index=np.arange(300, dtype=np.uint32),
+        provenance={"mean": 0.13, "std": 0.31},
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(split: NormalizedSplit) -> torch.Tensor:
+    return torch.from_numpy(split.images).flatten(1)
+
+
+# Figures 11 and 12, in thousands; figure 11 has 401 for LeNet-5, whose layers add up to the 341 of section II.B.
+MULTIPLY_ADDS = {
+    "linear (1-layer), deslanted": 4,
+    "pairwise linear, plain": 36,
+    "K-NN Euclidean, deslanted": 24_000,
+    "40 PCA + quadratic, plain": 39,
+    "1000 RBF + linear, plain": 794,
+    "MLP 300-10, deslanted 20x20": 123,
+    "MLP 1000-10, plain": 795,
+    "MLP 300-100-10, plain": 267,
+    "MLP 500-150-10, plain": 469,
+    "LeNet-1, 16x16 input": 100,
+    "LeNet-4, plain": 260,
+    "reduced-set SVM poly 5, plain": 650,
+}
+VARIABLES = {
+    "linear (1-layer), deslanted": 4,
+    "pairwise linear, plain": 35,
+    "K-NN Euclidean, deslanted": 24_000,
+    "40 PCA + quadratic, plain": 40,
+    "1000 RBF + linear, plain": 794,
+    "MLP 300-10, deslanted 20x20": 123,
+    "MLP 1000-10, plain": 795,
+    "MLP 300-100-10, plain": 267,
+    "MLP 500-150-10, plain": 469,
+    "LeNet-1, 16x16 input": 3,
+    "LeNet-4, plain": 17,
+    "LeNet-5, plain": 60,
+    "boosted LeNet-4, distortions": 51,
+    "reduced-set SVM poly 5, plain": 650,
+}
+
+
+@pytest.fixture(scope="module")
+def costs() -> dict[str, tuple[int, int]]:
+    done = [
+        _done({"method": "tangent", "num_candidates": 100}, {}),
+        _done({"method": "machines"}, {"num_vectors": {"reduced-set SVM poly 5, plain": runs.NUM_REDUCED}}),
+    ]
+    found: dict[str, tuple[int, int]] = runs.conclude(done, {})["costs"]
+    return found
+
+
+def _done(config: dict[str, object], result: dict[str, object]) -> Run:
+    return Run(config=config, result=result, seconds=1.0, address="here")
+
+
+def test_every_system_costs_what_figures_11_and_12_say(costs: dict[str, tuple[int, int]]) -> None:
+    for name, thousands in MULTIPLY_ADDS.items():
+        assert costs[name][1] / 1000 == pytest.approx(thousands, rel=0.04, abs=0.5), name
+    for name, thousands in VARIABLES.items():
+        assert costs[name][0] / 1000 == pytest.approx(thousands, rel=0.04, abs=0.5), name
+
+
+def test_the_convolutional_networks_have_the_papers_connections(costs: dict[str, tuple[int, int]]) -> None:
+    assert costs["LeNet-1, 16x16 input"] == (2_578, 98_442)
+    assert costs["LeNet-4, plain"] == (16_998, 258_306)
+    assert costs["LeNet-5, plain"] == (60_000, 340_908)
+
+
+def test_the_reduced_set_costs_650_000_multiply_adds() -> None:
+    assert cost.of_machine(runs.NUM_REDUCED)[1] == pytest.approx(650_000, rel=1e-3)
+
+
+def test_neighbours_are_those_that_brute_force_finds() -> None:
+    random = np.random.default_rng(0)
+    templates, queries = (random.integers(0, 4, (n, 30)).astype(np.float32) for n in (2000, 300))
+    found = neighbours.nearest(torch.from_numpy(queries), torch.from_numpy(templates), num_neighbours=4)
+    theirs = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(templates).kneighbors(queries)[0]
+    ours = np.linalg.norm(templates[found.numpy()] - queries[:, None], axis=2)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # many are equally far, so that rows may differ
+
+
+def test_near_ties_are_ranked_in_float64() -> None:
+    # 1,000 and a little: float32 products cannot tell these apart.
+    templates = torch.full((20, 64), 1000.0)
+    templates[:, 0] += torch.arange(20).flip(0)
+    found = neighbours.nearest(torch.full((1, 64), 1000.0), templates, num_neighbours=5)
+    assert found.tolist() == [[19, 18, 17, 16, 15]]
+
+
+def test_the_vote_is_scikit_learns(split: NormalizedSplit, rows: torch.Tensor) -> None:
+    labels = torch.from_numpy(split.labels.astype(np.int64))
+    found = neighbours.nearest(rows[200:], rows[:200], num_neighbours=3)
+    theirs = KNeighborsClassifier(3, algorithm="brute").fit(rows[:200], labels[:200]).predict(rows[200:])
+    assert (neighbours.vote(labels[found]) == theirs).mean() > 0.99
+    assert neighbours.vote(torch.tensor([[4, 7, 7], [4, 7, 2], [9, 1, 9]])).tolist() == [7, 4, 9]
+
+
+def test_a_local_classifier_is_ridge_regression_on_the_neighbours() -> None:
+    generator = torch.Generator().manual_seed(0)
+    templates, queries = torch.randn(300, 6, generator=generator), torch.randn(3, 6, generator=generator)
+    labels = torch.randint(0, 10, (300,), generator=generator)
+    ours = neighbours.local_linear(queries, templates, labels, num_neighbours=40, decay=0.1)
+    targets = 2 * np.eye(10)[labels] - 1
+    near = NearestNeighbors(n_neighbors=40).fit(templates).kneighbors(queries)[1]
+    for query, rows, output in zip(queries, near, ours, strict=True):
+        theirs = Ridge(alpha=0.1 * 40).fit(templates[rows], targets[rows]).predict(query[None])[0]
+        np.testing.assert_allclose(output, theirs, atol=1e-3)
+
+
+def test_softmax_is_logistic_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
+    inputs, labels = rows[:, ::7], torch.from_numpy(split.labels.astype(np.int64))
+    decay = 0.01
+    weights = linear.softmax(inputs, labels, decay=decay, num_iterations=200)
+    theirs = LogisticRegression(C=1 / (decay * len(inputs)), fit_intercept=False, max_iter=2000, tol=1e-8).fit(
+        inputs, labels
+    )
+    probabilities = (inputs @ weights).softmax(1)
+    np.testing.assert_allclose(probabilities, theirs.predict_proba(inputs), atol=2e-3)
+
+
+def test_a_pairwise_unit_learns_from_its_two_classes_alone(split: NormalizedSplit, rows: torch.Tensor) -> None:
+    labels = torch.from_numpy(split.labels.astype(np.int64))
+    inputs = rows[:, ::7]
+    weights = linear.pairwise(inputs, labels, decay=0.01, num_iterations=100)
+    changed = inputs.clone()
+    changed[labels > 1] += torch.randn(int((labels > 1).sum()), inputs.shape[1])
+    other = linear.pairwise(changed, labels, decay=0.01, num_iterations=100)
+    torch.testing.assert_close(weights[:, 0], other[:, 0], atol=2e-3, rtol=0)
+    assert linear.PAIRS[0] == (0, 1)
+    assert ((inputs @ weights)[:, 0] > 0)[labels == 0].all()
+    assert (linear.pairwise_scores(inputs, weights).argmax(1) == labels).float().mean() > 0.98
+
+
+def test_least_squares_is_ridge_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
+    labels = torch.from_numpy(split.labels.astype(np.int64))
+    ours = linear.least_squares(rows[:, ::7], labels, ridge=0.5)
+    theirs = Ridge(alpha=0.5 * len(rows), fit_intercept=False).fit(rows[:, ::7], 2 * np.eye(10)[labels] - 1)
+    np.testing.assert_allclose(ours, theirs.coef_.T, atol=1e-5)
+
+
+def test_40_components_make_821_inputs(rows: torch.Tensor) -> None:
+    products = linear.Products(rows, num_components=40)
+    found = products(rows)
+    assert found.shape == (300, 821)
+    projected = (rows - rows.mean(0)) @ products.components
+    torch.testing.assert_close(found[:, 1], projected[:, 0] * projected[:, 1])
+    variances = projected.var(0)
+    assert (variances.diff() > 0).all()
+    spread = torch.linalg.svdvals(rows - rows.mean(0)).square()[:40].flip(0) / (len(rows) - 1)
+    torch.testing.assert_close(variances, spread, rtol=1e-3, atol=1e-3)
+
+
+def test_gaussian_units_are_one_at_their_centre(split: NormalizedSplit, rows: torch.Tensor) -> None:
+    units = linear.Gaussians(rows, split.labels, num_units=3, width=1.0, seed=0)
+    assert units.centres.shape == (30, 784)
+    np.testing.assert_allclose(units(units.centres)[:, :30].diagonal(), 1, atol=1e-4)
+    nearest_class = units(rows)[:, :30].argmax(1) // 3
+    assert (nearest_class.numpy() == split.labels).mean() > 0.99
+
+
+def test_tangents_are_the_derivatives_of_small_moves() -> None:
+    strokes = np.zeros((16, 16), np.float32)
+    strokes[5:11, 7] = strokes[6, 6:11] = 5
+    image = ndimage.gaussian_filter(strokes, 1.2)[None]
+    basis = tangent.tangents(image, smoothing=0.9)[0].double()
+    torch.testing.assert_close(basis.T @ basis, torch.eye(7, dtype=torch.float64), atol=1e-5, rtol=0)
+    blurred = ndimage.gaussian_filter(image[0].astype(np.float64), 0.9)
+    moves = {
+        "shift": ndimage.shift(blurred, (0, 0.05), order=3),
+        "rotation": ndimage.rotate(blurred, 0.5, reshape=False, order=3),
+        "scaling": ndimage.affine_transform(blurred, np.eye(2) * 1.01, offset=-0.01 * 7.5, order=3),
+        "shear": ndimage.affine_transform(blurred, [[1, 0], [0.01, 1]], offset=[0, -0.01 * 7.5], order=3),
+    }
+    for name, moved in moves.items():
+        change = torch.from_numpy((moved - blurred).ravel())
+        outside = change - basis @ (basis.T @ change)
+        assert outside.norm() < 0.25 * change.norm(), name  # differences of pixels are not quite derivatives
+
+
+def test_the_distance_of_two_planes_is_that_of_their_nearest_points() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, template = torch.randn(2, 60, generator=generator)
+    bases = torch.linalg.qr(torch.randn(2, 60, 7, generator=generator)).Q
+    ours = tangent.distances(query, bases[0], template[None], bases[1:])
+    both = torch.cat([bases[0], bases[1]], 1).double()
+    moved = torch.linalg.lstsq(both, (template - query).double()).solution
+    expected = (template - query - both @ moved).square().sum()
+    assert ours.item() == pytest.approx(expected.item(), rel=1e-3)
+    assert ours.item() < (template - query).square().sum().item()
+
+
+def test_a_small_rotation_is_near_in_tangent_distance(split: NormalizedSplit) -> None:
+    blots = ndimage.gaussian_filter(runs.resized(pixels(split)[:40], side=16), (0, 1, 1))
+    turned = ndimage.rotate(blots[:10], 12, axes=(2, 1), reshape=False, order=1).astype(np.float32)
+    rows = tangent.nearest(turned, blots, smoothing=0.9, num_candidates=20, num_neighbours=3)
+    assert (split.labels[rows.numpy()] == split.labels[:10, None]).all()
+
+
+def test_a_machine_decides_as_scikit_learn_does(split: NormalizedSplit) -> None:
+    images = kernels.unit(pixels(split))
+    machine = kernels.train(images, split.labels, degree=5, penalty=10.0)
+    theirs = SVC(C=10.0, kernel="poly", degree=5, gamma=0.8, coef0=0.2, decision_function_shape="ovo", tol=1e-2).fit(
+        images, split.labels
+    )
+    np.testing.assert_allclose(
+        machine.decisions(images), theirs.decision_function(images), atol=0.03
+    )  # within libsvm's tolerance
+    assert (machine.predict(images) == theirs.predict(images)).all()
+    assert machine.rows is not None
+    assert len(np.setxor1d(machine.rows, theirs.support_)) <= 0.02 * len(images)
+    torch.testing.assert_close(machine.vectors, images[torch.from_numpy(machine.rows)])
+
+
+def test_a_reduced_set_of_every_vector_decides_as_the_machine(split: NormalizedSplit) -> None:
+    images = kernels.unit(pixels(split))
+    machine = kernels.train(images, split.labels, degree=5, penalty=10.0)
+    whole, none = (kernels.reduced(machine, num_vectors=number, num_steps=0, seed=0) for number in (60, 5))
+    moved = kernels.reduced(machine, num_vectors=5, num_steps=40, seed=0)
+    wanted = machine.decisions(images)
+
+    def miss(other: kernels.Machine) -> float:
+        return float((other.decisions(images) - wanted).square().mean())
+
+    assert miss(whole) < miss(none)
+    assert miss(moved) < miss(none)
+
+
+def test_virtual_vectors_are_shifts_of_a_pixel() -> None:
+    image = np.zeros((1, 28, 28), np.float32)
+    image[0, 10, 12] = 1
+    places = [tuple(np.argwhere(moved)[0]) for moved in kernels.shifted(image)]
+    assert sorted(places) == [(9, 12), (10, 11), (10, 12), (10, 13), (11, 12)]
+    assert places[0] == (10, 12)
+
+
+def test_the_reduced_database_has_digits_of_16_pixels() -> None:
+    ink = np.zeros((1, 28, 28), np.float32)
+    ink[0, 4:24, 4:24] = 1
+    split = NormalizedSplit(
+        images=(ink - 0.13) / np.float32(0.31),
+        labels=np.zeros(1, np.uint8),
+        index=np.zeros(1, np.uint32),
+        provenance={"mean": 0.13, "std": 0.31},
+    )
+    smaller = pixels(runs.prepared(split, "reduced"))[0]
+    assert smaller.shape == (28, 28)
+    assert smaller.sum() == pytest.approx(16**2, rel=0.05)
+    assert (smaller[:5] == 0).all()
+    assert (pixels(runs.prepared(split, "deslanted"))[0, 4:24, 4:24] == 1).all()
+
+
+def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
+    recipe = loop.Recipe(
+        model="linear", optimizer="sgd", learning_rate=0.1, batch_size=10, num_epochs=1, translation_pixels=1.0
+    )
+    kept = boosting.filtered(split, recipe, range(2), lambda rows: rows.labels == 3)
+    assert len(kept.labels) == 60
+    assert (kept.labels == 3).all()
+    assert not np.array_equal(kept.images[:30], kept.images[30:])  # another copy in each pass
+    both = boosting.joined([kept, split])
+    assert both.images.shape == (360, 28, 28)
+    again = boosting.filtered(split, recipe, range(2), lambda rows: rows.labels == 3)
+    np.testing.assert_array_equal(kept.images, again.images)
+
+
+def test_three_networks_are_boosted(split: NormalizedSplit) -> None:
+    recipe = loop.Recipe(
+        model="linear",
+        optimizer="sgd",
+        learning_rate=0.001,
+        batch_size=10,
+        num_epochs=1,
+        rotation_degrees=45.0,
+        translation_pixels=4.0,
+    )
+    networks, counts = boosting.train(recipe, training=split, watched=split, num_passes=3, num_epochs=2)
+    assert len(networks) == 3
+    assert counts[0] % 2 == 0
+    assert min(counts) > 0
+    outputs = boosting.added(networks, split)
+    np.testing.assert_allclose(outputs.sum(1), 3, rtol=1e-5)
+
+
+PARAMS = runs.Params(
+    num_seeds=2,
+    networks={
+        name: runs.Training(
+            optimizer="adamw", learning_rate=0.01, weight_decay=0.0, batch_size=20, num_epochs=2, translation_pixels=3.0
+        )
+        for name in runs.NETWORKS
+    },
+    rubbish=3.0,
+    boosting_passes=1,
+    boosting_epochs=1,
+    linear_decay=1e-4,
+    linear_iterations=20,
+    num_neighbours=3,
+    num_local=20,
+    local_decay=0.01,
+    rbf_width=1.0,
+    rbf_ridge=1e-6,
+    tangent_smoothing=0.9,
+    tangent_candidates=10,
+    tangent_neighbours=1,
+    svm_penalty=10.0,
+    reduced_steps=1,
+)
+
+
+def test_every_run_can_be_done_and_every_system_is_measured(
+    split: NormalizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "NUM_REDUCED", 20)
+    splits = {
+        "train": replace(split, images=split.images[:250], labels=split.labels[:250], index=split.index[:250]),
+        "validation": replace(split, images=split.images[250:], labels=split.labels[250:], index=split.index[250:]),
+        "test": split,
+    }
+    configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}), [])
+    skipped = {"1000 RBF + linear, plain"}  # 100 clusters of 30 rows there are none
+    done = [
+        _done(config, runs.run(config, splits))
+        for config in configs
+        if config["method"] not in ("radial",) and "MLP" not in config.get("name", "")
+    ]
+    names = {name for each in done for name in each.result["errors"]}
+    wanted = set(findings.SYSTEMS) - skipped - {name for name in runs.NETWORKS if "MLP" in name}
+    assert names == wanted
+
+
+def test_seeds_repeat_what_draws_and_nothing_else() -> None:
+    configs = runs.plan(PARAMS, [])
+    assert len({str(config) for config in configs}) == len(configs)
+    seeds = {(config["method"], config.get("name")): 0 for config in configs}
+    for config in configs:
+        seeds[config["method"], config.get("name")] += 1
+    assert seeds["network", "LeNet-5, plain"] == seeds["boosted", "boosted LeNet-4, distortions"] == 2
+    assert seeds["machines", None] == seeds["tangent", None] == 1
+
+
+_NAMES = {
+    "linear": "linear (1-layer), {}",
+    "pairwise": "pairwise linear, plain",
+    "neighbours": "K-NN Euclidean, {}",
+    "quadratic": "40 PCA + quadratic, plain",
+    "radial": "1000 RBF + linear, plain",
+    "tangent": "tangent distance, 16x16",
+}
+_MACHINES = ["SVM poly 4, plain", "virtual SVM poly 9, distortions", "reduced-set SVM poly 5, plain"]
+_FIGURES: dict[str, dict[str, object]] = {
+    "machines": {
+        "num_vectors": dict(zip(_MACHINES, (9_000, 15_000, 784), strict=True)),
+        "num_whole": 14_000,
+        "whole_error": 0.9,
+    },
+    "boosted": {"single_errors": [0.8, 2.0, 3.0], "num_patterns": [8_000, 20_000]},
+}
+
+
+def _measured(factor: float) -> list[Run]:
+    """The whole plan, every error `factor` times the published one."""
+    published, done = Published(), []
+    for config in runs.plan(PARAMS, []):
+        variant = "plain" if config.get("images") == "regular" else "deslanted"
+        names = [config.get("name") or _NAMES.get(config["method"], "").format(variant)]
+        if config["method"] == "machines":
+            names = _MACHINES
+        if config["method"] == "LeNet-4":
+            names += ["LeNet-4 + K-NN, plain", "LeNet-4 + local learning, plain"]
+        errors = {}
+        for name in names:
+            system, _, kind = name.rpartition(", ")
+            errors[name] = factor * published.find(system, kind, "test_error").value + 0.001 * config["seed"]
+        done.append(_done(config, {"errors": errors, **_FIGURES.get(config["method"], {})}))
+    return done
+
+
+def test_every_published_row_of_the_paper_is_shown() -> None:
+    done = _measured(0.9)
+    rows = findings.rows(done, runs.conclude(done, {}), Published())
+    table = pd.read_csv(layout.PUBLISHED)
+    wanted = table[table["source"] == "lecun1998"]
+    assert [(row.system, row.variant) for row in rows] == [
+        tuple(name.rpartition(", ")[::2]) for name in findings.SYSTEMS
+    ]
+    assert {(row.system, row.variant) for row in rows} == set(zip(wanted["system"], wanted["variant"], strict=True))
+    assert {row.verdict for row in rows} == {"reached"}
+    assert {len(row.values) for row in rows if "deterministic" in row.note} == {1}
+
+
+def test_the_findings_follow_the_figures(tmp_path: Path) -> None:
+    told = []
+    for factor in (0.9, 1.5):
+        done = _measured(factor)
+        conclusions = runs.conclude(done, {})
+        rows = findings.rows(done, conclusions, Published())
+        told.append(findings.tell(done, rows, conclusions))
+    assert told[0].startswith("27 of the 27 systems of figure 9 are at the published error or below it.")
+    assert told[1].startswith("0 of the 27")
+    assert "LeNet-5 0.86 → 0.72 %" in told[0]
+    pictures = findings.draw(tmp_path, done, conclusions)
+    assert pictures[0] == "figure.png"
+    assert all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)

@@ -66,7 +66,7 @@ def test_the_training_and_the_search_ran_on_both_nodes(bed: Bed, rebuilt: str) -
 
 def test_dvc_is_clean_afterwards_and_a_second_repro_contacts_no_server(rebuilt: str, project: Project) -> None:
     assert rebuilt
-    assert "up to date" in project.run("dvc", "status").stdout
+    assert "up to date" in project.run("dvc", "status", "dvc.yaml").stdout
     nowhere = "http://10.77.0.99:1"
     done = project.run(
         "dvc",

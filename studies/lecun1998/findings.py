@@ -135,11 +135,11 @@ def _family(system: str) -> int:
 
 
 def _bar(axes: Axes, place: float, value: float, *, label: str, colour: str, spread: float | None = None) -> None:
-    cut = value > _WIDEST - 0.6
+    inside = value > _WIDEST - 0.6  # there is no room for the label behind it
     axes.barh(place, min(value, _WIDEST), 0.4, color=colour, xerr=spread, error_kw={"elinewidth": 1})
-    x = _WIDEST - 0.05 if cut else value + (spread or 0.0) + 0.05
-    ink = "white" if cut and colour == plots.BLUE else plots.INK
-    axes.text(x, place, label, va="center", ha="right" if cut else "left", fontsize=6.5, color=ink)
+    x = min(value, _WIDEST) - 0.05 if inside else value + (spread or 0.0) + 0.05
+    ink = "white" if inside and colour == plots.BLUE else plots.INK
+    axes.text(x, place, label, va="center", ha="right" if inside else "left", fontsize=6.5, color=ink)
 
 
 def _suffix(variant: str) -> str:

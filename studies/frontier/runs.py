@@ -21,7 +21,7 @@ from mnist_pipe.models.shifted import Shifted
 from mnist_pipe.params import Epochs, Section
 from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop
-from studies.fitting import fit, whole
+from studies.fitting import device, fit, pixels, whole
 
 _CONFIDENCE = 0.95
 _MOST_SUBSETS = 100
@@ -52,9 +52,9 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
     ]
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
-    """Train one network; its test accuracy with one look at each image and with five (`Shifted`)."""
-    recipe = loop.Recipe(
+def recipe_of(config: Config) -> loop.Recipe:
+    """The recipe `best` of `params.yaml`, with the study's channels and epochs."""
+    return loop.Recipe(
         model="convnet",
         model_params={"channels": config["channels"], "convolutions": 2},
         optimizer="muon",
@@ -68,9 +68,14 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
         translation_pixels=1.5,
         seed=config["seed"],
     )
+
+
+def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+    """Train one network; its test accuracy with one look at each image and with five (`Shifted`)."""
     training, test = whole(splits), splits["test"]
-    model, history = fit(recipe, training=training, watched=splits["validation"].first(1000))  # which it knows by heart
-    background = -float(test.provenance["mean"]) / float(test.provenance["std"])
+    watched = splits["validation"].first(1000)  # which it knows by heart
+    model, history = fit(recipe_of(config), training=training, watched=watched)
+    background = loop.resident(test, device=device()).background
     one = loop.logits(model, test.images)
     five = loop.logits(Shifted(model, background=background), test.images)
     return {
@@ -95,6 +100,7 @@ def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict
     predictions = average.argmax(1)
     probabilities = np.exp(average - np.logaddexp.reduce(average, axis=1, keepdims=True))
     wrong = np.flatnonzero(predictions != labels)
+    ink = np.rint(255 * pixels(splits["test"])).astype(np.uint8)
     num_correct = len(labels) - len(wrong)
     return {
         "ensembles": [accuracy(group, labels) for group in groups],
@@ -107,7 +113,7 @@ def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict
                 "label": int(labels[row]),
                 "prediction": int(predictions[row]),
                 "probability": round(float(probabilities[row].max()), 4),
-                "pixels": base64.b64encode(_bytes(splits["test"], int(row))).decode(),
+                "pixels": base64.b64encode(ink[row].tobytes()).decode(),
             }
             for row in wrong
         ],
@@ -136,9 +142,3 @@ def _mean_accuracy(logs: NDArray[np.float32], size: int, labels: NDArray[np.uint
     subsets = list(combinations(range(len(logs)), size))
     chosen = [subsets[int(i)] for i in np.unique(np.linspace(0, len(subsets) - 1, _MOST_SUBSETS).astype(int))]
     return round(float(np.mean([accuracy(logs[list(subset)], labels) for subset in chosen])), 6)
-
-
-def _bytes(split: NormalizedSplit, row: int) -> bytes:
-    mean, std = (float(split.provenance[name]) for name in ("mean", "std"))
-    ink: NDArray[np.uint8] = np.rint(255 * np.clip(split.images[row] * std + mean, 0, 1)).astype(np.uint8)
-    return ink.tobytes()

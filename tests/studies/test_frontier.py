@@ -7,8 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from mnist_pipe import layout, params
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.runs import Run
+from mnist_pipe.training import loop
 from studies.frontier import findings, runs
 from studies.published import Published
 from tests.conftest import ROOT
@@ -49,6 +51,13 @@ def done(split: NormalizedSplit) -> list[Run]:
         result["_log_probabilities"] = runs.packed(logs)
         measured.append(Run(config=config, result=result, seconds=1.0, address=""))
     return measured
+
+
+def test_the_recipe_is_the_main_pipelines_best() -> None:
+    best = params.load(ROOT / layout.PARAMS, names=None).recipes["best"]
+    ours = runs.recipe_of({"channels": [24, 48, 96], "num_epochs": best.num_epochs, "seed": 0})
+    assert ours == loop.recipe_of(best.model_dump(), found={}, models={}, seed=0)
+    assert best.test_shifts
 
 
 def test_probabilities_survive_their_text_within_half_precision(split: NormalizedSplit) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from studies.table import Row
 
 README = layout.STUDIES / "README.md"
 _PROJECT_README = Path("README.md")
-_HEAD = ("study", "system", "measured", "published", "ours", "verdict")
 
 
 def show(study: str) -> str:
@@ -39,8 +38,8 @@ def show(study: str) -> str:
         *(f"![{Path(picture).stem} of {study}]({study}/{picture})" for picture in pictures),
         _cost(files.read_json(folder / layout.STUDY_TIMES)),
     ]
-    _place(README, study, "\n\n".join(text))
-    _place(_PROJECT_README, "studies", systems())
+    _replace(README, study, lambda _: "\n\n".join(text))
+    _replace(_PROJECT_README, "studies", lambda before: with_systems(before, study, rows))
     counted = Counter("missed" if row.verdict.startswith("missed") else row.verdict for row in rows)
     return ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
 
@@ -56,18 +55,18 @@ def measured(study: str) -> tuple[list[Run], Mapping[str, Any]]:
     return [Run(**entry, seconds=0.0, address="") for entry in content["runs"]], content["conclusions"]
 
 
-def systems() -> str:
-    """The table of the systems of every study that has been measured."""
-    lines = []
-    for study in STUDIES:
-        if (layout.STUDIES / study / layout.STUDY_RUNS).exists():
-            rows: Sequence[Row] = catalogue.findings_of(study).rows(*measured(study), Published())
-            link = f"[{study}](studies/README.md#{study})"
-            for row in rows:
-                if row.headline:
-                    system, variant, measure, published, ours, _, verdict, _ = table.cells(row)
-                    lines.append((link, f"{system}, {variant}", measure, published, ours, verdict))
-    return table.markdown(_HEAD, lines)
+def with_systems(before: str, study: str, rows: Sequence[Row]) -> str:
+    """The table `before` of every study's systems, with the rows of `study` as they are now; the others' stay."""
+    first_cell = {name: f"[{name}](studies/README.md#{name})" for name in STUDIES}
+    head, rule, *lines = before.splitlines()
+    by_study = {name: [line for line in lines if line.startswith(f"| {first_cell[name]} |")] for name in STUDIES}
+    by_study[study] = []
+    for row in rows:
+        if row.headline:
+            system, variant, measure, published, ours, _, verdict, _ = table.cells(row)
+            cells = (first_cell[study], f"{system}, {variant}", measure, published, ours, verdict)
+            by_study[study].append(table.line(cells))
+    return "\n".join([head, rule, *(line for own in by_study.values() for line in own)])
 
 
 def _cost(times: Mapping[str, Any]) -> str:
@@ -80,10 +79,10 @@ def _cost(times: Mapping[str, Any]) -> str:
     return f"*{len(times['runs'])} runs in {wall}{work}; {where}, torch {times['torch']}.*"
 
 
-def _place(path: Path, mark: str, text: str) -> None:
-    """Put `text` between the marks `mark` of the file."""
+def _replace(path: Path, mark: str, change: Callable[[str], str]) -> None:
+    """Put what `change` makes of the text between the marks `mark` of the file in its place."""
     before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
-    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    old, end, after = rest.partition(f"<!-- /{mark} -->")
     assert start, f"{path} has no mark {mark}"
     assert end, f"{path} has no end of {mark}"
-    files.write_bytes(path, f"{before}{start}{text}\n{end}{after}".encode())
+    files.write_bytes(path, f"{before}{start}{change(old)}\n{end}{after}".encode())

@@ -92,9 +92,14 @@ def cells(row: Row) -> tuple[str, ...]:
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in GitHub's Markdown, without a last line break; columns that are empty throughout are left out."""
     used = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    lines = [[line[column] for column in used] for line in (head, *rows)]
+    lines = [[row[column] for column in used] for row in (head, *rows)]
     lines.insert(1, ["---"] * len(used))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(line, lines))
+
+
+def line(cells: Sequence[str]) -> str:
+    """Of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
 
 
 def csv(rows: Sequence[Row]) -> bytes:

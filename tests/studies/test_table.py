@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mnist_pipe import layout
 from mnist_pipe.errors import InputError
-from studies import table
+from studies import showing, table
 from studies.published import Figure, Published
 from studies.table import Row
 from tests.conftest import ROOT
@@ -101,3 +102,16 @@ def test_a_damaged_table_is_told_in_one_line(tmp_path: Path, content: str | None
     with pytest.raises(InputError, match=message) as caught:
         Published(path)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_study_renews_its_own_rows_among_the_systems_and_leaves_the_others() -> None:
+    head, rule = "| study | system |", "| --- | --- |"
+    linear, cnn, frontier = (
+        f"| [{name}](studies/README.md#{name}) | old | |" for name in ("lecun1998", "cnn", "frontier")
+    )
+    row = _row([1.0, 1.2], published=None)
+    new = "| [cnn](studies/README.md#cnn) | s, v | test error |  | 1.10 % ± 0.14 % | not published |"
+    full, without = ("\n".join([head, rule, *lines]) for lines in ([linear, cnn, frontier], [linear, frontier]))
+    for before in (full, without):
+        found = showing.with_systems(before, "cnn", [row, replace(row, headline=False)])
+        assert found.splitlines() == [head, rule, linear, new, frontier]

@@ -16,17 +16,20 @@ class LeNet5(nn.Module):
     """61,706 parameters, which `initial` draws as torch does by default, or as Keras does.
 
     That is the rule of Glorot & Bengio 2010, eq. 16, with biases of zero; it starts the dense layers about twice as
-    wide.
+    wide. Behind `convolutions` is a ReLU, or nothing, as in Keras where a layer is given no activation.
     """
 
-    def __init__(self, *, initial: Literal["torch", "glorot"] = "torch") -> None:
+    def __init__(
+        self, *, initial: Literal["torch", "glorot"] = "torch", convolutions: Literal["relu", "linear"] = "relu"
+    ) -> None:
         super().__init__()
+        activation = nn.ReLU if convolutions == "relu" else nn.Identity
         self.layers = nn.Sequential(
             nn.Conv2d(1, 6, 5, padding=2),  # the padding makes 32x32 of 28x28
-            nn.ReLU(),
+            activation(),
             nn.AvgPool2d(2),
             nn.Conv2d(6, 16, 5),
-            nn.ReLU(),
+            activation(),
             nn.AvgPool2d(2),
             nn.Flatten(),
             nn.Linear(16 * 5 * 5, 120),

@@ -1,10 +1,11 @@
 """LeNet-5 trained by every optimizer, at a library's defaults and at the best rate of an equal search.
 
 The report (seed 002) gives neither library nor learning rates nor the batch; it cites Keras for its optimizers, whose
-constants the column `defaults` has. The column `tuned` has torch's constants, as in OPTIMIZERS, and for each optimizer
-the learning rate that was best on the validation split in a search of equally many trials. Everything else is the same
-in both and is Keras's as far as that says anything: first weights by Glorot's rule, pixels from 0 to 1, batches of 128
-as in its own MNIST example, cross-entropy with one-hot targets, a constant rate.
+constants the column `defaults` has. Its network has ReLU in the dense layers and, in what it says of the convolutions,
+nothing behind them: they are linear here. The column `tuned` has torch's constants, as in OPTIMIZERS, and for each
+optimizer the learning rate that was best on the validation split in a search of equally many trials. Everything else
+is the same in both and is Keras's as far as that says anything: first weights by Glorot's rule, pixels from 0 to 1,
+batches of 128 as in its own MNIST example, cross-entropy with one-hot targets, a constant rate.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from mnist_pipe.storage import Storage
     from mnist_pipe.training.search import TrialRecord
 
-MODEL: dict[str, Any] = {"initial": "glorot"}
+MODEL: dict[str, Any] = {"initial": "glorot", "convolutions": "linear"}
 """Constructor arguments of `lenet5`."""
 KERAS_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {"lr": 0.01}),

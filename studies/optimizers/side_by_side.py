@@ -15,7 +15,7 @@ _ROWS_AT_ONCE = 250  # without gradients
 
 
 class LeNets(nn.Module):
-    """The networks of `models`, each a `models.lenet5.LeNet5`, as rows of one matrix of weights."""
+    """The networks of `models`, `models.lenet5.LeNet5` with linear convolutions, as rows of one matrix of weights."""
 
     def __init__(self, models: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class LeNets(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(members, 10, rows) logits of (rows, 1, 28, 28) images."""
-        return lenets.logits(self._parts(self.weights.to(self._dtype)), images, dtype=self._dtype)
+        return lenets.logits(self._parts(self.weights), images, dtype=self._dtype)
 
     def member(self, index: int, *, whole: bool) -> nn.ParameterList:
         """A member's parameters as an optimizer takes them, `whole` as one vector; they share its weights and gradient.

@@ -42,7 +42,7 @@ def new(*seeds: int) -> list[nn.Module]:
     found = []
     for seed in seeds:
         torch.manual_seed(seed)
-        found.append(models.build("lenet5"))
+        found.append(models.build("lenet5", **runs.MODEL))
     return found
 
 
@@ -59,6 +59,16 @@ def test_glorots_first_weights_are_within_their_bound_and_fill_it() -> None:
         bound = math.sqrt(6 / sum(sizes))
         assert 0.95 * bound < layers[name].weight.abs().max() <= bound
         assert not layers[name].bias.any()
+
+
+def test_linear_convolutions_have_nothing_between_them_and_their_pools() -> None:
+    first, second = blobs(4).images, blobs(4, seed=1).images
+    for convolutions, is_linear in (("linear", True), ("relu", False)):
+        torch.manual_seed(0)
+        features = models.build("lenet5", convolutions=convolutions).layers[:7]  # type: ignore[index]
+        of_none = features(torch.zeros_like(first))
+        error = features(first + second) - features(first) - features(second) + of_none
+        assert bool(error.abs().max() < 1e-5) == is_linear
 
 
 @pytest.mark.parametrize("rows", [1, 5, 32])
@@ -93,6 +103,7 @@ def test_each_optimizers_numbers_beside_the_others_are_those_of_the_training_loo
     recipes = [
         Recipe(
             model="lenet5",
+            model_params=runs.MODEL,
             optimizer=name,
             learning_rate=runs.rates_of(name)[0],
             batch_size=32,

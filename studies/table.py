@@ -102,6 +102,11 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`; at least one part."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
 def csv(rows: Sequence[Row]) -> bytes:
     """The table with every figure in full, and the values of each seed."""
     table = pd.DataFrame(

@@ -88,9 +88,9 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
         axes.set(xlabel="networks averaged", ylabel="test error, %", title="Averages of networks, and the records")
         axes.set_xticks(sizes)
         axes.set_ylim(0, 1.1 * max(_errors(conclusions["by_size"]) + small))
-        records: dict[float, list[str]] = {}
+        published, records = Published(), dict[float, list[str]]()
         for name, variant, _ in _RECORDS:
-            records.setdefault(Published().find(name, variant, "test_error").value, []).append(f"{name}, {variant}")
+            records.setdefault(published.find(name, variant, "test_error").value, []).append(f"{name}, {variant}")
         for value, names in records.items():
             axes.axhline(value, color=plots.MUTED, linewidth=0.7, linestyle=":")
             label = "\n".join(names)

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from mnist_pipe.evaluation import plots
 from mnist_pipe.runs import Run
 from studies.published import Published
-from studies.table import Row
+from studies.table import Row, listed
 
 TITLE = "Every system of LeCun et al. 1998"
 SYSTEMS = (  # as in figure 9, from above
@@ -167,7 +167,7 @@ def _on_the_errors(rows: Sequence[Row]) -> str:
     text = f"{len(rows) - len(missed)} of the {len(rows)} systems of figure 9 are at the published error or below it"
     if not missed:
         return f"{text}."
-    told = _listed([f"{row.system}{_suffix(row.variant)} ({row.verdict.removeprefix('missed by ')})" for row in missed])
+    told = listed([f"{row.system}{_suffix(row.variant)} ({row.verdict.removeprefix('missed by ')})" for row in missed])
     return f"{text}; above it {'is' if len(missed) == 1 else 'are'} {told}."
 
 
@@ -258,10 +258,6 @@ _CHANGED = (
     "scaling, squeezing and shearing. Tangent distance is two-sided and computed to the nearest images in Euclidean "
     "distance alone. No number was chosen on the test split; those that were chosen were chosen on validation."
 )
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def _short(number: int) -> str:

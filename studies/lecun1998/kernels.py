@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_PAIRS = list(combinations(range(10), 2))
+from studies.lecun1998.linear import PAIRS
+
 SLOPE = 4.0
 """How fast a kernel falls from 1 as two images part; of a homogeneous one it is the degree. On the validation split
 kernels of degree 4 and 9 are best at the same slope, so a higher degree is given more of its lower terms."""
@@ -42,7 +42,7 @@ class Machine:
         """(images,) the class that wins most of its pairs; of equals, the one that wins them by more."""
         decisions = self.decisions(images)
         votes = torch.zeros(len(images), 10)
-        for pair, (first, second) in enumerate(_PAIRS):
+        for pair, (first, second) in enumerate(PAIRS):
             margin = decisions[:, pair]
             # All the margins together are worth less than a vote.
             votes[:, first] += (margin > 0).float() + margin.tanh() / 20
@@ -73,8 +73,8 @@ def train(images: Tensor, labels: NDArray[np.uint8], *, degree: int, penalty: fl
 
     of_class = [np.flatnonzero(labels == digit) for digit in range(10)]
     within = [kernel(images[rows], images[rows], degree=degree) for rows in of_class]
-    coefficients, intercepts = torch.zeros(len(images), len(_PAIRS)), torch.zeros(len(_PAIRS))
-    for pair, (first, second) in enumerate(_PAIRS):
+    coefficients, intercepts = torch.zeros(len(images), len(PAIRS)), torch.zeros(len(PAIRS))
+    for pair, (first, second) in enumerate(PAIRS):
         across = kernel(images[of_class[first]], images[of_class[second]], degree=degree)
         gram = torch.cat([torch.cat([within[first], across], 1), torch.cat([across.T, within[second]], 1)])
         is_first = np.arange(len(gram)) < len(of_class[first])

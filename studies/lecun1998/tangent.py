@@ -38,20 +38,17 @@ def tangents(images: NDArray[np.float32], *, smoothing: float) -> Tensor:
     return bases
 
 
-def distances(
-    query: Tensor, query_basis: Tensor, templates: Tensor, template_bases: Tensor, *, stiffness: float = 0.0
-) -> Tensor:
+def distances(query: Tensor, query_basis: Tensor, templates: Tensor, template_bases: Tensor) -> Tensor:
     """(k,) squared distances between the query's tangent plane and those of k templates.
 
-    `query` is (pixels,), `templates` (k, pixels) and their bases (..., pixels, 7). `stiffness` is what a unit of
-    movement along a plane costs, as a squared distance.
+    `query` is (pixels,), `templates` (k, pixels) and their bases (..., pixels, 7).
     """
     difference = templates - query
     in_query = difference @ query_basis
     in_template = torch.einsum("kp,kpt->kt", difference, template_bases)
     overlap = torch.einsum("pt,kpu->ktu", query_basis, template_bases)
     # The nearest points of both planes: of the 14 directions together the difference keeps what is at right angles.
-    identity = torch.eye(2 * NUM_TANGENTS) * (1 + stiffness + 1e-4)
+    identity = torch.eye(2 * NUM_TANGENTS) * (1 + 1e-4)
     gram = identity.repeat(len(templates), 1, 1)
     gram[:, :NUM_TANGENTS, NUM_TANGENTS:] = overlap
     gram[:, NUM_TANGENTS:, :NUM_TANGENTS] = overlap.mT

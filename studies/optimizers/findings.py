@@ -18,7 +18,7 @@ from mnist_pipe.evaluation import plots
 from mnist_pipe.runs import Run
 from studies.optimizers.runs import best_rates
 from studies.published import Figure, Published
-from studies.table import Row
+from studies.table import Row, listed
 
 TITLE = "LeNet-5 under every optimizer, at default and at tuned learning rates"
 SYSTEM = "LeNet-5 (average pooling; ReLU dense layers; 32x32 input)"
@@ -38,12 +38,6 @@ NAMES = {
 REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
 """In the order of the report's table, from the worst to the best."""
 PHASES = ("defaults", "tuned")
-_NETWORK = (
-    "**The network** is as the report describes it: average pooling, ReLU in the dense layers, and nothing between a "
-    "convolution and its pool, for it names nothing there and Keras puts nothing there unless it is told to. What it "
-    "does not say is Keras's, or its example's: first weights by Glorot's rule with biases of zero, pixels from 0 to "
-    "1, batches of 128, a constant rate."
-)
 _LEVEL = 0.05
 _EXPLAINED = 0.8  # of a difference: more explains it, and less than the rest does not
 
@@ -86,7 +80,7 @@ def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any
             _spread(defaults, tuned),
             *(_explanation(name, done, published[name]) for name in ("adadelta", "sgd")),
             _searched(done),
-            _NETWORK,
+            _network(done),
         ]
     )
 
@@ -194,11 +188,21 @@ def _searched(done: Sequence[Run]) -> str:
     number = len(trials) // len(_rates(done, "tuned"))
     diverged = sum(run.result["status"] == "diverged" for run in trials)
     chosen = ", ".join(f"{NAMES[name]} {rate:.2g}" for name, rate in _rates(done, "tuned").items())
-    edges = [name for name, rate in best_rates(done).items() if _is_extreme(name, rate, trials)]
-    edge = f" At an end of what was tried: {_listed(edges)}; wider ranges may give these more." if edges else ""
+    edges = [NAMES[name] for name, rate in best_rates(done).items() if _is_extreme(name, rate, trials)]
+    edge = f" At an end of what was tried: {listed(edges)}; wider ranges may give these more." if edges else ""
     return (
         f"**The search** gave each optimizer {number} rates of {one['num_epochs']} epochs over {one['num_rows']:,} "
         f"training rows; {diverged} of {len(trials)} trials diverged. Chosen on the validation split: {chosen}.{edge}"
+    )
+
+
+def _network(done: Sequence[Run]) -> str:
+    trained = next(run.config for run in done if run.config["phase"] in PHASES)
+    return (
+        "**The network** is as the report describes it: average pooling, ReLU in the dense layers, and nothing between "
+        "a convolution and its pool, for it names nothing there and Keras puts nothing there unless it is told to. "
+        "What it does not say is Keras's, or its example's: first weights by Glorot's rule with biases of zero, pixels "
+        f"from 0 to 1, batches of {trained['batch_size']}, a constant rate."
     )
 
 
@@ -315,11 +319,6 @@ def _range(column: Mapping[str, list[float]]) -> float:
 
 def _shown(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %"
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = [NAMES[name] for name in names]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def _probability(p_value: float) -> str:

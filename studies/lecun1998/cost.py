@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mnist_pipe import models
 from mnist_pipe.models.lenet1998 import Subsampling, TableConv
 
-PIXELS, ROWS = 28 * 28, 60_000
+PIXELS, SQUARE, ROWS = 28 * 28, 20 * 20, 60_000
 Cost = tuple[int, int]
 """Variables, and multiply-adds for an image."""
 
@@ -47,13 +47,12 @@ def of_network(name: str, arguments: Mapping[str, object]) -> Cost:
 
 def classical(*, num_candidates: int) -> dict[str, Cost]:
     """Of the systems whose size is known without training, by `system, variant`."""
-    square = 20 * 20
     return {
         "linear (1-layer), plain": (10 * (PIXELS + 1), 10 * PIXELS),
-        "linear (1-layer), deslanted": (10 * (square + 1), 10 * square),
+        "linear (1-layer), deslanted": (10 * (SQUARE + 1), 10 * SQUARE),
         "pairwise linear, plain": (45 * (PIXELS + 1), 45 * PIXELS),
         "K-NN Euclidean, plain": (ROWS * PIXELS, ROWS * PIXELS),
-        "K-NN Euclidean, deslanted": (ROWS * square, ROWS * square),
+        "K-NN Euclidean, deslanted": (ROWS * SQUARE, ROWS * SQUARE),
         "40 PCA + quadratic, plain": (41 * PIXELS + 10 * 821, 40 * PIXELS + 820 + 10 * 821),
         "1000 RBF + linear, plain": (1000 * PIXELS + 10 * 1001, 1000 * PIXELS + 10 * 1000),
         # The filter reads every template, the distance of two planes 7 tangents on either side and their 49 overlaps.
@@ -61,6 +60,6 @@ def classical(*, num_candidates: int) -> dict[str, Cost]:
     }
 
 
-def of_machine(num_vectors: int) -> Cost:
-    """Of 45 decision functions over so many vectors of 784 pixels."""
-    return num_vectors * (PIXELS + 45) + 45, num_vectors * (PIXELS + 45)
+def of_machine(num_vectors: int, *, num_pixels: int) -> Cost:
+    """Of 45 decision functions over so many vectors."""
+    return num_vectors * (num_pixels + 45) + 45, num_vectors * (num_pixels + 45)

@@ -25,8 +25,8 @@ SYSTEMS = (  # as in figure 9, from above
     "40 PCA + quadratic, plain",
     "1000 RBF + linear, plain",
     "tangent distance, 16x16",
-    "SVM poly 4, plain",
-    "reduced-set SVM poly 5, plain",
+    "SVM poly 4, deslanted",
+    "reduced-set SVM poly 5, deslanted",
     "virtual SVM poly 9, distortions",
     "MLP 300-10, plain",
     "MLP 300-10, distortions",
@@ -158,6 +158,7 @@ def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any
             _on_the_machines(done),
             _KEPT,
             _CHANGED,
+            _TRIED,
         ]
     )
 
@@ -230,14 +231,19 @@ def _on_boosting(done: Sequence[Run]) -> str:
 
 
 def _on_the_machines(done: Sequence[Run]) -> str:
-    (found,) = [each.result for each in done if each.config["method"] == "machines"]
-    count = found["num_vectors"]
-    first, virtual, smaller = "SVM poly 4, plain", "virtual SVM poly 9, distortions", "reduced-set SVM poly 5, plain"
+    plain, upright = (
+        next(each.result for each in done if each.config["method"] == method) for method in ("virtual", "reduced")
+    )
+    (virtual,) = plain["num_vectors"].values()
+    first, smaller = upright["num_vectors"].values()
+    reduced_error = upright["errors"]["reduced-set SVM poly 5, deslanted"]
     return (
-        f"The first machine keeps {count[first]:,} of the 60,000 rows, and the virtual one {count[virtual]:,} of these "
-        f"and their {4 * count[first]:,} shifts. The reduced set says with {count[smaller]:,} vectors what "
-        f"{found['num_whole']:,} said, at an error of {found['errors'][smaller]:.2f} instead of "
-        f"{found['whole_error']:.2f} %."
+        "Figure 9 does not say that the images of SVM poly 4 and of the reduced set were deslanted; the table on the "
+        "authors' page does, and is followed here. On the regular images SVM poly 4 has "
+        f"{plain['first_error']:.2f} % error; it keeps {plain['num_first']:,} of the 60,000 rows, and the virtual "
+        f"machine of degree 9 keeps {virtual:,} of these and their {4 * plain['num_first']:,} shifts. Deslanted, "
+        f"{first:,} are kept, and the reduced set says with {smaller:,} vectors what {upright['num_virtual']:,} of "
+        f"these and their shifts said, at an error of {reduced_error:.2f} instead of {upright['virtual_error']:.2f} %."
     )
 
 
@@ -257,6 +263,13 @@ _CHANGED = (
     "and distortions that are rotations and shifts drawn afresh for each image and epoch, where the paper has shifts, "
     "scaling, squeezing and shearing. Tangent distance is two-sided and computed to the nearest images in Euclidean "
     "distance alone. No number was chosen on the test split; those that were chosen were chosen on validation."
+)
+_TRIED = (  # by hand, with 55,000 rows and one seed
+    "Tried for tangent distance and the virtual SVM, by their errors on the validation split, of which 5 images are "
+    "0.1 %: tangent distance has 1.06 % at best, whether its planes are smoothed by 0.5 to 1.1 pixels, 1 to 5 "
+    "neighbours vote or digits are centred by their boxes; the virtual machine has 0.86 %, each pair of classes with "
+    "vectors of its own 0.90 %, with shifts in all 8 directions as well 0.86 %, sums of margins in place of votes "
+    "0.90 %."
 )
 
 

@@ -10,6 +10,23 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class AveragedConv2d(nn.Conv2d):
+    """A convolution and the 2x2 average behind it, with nothing between them: one of stride 2.
+
+    A pooled output sees its inputs through the mean of the kernel at the four places of the pool, which has a row and
+    a column more; with 5x5 kernels that is 36 multiply-adds in place of 100.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        return F.conv2d(images, averaged(self.weight), self.bias, stride=2, padding=self.padding)
+
+
+def averaged(kernels: Tensor) -> Tensor:
+    """(outputs, inputs, height + 1, width + 1) of (outputs, inputs, height, width) kernels: what a 2x2 pool sees."""
+    return F.avg_pool2d(F.pad(kernels, (1, 1, 1, 1)), 2, stride=1)
 
 
 class LeNet5(nn.Module):
@@ -23,14 +40,14 @@ class LeNet5(nn.Module):
         self, *, initial: Literal["torch", "glorot"] = "torch", convolutions: Literal["relu", "linear"] = "relu"
     ) -> None:
         super().__init__()
-        activation = nn.ReLU if convolutions == "relu" else nn.Identity
+        pooled: list[nn.Module]
+        if convolutions == "linear":
+            pooled = [AveragedConv2d(1, 6, 5, padding=2), AveragedConv2d(6, 16, 5)]
+        else:
+            first, second = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
+            pooled = [first, nn.ReLU(), nn.AvgPool2d(2), second, nn.ReLU(), nn.AvgPool2d(2)]
         self.layers = nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2),  # the padding makes 32x32 of 28x28
-            activation(),
-            nn.AvgPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            activation(),
-            nn.AvgPool2d(2),
+            *pooled,  # the padding makes 32x32 of 28x28
             nn.Flatten(),
             nn.Linear(16 * 5 * 5, 120),
             nn.ReLU(),

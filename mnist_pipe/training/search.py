@@ -102,12 +102,14 @@ def search(
     seed: int,
     recipe: Mapping[str, Any],
     model_params: Mapping[str, dict[str, Any]],
+    points: Sequence[Mapping[str, Any]] | None = None,
     on_trial: Callable[[TrialRecord], None] = lambda _: None,
 ) -> list[TrialRecord]:
     """Run the search and return every trial in the order of the proposals; `on_trial` is called as each ends.
 
-    The first trial is `recipe` itself, an operating point as `params.RecipeParams` has it, where `space` holds it. All
-    keep what of it is not searched, apart from its length.
+    The first trials are `points`, by the names that Optuna has for `space`: see `_propose`. Where there are none, the
+    first is `recipe` itself, an operating point as `params.RecipeParams` has it, where `space` holds it. All keep what
+    of it is not searched, apart from its length.
 
     Where machines come and go `auto` runs as many trials as there is room for, at every moment. With one trial at a
     time the result is the same from run to run. With more, ASHA and TPE decide by the order in which trials happen to
@@ -136,7 +138,8 @@ def search(
         "num_threads": num_threads,
         "code": code_version(),
     }
-    points = _start_points(recipe, space=space)
+    if points is None:
+        points = _start_points(recipe, space=space)
     if algorithm == "random" and scheduler == "fifo":
         proposals = _draw(num_trials, space=space, points=points, sampler=sampler)
         together = _packs(proposals, given, on_gpu=on_gpu, num_processes=num_processes)
@@ -148,7 +151,7 @@ def search(
         sampling = {
             "num_samples": num_trials,
             "search_alg": OptunaSearch(
-                space=propose, points_to_evaluate=points, sampler=sampler, metric=METRIC, mode="max"
+                space=propose, points_to_evaluate=list(map(dict, points)), sampler=sampler, metric=METRIC, mode="max"
             ),
         }
     trainable = tune.with_parameters(Trial, training=training, validation=validation, **given)

@@ -2,8 +2,7 @@
 
 `lenet5` by itself spends an epoch on memory traffic and small operations. Here a layer of all members is one matrix
 product, in bfloat16 where the hardware computes in it, and rows are the last axis, so that what is copied is in long
-runs. A 5x5 convolution and the 2x2 average behind it, with nothing between them, are one 6x6 convolution of stride 2:
-a third of the multiply-adds.
+runs. As there, a convolution and the average behind it are one.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from mnist_pipe.models.lenet5 import averaged
 
 
 def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -34,12 +35,9 @@ def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) 
 
 
 def _pooled(kernels: Tensor, biases: Tensor) -> Tensor:
-    """(members, outputs, inputs * 36 + 1): the 5x5 `kernels` and the average behind them as 6x6 kernels, and `biases`.
-
-    A pooled output sees its inputs through the mean of the kernel at the four places of the pool.
-    """
-    places = [F.pad(kernels, (x, 1 - x, y, 1 - y)) for y in (0, 1) for x in (0, 1)]
-    return torch.cat([torch.stack(places).mean(0).flatten(2), biases.unsqueeze(2)], dim=2)
+    """(members, outputs, inputs * 36 + 1): the 5x5 `kernels` and the average behind them as 6x6 ones, and `biases`."""
+    windows = averaged(kernels.flatten(0, 1)).view(*kernels.shape[:2], -1)
+    return torch.cat([windows, biases.unsqueeze(2)], dim=2)
 
 
 def _windows_of(images: Tensor) -> Tensor:

@@ -14,22 +14,28 @@ from studies.optimizers import lenets
 _ROWS_AT_ONCE = 250  # without gradients
 
 
-class LeNets(nn.Module):
-    """The networks of `models`, `models.lenet5.LeNet5` with linear convolutions, as rows of one matrix of weights."""
+class Networks:
+    """The networks of `models`, all of one kind, as rows of one matrix of weights."""
 
     def __init__(self, models: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
-        super().__init__()
         vectors = [torch.cat([part.flatten() for part in model.parameters()]).detach() for model in models]
         self.weights = nn.Parameter(torch.stack(vectors))
-        """(members, 61706) float32, each member's parameters one after the other."""
+        """(members, parameters) float32, each member's one after the other."""
         self.weights.grad = torch.zeros_like(self.weights)
+        self._model = models[0]
         self._shapes = [parameter.shape for parameter in models[0].parameters()]
         self._dtype = dtype
         """Of the products; they are summed in float32."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(members, 10, rows) logits of (rows, 1, 28, 28) images."""
-        return lenets.logits(self._parts(self.weights), images, dtype=self._dtype)
+    def logits(self, images: Tensor) -> Tensor:
+        """(members, 10, rows) of (rows, 1, 28, 28) images."""
+        names = [name for name, _ in self._model.named_parameters()]
+        with torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32):
+            found = [
+                torch.func.functional_call(self._model, dict(zip(names, member, strict=True)), images).T
+                for member in zip(*self._parts(self.weights), strict=True)
+            ]
+        return torch.stack(found).float()
 
     def member(self, index: int, *, whole: bool) -> nn.ParameterList:
         """A member's parameters as an optimizer takes them, `whole` as one vector; they share its weights and gradient.
@@ -50,13 +56,21 @@ class LeNets(nn.Module):
         return model
 
     def _parts(self, weights: Tensor) -> list[Tensor]:
-        """(..., *shape) of each parameter: views of (..., 61706) `weights`."""
+        """(..., *shape) of each parameter: views of (..., parameters) `weights`."""
         flat = torch.split(weights, [shape.numel() for shape in self._shapes], dim=-1)
         return [part.view(*weights.shape[:-1], *shape) for part, shape in zip(flat, self._shapes, strict=True)]
 
 
+class LeNets(Networks):
+    """LeNet-5 with linear convolutions, all members computed together."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(members, 10, rows) of (rows, 1, 28, 28) images."""
+        return lenets.logits(self._parts(self.weights), images, dtype=self._dtype)
+
+
 def train(
-    nets: LeNets, optimizers: Sequence[torch.optim.Optimizer], *, training: Data, recipe: Recipe
+    nets: Networks, optimizers: Sequence[torch.optim.Optimizer], *, training: Data, recipe: Recipe
 ) -> Iterator[list[float]]:
     """Train by `recipe`, but for its optimizer and rate: `optimizers` has one for each member.
 
@@ -66,7 +80,7 @@ def train(
         order, _ = generators(recipe.seed, epoch)
         losses = torch.zeros(len(nets.weights), device=nets.weights.device, dtype=torch.float64)
         for images, labels in training.epoch(epoch, batch_size=recipe.batch_size, world=ALONE, generator=order):
-            logits = nets(images)
+            logits = nets.logits(images)
             loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
             loss.sum().backward()  # type: ignore[no-untyped-call]
             for optimizer in optimizers:
@@ -77,10 +91,10 @@ def train(
 
 
 @torch.inference_mode()
-def accuracies(nets: LeNets, data: Data) -> list[float]:
+def accuracies(nets: Networks, data: Data) -> list[float]:
     """Each member's share of the rows that it gets right."""
     hits = torch.zeros(len(nets.weights), device=nets.weights.device)
     for start in range(0, data.num_rows, _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
-        hits += (nets(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
+        hits += (nets.logits(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
     return (hits / data.num_rows).tolist()

@@ -38,6 +38,24 @@ NAMES = {
 REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
 """In the order of the report's table, from the worst to the best."""
 PHASES = ("defaults", "tuned")
+CONTROLS = {
+    "rectified": (
+        "ReLU convolutions",
+        "With a ReLU behind each convolution as well",
+        "so its network must have had one, though it does not say so",
+    ),
+    "slower": (
+        "rate of the others",
+        "At the rate of 0.001 that is the default of the adaptive optimizers",
+        "so it must have set one rate for all",
+    ),
+}
+"""What is changed, in the table and in the findings, and what it says of the report if it gives its figure."""
+_TRIED = (  # by hand
+    "**Tried as well**, with one seed and all else as at the defaults: batches of 512, which give SGD 96.3 %, Adadelta "
+    "75.2 % and Adagrad 92.0 %, and squared error for the cross-entropy, which gives 91.8 %, 25.7 % and 62.0 %: "
+    "neither is the report's."
+)
 _LEVEL = 0.05
 _EXPLAINED = 0.8  # of a difference: more explains it, and less than the rest does not
 
@@ -45,7 +63,8 @@ _EXPLAINED = 0.8  # of a difference: more explains it, and less than the rest do
 def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:  # noqa: ARG001
     """Test accuracy after the last epoch, by optimizer and column."""
     found = []
-    for phase, label in {**{phase: phase for phase in PHASES}, "rectified": "defaults, ReLU convolutions"}.items():
+    labels = {phase: phase for phase in PHASES} | {phase: f"defaults, {what}" for phase, (what, *_) in CONTROLS.items()}
+    for phase, label in labels.items():
         for name, accuracies in _accuracies(done, phase).items():
             rate = _rates(done, phase)[name]
             found.append(
@@ -79,7 +98,8 @@ def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any
             _ranking(defaults, published),
             _spread(defaults, tuned),
             *(_explanation(name, done, published[name]) for name in ("adadelta", "sgd")),
-            *(_rectified(name, done, published[name]) for name in _accuracies(done, "rectified")),
+            *(_control(phase, done, published) for phase in CONTROLS),
+            _TRIED,
             _searched(done),
             _network(done),
         ]
@@ -183,22 +203,18 @@ def _explanation(name: str, done: Sequence[Run], published: float) -> str:
     )
 
 
-def _rectified(name: str, done: Sequence[Run], published: float) -> str:
-    """Whether a ReLU behind each convolution makes up for what the network of the study misses."""
-    linear, rectified = (_accuracies(done, phase)[name] for phase in ("defaults", "rectified"))
-    gained = statistics.fmean(rectified) - statistics.fmean(linear)
-    missing = published - statistics.fmean(rectified)
-    left = (
-        "is reached, so its network must have had one, though it does not say so"
-        if missing <= 0 < published - statistics.fmean(linear)
-        else "is reached"
-        if missing <= 0
-        else f"is missed by {missing:.2f} points even so"
-    )
+def _control(phase: str, done: Sequence[Run], published: Mapping[str, float]) -> str:
+    """Whether what is changed makes up for what an optimizer's default is away from the report."""
+    (name, changed), *_ = _accuracies(done, phase).items()
+    default, figure = _accuracies(done, "defaults")[name], published[name]
+    _, change, conclusion = CONTROLS[phase]
+    mean, default_mean = statistics.fmean(changed), statistics.fmean(default)
+    reached = mean >= figure if default_mean <= figure else mean <= figure
+    verdict = f"is reached, {conclusion}" if reached else f"is missed by {abs(mean - figure):.2f} points even so"
     return (
-        f"**{NAMES[name]}'s {published:g} %.** With a ReLU behind each convolution as well, all else as at the "
-        f"defaults, {NAMES[name]} ends at {_shown(rectified)} in place of {_shown(linear)}, {gained:+.2f} points "
-        f"(p = {_probability(welch(linear, rectified))}): the report's figure {left}."
+        f"**{NAMES[name]}'s {figure:g} %.** {change}, all else as at the defaults, {NAMES[name]} ends at "
+        f"{_shown(changed)} in place of {_shown(default)}, {mean - default_mean:+.2f} points "
+        f"(p = {_probability(welch(default, changed))}): the report's figure {verdict}."
     )
 
 

@@ -42,12 +42,12 @@ CONTROLS = {
     "rectified": (
         "ReLU convolutions",
         "With a ReLU behind each convolution as well",
-        "so its network must have had one, though it does not say so",
+        "so its network probably had one, though it does not say so",
     ),
     "slower": (
         "rate of the others",
         "At the rate of 0.001 that is the default of the adaptive optimizers",
-        "so it must have set one rate for all",
+        "so it probably set one rate for all",
     ),
 }
 """What is changed, in the table and in the findings, and what it says of the report if it gives its figure."""

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
-from mnist_pipe import machine
-from mnist_pipe.identity import code_version
+from mnist_pipe import hardware
+from mnist_pipe.fingerprint import code_version
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
@@ -110,7 +110,7 @@ def _run(name: str) -> None:
     entry = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "code": code_version()[:12],
-        "processor": f"{machine.num_cpus()} x {machine.processor()}",
+        "processor": f"{hardware.num_cpus()} x {hardware.cpu_name()}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "torch": torch.__version__,
         "result": found,

@@ -25,11 +25,12 @@ OVERHEAD_STAGE = "normalize"
 EPOCHS = """
 import itertools, json, os, time
 from pathlib import Path
-from mnist_pipe import layout, storage
+from mnist_pipe import paths
+from mnist_pipe.cluster import storage
 from mnist_pipe.data.table import read_normalized
-from mnist_pipe.cluster import connected
-from mnist_pipe.cluster import scale as scale_of
-from mnist_pipe.training import distributed
+from mnist_pipe.cluster.ray_session import connected
+from mnist_pipe.cluster.ray_session import scale as scale_of
+from mnist_pipe.training import ray_train
 from mnist_pipe.training.loop import Recipe
 
 times = []
@@ -37,11 +38,11 @@ def note(_):
     times.append(time.perf_counter())
 
 with connected("benchmark") as available:
-    distributed.fit(
+    ray_train.fit(
         Recipe(**{recipe}, model_params={{"channels": {channels}}}, num_epochs={epochs} + 1, precision="float32"),
-        training=read_normalized(layout.TRAINING_SPLITS["train"]).first({rows}),
-        validation=read_normalized(layout.TRAINING_SPLITS["validation"]).first(1000),
-        name="benchmark-{name}", storage=storage.of(Path.cwd()), state=Path("state-{name}"),
+        training=read_normalized(paths.TRAINING_SPLITS["train"]).first({rows}),
+        validation=read_normalized(paths.TRAINING_SPLITS["validation"]).first(1000),
+        name="benchmark-{name}", storage=storage.project_storage(Path.cwd()), state=Path("state-{name}"),
         scale=scale_of(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
     )
 print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times[1:])]))

@@ -29,8 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_pipe import services
-from mnist_pipe.data import sources, split, table
+from mnist_pipe.data import normalization, sources, table
+from mnist_pipe.local import services
 from mnist_pipe.training import loop
 
 VALIDATION_ROWS = 5_000
@@ -51,7 +51,7 @@ def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _
         others also `ratio`, the median over the rounds, and `least_ratio`.
     """
     os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it once, on import
-    from mnist_pipe.cluster import connected
+    from mnist_pipe.cluster.ray_session import connected
 
     seconds: dict[str, dict[str, list[float]]] = {step: {} for step in LIMITS}
     with tempfile.TemporaryDirectory() as folder, connected("benchmark"):
@@ -113,7 +113,7 @@ def _our_raw(mirror: Path, folder: Path) -> None:
 
 def _our_normalized(folder: Path) -> None:
     raw = [table.read_raw(folder / f"raw/{name}.parquet") for name in SPLITS]
-    splits, _ = split.normalize(*raw, validation_rows=VALIDATION_ROWS, seed=0)
+    splits, _ = normalization.normalize(*raw, validation_rows=VALIDATION_ROWS, seed=0)
     table.write_all(folder / "normalized", splits, write=table.write_normalized)
 
 

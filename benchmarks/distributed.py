@@ -25,7 +25,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe import layout, services, storage
+from mnist_pipe import paths
+from mnist_pipe.cluster import storage
+from mnist_pipe.local import services
 
 SHORT = {"model": "linear", "optimizer": "nesterov", "learning_rate": 0.01, "batch_size": 5000, "num_epochs": 5}
 LONG = {
@@ -41,7 +43,7 @@ LONG = {
 def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """By name the seconds of each round: whole runs of one worker, and an epoch of one worker and of two."""
     os.environ.update(services.ray_environment(Path.cwd()))
-    from mnist_pipe.cluster import connected
+    from mnist_pipe.cluster.ray_session import connected
 
     rounds: list[dict[str, float]] = []
     with connected("benchmark") as available:
@@ -77,7 +79,7 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
 def _splits() -> tuple[Any, Any]:
     from mnist_pipe.data.table import read_normalized
 
-    return tuple(read_normalized(layout.TRAINING_SPLITS[name]) for name in ("train", "validation"))  # type: ignore[return-value]
+    return tuple(read_normalized(paths.TRAINING_SPLITS[name]) for name in ("train", "validation"))  # type: ignore[return-value]
 
 
 def _loop(settings: dict[str, Any]) -> list[float]:
@@ -101,22 +103,22 @@ def fit_seconds(
     settings: dict[str, Any], *, available: Any, num_workers: int, cpus_per_worker: int | None = None
 ) -> tuple[float, float]:
     """Seconds of the whole run through Ray Train, and the mean of its epochs after the first."""
-    from mnist_pipe import cluster
-    from mnist_pipe.training import distributed, loop
+    from mnist_pipe.cluster import ray_session
+    from mnist_pipe.training import loop, ray_train
 
     training, validation = _splits()
-    scale = cluster.scale(available, num_workers=num_workers, use_gpu=False)
+    scale = ray_session.scale(available, num_workers=num_workers, use_gpu=False)
     if cpus_per_worker is not None:
         scale = replace(scale, cpus_per_worker=cpus_per_worker)
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        distributed.fit(
+        ray_train.fit(
             loop.Recipe(**settings),
             training=training,
             validation=validation,
             name="benchmark",
-            storage=storage.of(Path(folder)),
+            storage=storage.project_storage(Path(folder)),
             state=Path(folder) / "state",
             scale=scale,
             on_epoch=lambda _: times.append(time.perf_counter()),
@@ -173,7 +175,7 @@ def _process(result: Path) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from mnist_pipe.training import batchnorm, loop
+    from mnist_pipe.training import loop, sync_batchnorm
 
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
@@ -181,7 +183,7 @@ def _process(result: Path) -> None:
     training, validation = (loop.resident(split, device=device) for split in _splits())
     recipe = loop.Recipe(**LONG)
     model, optimizer = loop.new_run(recipe, device=device)
-    batchnorm.synchronize(model, device=device)
+    sync_batchnorm.synchronize(model, device=device)
     parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def total(values: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mnist_pipe import layout, preflight, services
+from mnist_pipe import paths, preflight
+from mnist_pipe.local import services
 
 COPIES = (1, 2, 4, 8, 16, 32)
 TRIALS = (1, 4, 16, 64, 256)
@@ -58,12 +59,12 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
     from mnist_pipe.training import loop
 
     device = torch.device("cpu")
-    split = read_normalized(layout.NORMALIZED / "train.parquet")
+    split = read_normalized(paths.NORMALIZED / "train.parquet")
     images = loop.resident(split.first(num_rows), device=device)
     data = loop.Data(
         images=images.images.repeat(copies, 1, 1, 1), labels=images.labels.repeat(copies), background=images.background
     )
-    point = preflight.load_params(layout.PARAMS).recipes["standard"].model_dump()
+    point = preflight.load_params(paths.PARAMS).recipes["standard"].model_dump()
     point["model_params"] = {**point["model_params"], "channels": list(channels)}
     recipe = loop.recipe_of(point, found={}, models={}, num_epochs=1)
     few = loop.resident(split.first(10), device=device)
@@ -93,7 +94,7 @@ def _parameters(say: Callable[[str], None]) -> Points:
 def _trials(say: Callable[[str], None]) -> Points:
     """Trials that do nothing: what is left is the search."""
     from benchmarks.search import no_op_seconds
-    from mnist_pipe.cluster import connected
+    from mnist_pipe.cluster.ray_session import connected
 
     with connected("benchmark") as available:
         for trials in TRIALS:
@@ -108,7 +109,7 @@ def _workers(say: Callable[[str], None]) -> Points:
     import ray
 
     from benchmarks.distributed import LONG, fit_seconds
-    from mnist_pipe.cluster import Cluster
+    from mnist_pipe.cluster.ray_session import Cluster
 
     most = max(WORKERS)
     context = ray.init(

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 
 from benchmarks import example
-from mnist_pipe import layout, preflight
+from mnist_pipe import paths, preflight
 from mnist_pipe.data.table import read_normalized
 from mnist_pipe.training import loop
 
 
 def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """`images_per_second` of both, the median, and `ratio`, the median over the rounds."""
-    images = read_normalized(layout.NORMALIZED / "train.parquet").images
-    point = preflight.load_params(layout.PARAMS).recipes[recipe]
+    images = read_normalized(paths.NORMALIZED / "train.parquet").images
+    point = preflight.load_params(paths.PARAMS).recipes[recipe]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = loop.new_run(loop.recipe_of(point.model_dump(), found={}, models={}), device=device)
     peer, tensor = example.Net().to(device).eval(), torch.tensor(images, device=device).unsqueeze(1)

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from mnist_pipe.training import loop, pack
+from mnist_pipe.training import loop
 from mnist_pipe.training.loop import Data, Recipe
+from mnist_pipe.tuning import vmapped
 
 MODELS: dict[str, dict[str, Any]] = {
     "linear": {},
@@ -66,7 +67,7 @@ def measure(
     runs: dict[int, Iterator[object]] = {1: alone(recipe, **data)}
     for number in members:
         rates = [recipe.learning_rate * (1 + member / number) for member in range(number)]
-        runs[-number] = pack.train_pack([replace(recipe, learning_rate=rate) for rate in rates], **data)
+        runs[-number] = vmapped.train_pack([replace(recipe, learning_rate=rate) for rate in rates], **data)
     times = [{number: seconds(epochs) / abs(number) for number, epochs in runs.items()} for _ in range(repeats + 1)]
     medians = {number: statistics.median(epoch[number] for epoch in times[1:]) for number in runs}
     return {

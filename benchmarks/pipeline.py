@@ -27,8 +27,9 @@ from typing import Any
 
 import psutil
 
-from mnist_pipe import layout, services
-from mnist_pipe.files import read_json
+from mnist_pipe import paths
+from mnist_pipe.atomic import read_json
+from mnist_pipe.local import services
 from pipelines import STAGES
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +45,7 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
         runs = [_rebuild(project, environment, say=say) for _ in range(repeats)]
         idle = [_seconds(["dvc", "repro"], project, environment) for _ in range(NOTHING_TO_DO)]
         say(f"nothing to do: {statistics.median(idle):.2f} s")
-        evaluation = read_json(project / layout.EVALUATION)
+        evaluation = read_json(project / paths.EVALUATION)
     return {"runs": runs, "nothing_to_do_seconds": idle, "test_accuracy": evaluation["test"]["accuracy"]}
 
 
@@ -73,7 +74,7 @@ def _seconds(command: list[str], project: Path, environment: dict[str, str]) -> 
 
 
 def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str], None]) -> dict[str, Any]:
-    for path in (layout.RAW, layout.NORMALIZED, "models", ".dvc/cache"):
+    for path in (paths.RAW, paths.NORMALIZED, "models", ".dvc/cache"):
         shutil.rmtree(project / path, ignore_errors=True)
     (project / "dvc.lock").unlink()
     stages: dict[str, dict[str, float]] = {}

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_pipe import services
+from mnist_pipe.local import services
 
 
 def tiled(split: Any, num_rows: int) -> Any:
@@ -39,18 +39,19 @@ def main() -> None:
     os.environ.update(services.ray_environment(Path.cwd()))
     import torch
 
-    from mnist_pipe import models, scoring
+    from mnist_pipe import models
     from mnist_pipe.data import table
+    from mnist_pipe.inference import batch
 
     test = {"raw": table.read_raw(options.data / "raw/test.parquet")}
     test["normalized"] = table.read_normalized(options.data / "normalized/test.parquet")
     if options.model:
-        model = scoring.load(options.model, root=Path.cwd())
+        model = batch.load(options.model, root=Path.cwd())
     else:
         torch.manual_seed(0)
         network = models.build("convnet", channels=[16, 32, 64]).eval()
         card = {key: test["normalized"].provenance[key] for key in ("mean", "std")}
-        model = scoring.Model(name="untrained/0", content_sha256="", network=network, card=card)
+        model = batch.Model(name="untrained/0", content_sha256="", network=network, card=card)
     whole: dict[str, list[float]] = {"raw": [], "normalized": []}
     steady: dict[str, list[float]] = {"raw": [], "normalized": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +60,7 @@ def main() -> None:
         for repeat in range(options.repeats):
             for name in whole:
                 output = Path(folder) / f"{name}-{repeat}"
-                done = scoring.score(Path(folder) / f"{name}.parquet", output, model=model)
+                done = batch.score(Path(folder) / f"{name}.parquet", output, model=model)
                 whole[name].append(done.num_rows / done.seconds)
                 steady[name].append(done.num_rows / (done.seconds - done.start_seconds))
                 print(

@@ -23,7 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe import layout, preflight, services, storage
+from mnist_pipe import paths, preflight
+from mnist_pipe.cluster import storage
+from mnist_pipe.local import services
 from mnist_pipe.params import Params
 
 EPOCHS = 3
@@ -33,7 +35,7 @@ REUSED = {"with processes reused": True, "with a process each": False}
 def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """`seconds` of each way for so many trials, after Ray is up; a process for each is scaled from `without_reuse`."""
     os.environ.update(services.ray_environment(Path.cwd()))
-    from mnist_pipe.cluster import connected
+    from mnist_pipe.cluster.ray_session import connected
 
     seconds: dict[str, float] = {}
     with connected("benchmark") as available, tempfile.TemporaryDirectory() as folder:
@@ -53,10 +55,10 @@ def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None]
 
 def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Of both `seconds` and the best `validation_accuracy`; `ratio` is that of the seconds, stock to ours."""
-    params = preflight.load_params(layout.PARAMS)
+    params = preflight.load_params(paths.PARAMS)
     os.environ.update(services.ray_environment(Path.cwd()))
     from benchmarks import example  # not above: a process of the stock search that does nothing would import torch
-    from mnist_pipe.cluster import connected
+    from mnist_pipe.cluster.ray_session import connected
 
     found: dict[str, Any] = {}
     with connected("benchmark") as available, tempfile.TemporaryDirectory() as folder:
@@ -80,12 +82,11 @@ def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[st
 
 def no_op_seconds(available: Any, *, trials: int, folder: Path) -> tuple[float, float]:
     """Of a search whose trials do nothing: seconds in all, and until the first trial has ended."""
-    from mnist_pipe.training import search  # noqa: F401  # what a stage imports while it waits for Ray
 
     first: list[float] = []
     started = time.perf_counter()
     _ours(
-        preflight.load_params(layout.PARAMS),
+        preflight.load_params(paths.PARAMS),
         available=available,
         folder=folder,
         trainable=_no_op(),
@@ -102,7 +103,7 @@ def _told(seconds: float, accuracy: float, name: str, say: Callable[[str], None]
 
 def _ours(params: Params, *, available: Any, folder: Path, trainable: type | None = None, **changes: Any) -> list[Any]:
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training import search
+    from mnist_pipe.tuning import search
 
     settings = params.search.model_dump(exclude={"space", "train_rows"})
     own = search.Trial
@@ -110,10 +111,10 @@ def _ours(params: Params, *, available: Any, folder: Path, trainable: type | Non
     try:
         return search.search(
             space=params.search.space,
-            training=read_normalized(layout.TRAINING_SPLITS["train"]).first(params.search.train_rows),
-            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
+            training=read_normalized(paths.TRAINING_SPLITS["train"]).first(params.search.train_rows),
+            validation=read_normalized(paths.TRAINING_SPLITS["validation"]),
             available=available,
-            storage=storage.of(folder),
+            storage=storage.project_storage(folder),
             name="benchmark",
             recipe=params.recipes[params.recipe].model_dump(),
             model_params=params.models,
@@ -124,7 +125,7 @@ def _ours(params: Params, *, available: Any, folder: Path, trainable: type | Non
 
 
 def _no_op() -> type:
-    from mnist_pipe.training.trial import METRIC, Trial
+    from mnist_pipe.tuning.trial import METRIC, Trial
 
     class NoOp(Trial):
         """A trial that reports its last epoch and has trained nothing."""

@@ -16,11 +16,12 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
-from mnist_pipe import layout, storage
-from mnist_pipe.cluster import Scale, connected
-from mnist_pipe.cluster import scale as scale_of
+from mnist_pipe import paths
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import Scale, connected
+from mnist_pipe.cluster.ray_session import scale as scale_of
 from mnist_pipe.data.table import NormalizedSplit, read_normalized
-from mnist_pipe.training import distributed, stream
+from mnist_pipe.training import ray_train, streaming
 from mnist_pipe.training.loop import Recipe
 
 MODELS = {
@@ -30,12 +31,12 @@ MODELS = {
 
 
 def run(
-    recipe: Recipe, *, training: NormalizedSplit | stream.Shards, validation: NormalizedSplit, scale: Scale
+    recipe: Recipe, *, training: NormalizedSplit | streaming.Shards, validation: NormalizedSplit, scale: Scale
 ) -> tuple[list[float], float]:
     """Seconds to the first report and between reports, and the last validation accuracy."""
     times = [time.perf_counter()]
     with tempfile.TemporaryDirectory() as folder:
-        result = distributed.fit(
+        result = ray_train.fit(
             recipe,
             training=training,
             validation=validation,
@@ -52,7 +53,7 @@ def run(
 def main() -> None:
     """Print a line for each run, then the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, default=layout.NORMALIZED, help="folder of train and validation.parquet")
+    parser.add_argument("--data", type=Path, default=paths.NORMALIZED, help="folder of train and validation.parquet")
     parser.add_argument("--model", choices=MODELS, default="convnet")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=256)
@@ -74,7 +75,7 @@ def main() -> None:
     memory, validation = (read_normalized(folder / f"{split}.parquet") for split in ("train", "validation"))
     with connected("benchmark") as available:
         scale = scale_of(available, num_workers=options.workers, use_gpu=False)
-        shards = stream.shards(folder / "train.parquet")
+        shards = streaming.shards(folder / "train.parquet")
         for repeat in range(options.repeats):
             medians, sums = {}, {}
             for name, source in (("memory", memory), ("stream", shards)):

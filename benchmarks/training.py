@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from mnist_pipe import layout, preflight
+from mnist_pipe import paths, preflight
 from mnist_pipe.data.table import NormalizedSplit, read_normalized
-from mnist_pipe.models.shifted import Shifted
-from mnist_pipe.training import averaging, loop
+from mnist_pipe.models.tta import ShiftAveraged
+from mnist_pipe.training import ema, loop
 
 PEER_ACCURACY = 0.99
 
@@ -61,7 +61,7 @@ def measure(
         seconds over the median of the first point's.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    splits = {name: read_normalized(layout.NORMALIZED / f"{name}.parquet") for name in ("train", "test")}
+    splits = {name: read_normalized(paths.NORMALIZED / f"{name}.parquet") for name in ("train", "test")}
     found: dict[str, Any] = {}
     for name in names:
         runs = [_run(POINTS[name], splits, seed=seed, device=device) for seed in range(seeds)]
@@ -93,7 +93,7 @@ def measure(
 
 def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device: torch.device) -> tuple[float, float]:
     """Seconds of training, accuracy on the test split."""
-    params = preflight.load_params(layout.PARAMS)
+    params = preflight.load_params(paths.PARAMS)
     chosen = params.recipes[point.recipe]
     recipe = loop.recipe_of(chosen.model_dump(), found={}, models={}, seed=seed)
     if point.num_epochs:
@@ -108,8 +108,8 @@ def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device:
     _synchronize(device)
     seconds = time.perf_counter() - started
     test = splits["test"]
-    scored = Shifted(model, background=training.background) if chosen.test_shifts else model
-    with averaging.averaged(optimizer):
+    scored = ShiftAveraged(model, background=training.background) if chosen.test_shifts else model
+    with ema.averaged(optimizer):
         correct = loop.logits(scored, test.images).argmax(1) == test.labels
     return seconds, float(correct.mean())
 
@@ -120,7 +120,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _parameters(point: Point) -> int:
-    recipe = preflight.load_params(layout.PARAMS).recipes[point.recipe]
+    recipe = preflight.load_params(paths.PARAMS).recipes[point.recipe]
     model, _ = loop.new_run(loop.recipe_of(recipe.model_dump(), found={}, models={}), device=torch.device("cpu"))
     return sum(parameter.numel() for parameter in model.parameters())
 

@@ -47,7 +47,7 @@ def describe(where: object, name: str, rule: str, *, got: object, fix: str = "")
     return f"{subject} must {rule}, but got {got}" + (f"; {fix}" if fix else "")
 
 
-def line(fault: Exception) -> tuple[str, int]:
+def message_and_code(fault: Exception) -> tuple[str, int]:
     """What the user is told of a fault, and the exit code; for what nobody foresaw, the way to the traceback."""
     if isinstance(fault, PipelineError):
         return str(fault), fault.exit_code

@@ -10,8 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe import layout, params
-from mnist_pipe.files import digest, read_json
+from mnist_pipe import params, paths
+from mnist_pipe.atomic import digest, read_json
 
 _LIBRARIES = ("dvc", "mlflow", "numpy", "optuna", "prefect", "pyarrow", "ray", "safetensors", "scipy", "torch")
 NO_GIT = "not a git checkout"
@@ -26,7 +26,7 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
         InputError: `params.yaml` under `root` breaks a rule.
     """
     revision, dirty = source_revision(root)
-    values = params.load(root / layout.PARAMS, names={}).model_dump(mode="json", by_alias=True)
+    values = params.load(root / paths.PARAMS, names={}).model_dump(mode="json", by_alias=True)
     return {
         "dataset": card["dataset"],
         "source_sha256": provenance.get("source_sha256"),
@@ -49,14 +49,14 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
     Nor do the studies, of which no champion is made. On a cluster's worker it is the client's commit, which came with
     the request.
     """
-    if (root / layout.REVISION).exists():
-        told = read_json(root / layout.REVISION)
+    if (root / paths.REVISION).exists():
+        told = read_json(root / paths.REVISION)
         return told["revision"], told["dirty"]
     try:
         # A tree that was unpacked inside somebody's repository is not that repository's.
-        _git(root, "ls-files", "--error-unmatch", str(layout.PARAMS))
+        _git(root, "ls-files", "--error-unmatch", str(paths.PARAMS))
         revision = _git(root, "rev-parse", "HEAD").strip()
-        others = [f":(exclude){path}" for path in ("dvc.lock", layout.REPORTS, layout.STUDIES)]
+        others = [f":(exclude){path}" for path in ("dvc.lock", paths.REPORTS, paths.STUDIES)]
         changes = _git(root, "status", "--porcelain", "--", ".", *others)
     except FileNotFoundError:
         return f"{NO_GIT} (git is not installed)", None

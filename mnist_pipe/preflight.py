@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe import layout, machine
+from mnist_pipe import hardware, paths
 from mnist_pipe import params as params_file
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import EnvironmentFault, InputError, describe
@@ -60,13 +60,13 @@ def check_workers(
         raise EnvironmentFault(describe(where, "", "have a machine with processors for Ray", got="none", fix=fix))
     if use_gpu is True and not num_gpus:
         rule = "be auto or false without a GPU"
-        raise InputError(describe(layout.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none"))
+        raise InputError(describe(paths.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none"))
     available, kind = (num_gpus, "GPU") if num_gpus and use_gpu is not False else (num_cpus, "CPU")
     least = 0 if asked == "auto" else asked if isinstance(asked, int) else int(asked[0])
     if least > available:
         rule = f"be at most {available}, the number of {kind}s of {where}"
         fix = "lower it or connect a larger cluster with RAY_ADDRESS"
-        raise InputError(describe(layout.PARAMS, key, rule, got=asked, fix=fix))
+        raise InputError(describe(paths.PARAMS, key, rule, got=asked, fix=fix))
 
 
 def check_params(params: Params) -> None:
@@ -76,7 +76,7 @@ def check_params(params: Params) -> None:
     """
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         return
-    cpus, gpus = machine.num_cpus(), machine.num_gpus()
+    cpus, gpus = hardware.num_cpus(), hardware.num_gpus()
     train = params.train
     check_workers("train.num_workers", train.num_workers, use_gpu=train.use_gpu, num_cpus=cpus, num_gpus=gpus)
     concurrent = params.search.max_concurrent_trials

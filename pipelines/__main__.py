@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import studies
-from mnist_pipe import layout, supervisor
-from mnist_pipe.errors import line, unknown
+from mnist_pipe import paths
+from mnist_pipe.errors import message_and_code, unknown
+from mnist_pipe.local import supervisor
 from pipelines import STAGES
 
 _INNER = "MNIST_PIPE_SUPERVISED"
@@ -45,7 +46,7 @@ def main() -> int:
     except Exception as fault:
         if arguments.debug:
             raise
-        text, code = line(fault)
+        text, code = message_and_code(fault)
         print(text, file=sys.stderr)
         return code
     return 0
@@ -57,16 +58,18 @@ def run(stage: str, *, debug: bool = False) -> None:
     Raises:
         PipelineError: with the whole message for the user.
     """
-    from mnist_pipe import doctor, files, preflight, remote, services
+    from mnist_pipe import atomic, preflight
+    from mnist_pipe.cluster import handoff
+    from mnist_pipe.local import doctor, services
 
     root = Path.cwd()
-    on_cluster = bool(os.environ.get(remote.WORK_POOL))
+    on_cluster = bool(os.environ.get(handoff.WORK_POOL))
     deployed, parameters, made_from = (_study if stage in studies.STAGES else _stage)(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
-    with files.locked(layout.STATE / "stage.lock", purpose="a stage"):
+    with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
-        name = remote.run_name(stage, root, params=made_from)
+        name = handoff.run_name(stage, root, params=made_from)
         if on_cluster:
             from pipelines.trigger import trigger
 
@@ -89,7 +92,7 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     """Of a stage of the main pipeline: its flow, what that takes, and what names its run."""
     from mnist_pipe import models, preflight
 
-    params = preflight.load_params(layout.PARAMS)
+    params = preflight.load_params(paths.PARAMS)
     if not on_cluster:
         preflight.check_params(params)
     if "models" in STAGES[stage]:
@@ -101,7 +104,7 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
 
 def _study(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:  # noqa: ARG001
     """The same of a study's runs, which have one flow."""
-    from studies import catalogue
+    from studies.common import catalogue
 
     study = studies.STAGES[stage]
     params = catalogue.params_of(study).model_dump(mode="json")
@@ -120,12 +123,12 @@ def _told_once(record: logging.LogRecord) -> bool:
 
 
 def _record_time(stage: str, seconds: float) -> None:
-    from mnist_pipe import files
+    from mnist_pipe import atomic
 
     timings: dict[str, Any] = {}
-    if layout.TIMINGS.exists():
-        timings = files.read_json(layout.TIMINGS)
-    files.write_json(layout.TIMINGS, {**timings, stage: round(seconds, 2)})
+    if paths.TIMINGS.exists():
+        timings = atomic.read_json(paths.TIMINGS)
+    atomic.write_json(paths.TIMINGS, {**timings, stage: round(seconds, 2)})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import get_run_logger, task
 
-from mnist_pipe import layout
+from mnist_pipe import paths
 from mnist_pipe.params import BaselineParams
 from pipelines.stage import stage
 
@@ -19,21 +19,19 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
 
     recipe = loop.Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
     cpu = torch.device("cpu")
-    training, validation = (
-        loop.resident(read_normalized(path), device=cpu) for path in layout.TRAINING_SPLITS.values()
-    )
+    training, validation = (loop.resident(read_normalized(path), device=cpu) for path in paths.TRAINING_SPLITS.values())
     model, optimizer = loop.new_run(recipe, device=cpu)
     *_, metrics = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
-    card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=layout.TRAINING_SPLITS)
-    checkpoint.save_model(layout.BASELINE, model, card=card)
+    card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=paths.TRAINING_SPLITS)
+    checkpoint.save_model(paths.BASELINE, model, card=card)
     return metrics
 
 
 @stage
 def baseline(params: BaselineParams) -> None:
     """Train the baseline and report its metrics."""
-    from mnist_pipe.files import write_json
+    from mnist_pipe.atomic import write_json
 
     metrics = train_linear(params)
-    write_json(layout.BASELINE_REPORT, metrics)
+    write_json(paths.BASELINE_REPORT, metrics)
     get_run_logger().info("baseline: validation accuracy %.2f %%", 100 * metrics["validation_accuracy"])

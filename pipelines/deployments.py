@@ -13,9 +13,9 @@ from prefect.client.schemas.actions import VariableCreate, VariableUpdate
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from ruamel.yaml import YAML
 
-from mnist_pipe.dashboards import PUBLISHED
+from mnist_pipe.cluster.handoff import WORK_POOL
 from mnist_pipe.errors import EnvironmentFault, InputError, describe, one_line, public_url
-from mnist_pipe.remote import WORK_POOL
+from mnist_pipe.local.dashboards import PUBLISHED
 
 FILE = "prefect.yaml"
 

@@ -11,7 +11,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
-from mnist_pipe import layout
+from mnist_pipe import paths
 from mnist_pipe.params import EvaluateParams
 from pipelines.stage import stage
 
@@ -40,21 +40,21 @@ def evaluate(params: EvaluateParams) -> None:
 def score_split(split: str, params: EvaluateParams) -> Figures:
     """Run both models over a split, write each prediction, return the figures."""
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.evaluation import scores
-    from mnist_pipe.evaluation.compare import mcnemar
+    from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
+    from mnist_pipe.evaluation.significance import mcnemar
     from mnist_pipe.training import checkpoint, loop
 
-    data = read_normalized(layout.NORMALIZED / f"{split}.parquet")
-    models = {"candidate": layout.CANDIDATE, "baseline": layout.BASELINE}
+    data = read_normalized(paths.NORMALIZED / f"{split}.parquet")
+    models = {"candidate": paths.CANDIDATE, "baseline": paths.BASELINE}
     logits = {name: loop.logits(checkpoint.load_model(folder)[0], data.images) for name, folder in models.items()}
     predictions = predict(
         logits["candidate"], logits["baseline"], labels=data.labels, index=data.index, provenance=data.provenance
     )
-    write_predictions(layout.PREDICTIONS / f"{split}.parquet", predictions)
+    write_predictions(paths.PREDICTIONS / f"{split}.parquet", predictions)
     options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
     comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
-    figures = {name: asdict(scores.score(output, data.labels, **options)) for name, output in logits.items()}
+    figures = {name: asdict(metrics.score(output, data.labels, **options)) for name, output in logits.items()}
     return {**figures, "mcnemar": asdict(comparison)}
 
 
@@ -63,27 +63,27 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
     """Write `reports/evaluation.json` and `reports/confusion.csv`."""
     import pandas as pd
 
-    from mnist_pipe import files
+    from mnist_pipe import atomic
     from mnist_pipe.data.table import read_provenance
-    from mnist_pipe.evaluation import scores
+    from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import read_predictions
 
-    provenance = read_provenance(layout.NORMALIZED / "test.parquet")
-    test = read_predictions(layout.PREDICTIONS / "test.parquet")
-    matrix = scores.confusion_matrix(test.label, test.prediction)
+    provenance = read_provenance(paths.NORMALIZED / "test.parquet")
+    test = read_predictions(paths.PREDICTIONS / "test.parquet")
+    matrix = metrics.confusion_matrix(test.label, test.prediction)
     evaluation = {
         "dataset": provenance["dataset"],
         "fallback_for": provenance.get("fallback_for"),
-        "model": files.read_json(layout.CANDIDATE / layout.CARD)["model"],
+        "model": atomic.read_json(paths.CANDIDATE / paths.CARD)["model"],
         "confidence": params.confidence,
         **{split: figures["candidate"] for split, figures in by_split.items()},
         "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
         "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
-        "per_class": [asdict(one) for one in scores.per_class(matrix)],
+        "per_class": [asdict(one) for one in metrics.per_class(matrix)],
     }
-    files.write_json(layout.EVALUATION, evaluation)
+    atomic.write_json(paths.EVALUATION, evaluation)
     pairs = pd.DataFrame({"actual": test.label, "predicted": test.prediction})
-    files.write_bytes(layout.CONFUSION, pairs.to_csv(index=False, lineterminator="\n").encode())
+    atomic.write_bytes(paths.CONFUSION, pairs.to_csv(index=False, lineterminator="\n").encode())
     return evaluation
 
 
@@ -94,23 +94,23 @@ def draw(params: EvaluateParams) -> None:
     import pandas as pd
 
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.evaluation import plots, scores
+    from mnist_pipe.evaluation import metrics, plots
     from mnist_pipe.evaluation.predictions import read_predictions
     from mnist_pipe.training import checkpoint
 
-    test = read_predictions(layout.PREDICTIONS / "test.parquet")
-    matrix = scores.confusion_matrix(test.label, test.prediction)
-    bins = scores.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
-    weights = next(p for p in checkpoint.load_model(layout.BASELINE)[0].parameters() if p.ndim == 2)
-    plots.confusion(layout.PLOTS / "confusion.png", matrix)
-    plots.classes(layout.PLOTS / "classes.png", scores.per_class(matrix), confidence=params.confidence)
-    plots.reliability(layout.PLOTS / "reliability.png", bins, confidence=params.confidence)
-    plots.templates(layout.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
-    plots.curves(layout.PLOTS / "curves.png", pd.read_csv(layout.CURVES))
-    plots.search(layout.PLOTS / "search.png", pd.read_csv(layout.TRIALS))
+    test = read_predictions(paths.PREDICTIONS / "test.parquet")
+    matrix = metrics.confusion_matrix(test.label, test.prediction)
+    bins = metrics.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
+    weights = next(p for p in checkpoint.load_model(paths.BASELINE)[0].parameters() if p.ndim == 2)
+    plots.confusion(paths.PLOTS / "confusion.png", matrix)
+    plots.classes(paths.PLOTS / "classes.png", metrics.per_class(matrix), confidence=params.confidence)
+    plots.reliability(paths.PLOTS / "reliability.png", bins, confidence=params.confidence)
+    plots.templates(paths.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
+    plots.curves(paths.PLOTS / "curves.png", pd.read_csv(paths.CURVES))
+    plots.search(paths.PLOTS / "search.png", pd.read_csv(paths.TRIALS))
     plots.mistakes(
-        layout.PLOTS / "mistakes.png",
-        read_normalized(layout.NORMALIZED / "test.parquet").images,
+        paths.PLOTS / "mistakes.png",
+        read_normalized(paths.NORMALIZED / "test.parquet").images,
         labels=test.label,
         predictions=test.prediction,
         probabilities=test.probability,

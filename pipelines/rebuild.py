@@ -9,10 +9,11 @@ from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
-from mnist_pipe import files, layout, storage
+from mnist_pipe import atomic, paths
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.handoff import WORK_POOL
 from mnist_pipe.errors import PipelineError, describe, without_credentials
-from mnist_pipe.identity import PACKAGE
-from mnist_pipe.remote import WORK_POOL
+from mnist_pipe.fingerprint import PACKAGE
 
 _AUTHOR = ("-c", "user.name=mnist-pipe", "-c", "user.email=rebuild@mnist-pipe.invalid")
 
@@ -49,10 +50,10 @@ def push(folder: Path) -> None:
 @task
 def publish(folder: Path) -> str | None:
     """Commit `dvc.lock` and the reports to a branch named by their content; None where nothing has changed."""
-    _run("git", "add", "dvc.lock", str(layout.REPORTS), cwd=folder)
+    _run("git", "add", "dvc.lock", str(paths.REPORTS), cwd=folder)
     if subprocess.run(["git", "diff", "--cached", "--quiet"], cwd=folder, check=False).returncode == 0:
         return None
-    branch = f"rebuild/{files.sha256(folder / 'dvc.lock')[:12]}"
+    branch = f"rebuild/{atomic.sha256(folder / 'dvc.lock')[:12]}"
     _run("git", *_AUTHOR, "commit", "--quiet", "-m", "[rebuild] Record what dvc repro made", cwd=folder)
     _run("git", "push", "--quiet", "--force", "origin", f"HEAD:refs/heads/{branch}", cwd=folder)
     return branch

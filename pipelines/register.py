@@ -9,20 +9,21 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from mnist_pipe import files, layout, lineage, registry
+from mnist_pipe import atomic, lineage, paths
 from mnist_pipe.data.table import read_provenance
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import RegisterParams
+from mnist_pipe.registry import mlflow_registry
 from pipelines import retries
 from pipelines.stage import stage
 
-VALIDATION = layout.PREDICTIONS / "validation.parquet"
+VALIDATION = paths.PREDICTIONS / "validation.parquet"
 
 
 @task
 def trace() -> dict[str, Any]:
     """Where the candidate comes from."""
-    card = files.read_json(layout.CANDIDATE / layout.CARD, fix="run: dvc repro train")
+    card = atomic.read_json(paths.CANDIDATE / paths.CARD, fix="run: dvc repro train")
     return lineage.collect(Path.cwd(), card=card, provenance=read_provenance(VALIDATION))
 
 
@@ -31,16 +32,16 @@ def trace() -> dict[str, Any]:
 )  # another writer may hold the database
 def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""
-    registration = registry.register(
-        layout.CANDIDATE,
+    registration = mlflow_registry.register(
+        paths.CANDIDATE,
         root=Path.cwd(),
-        name=origin["dataset"] + registry.CLASSIFIER,
+        name=origin["dataset"] + mlflow_registry.CLASSIFIER,
         predictions=VALIDATION,
-        metrics=files.read_json(layout.EVALUATION, fix="run: dvc repro evaluate"),
+        metrics=atomic.read_json(paths.EVALUATION, fix="run: dvc repro evaluate"),
         lineage=origin,
         params=params,
     )
-    files.write_json(layout.REGISTRATION, asdict(registration))
+    atomic.write_json(paths.REGISTRATION, asdict(registration))
     return asdict(registration)
 
 

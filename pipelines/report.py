@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 
-from mnist_pipe import files, layout
-from mnist_pipe.evaluation.report import page
+from mnist_pipe import atomic, paths
+from mnist_pipe.evaluation.report import render_page
 from pipelines import STAGES
 from pipelines.stage import stage
 
@@ -16,10 +16,10 @@ from pipelines.stage import stage
 def report() -> None:
     """Write the report."""
     write()
-    get_run_logger().info(f"report: {layout.REPORT}")
+    get_run_logger().info(f"report: {paths.REPORT}")
 
 
 @task
 def write() -> None:
     """Write the page from the figures and pictures of the stages before."""
-    files.write_bytes(layout.REPORT, page(Path(), stages=tuple(STAGES)).encode())
+    atomic.write_bytes(paths.REPORT, render_page(Path(), stages=tuple(STAGES)).encode())

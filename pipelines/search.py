@@ -9,7 +9,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
-from mnist_pipe import layout
+from mnist_pipe import paths
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import RecipeParams, SearchParams
 from pipelines import retries
@@ -29,7 +29,7 @@ COLUMNS = (
 @task
 def open_registry() -> None:
     """Import MLflow and make its tables if there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
-    from mnist_pipe.registry import prepare
+    from mnist_pipe.registry.mlflow_registry import prepare
 
     prepare(Path.cwd())
 
@@ -39,9 +39,10 @@ def tune(
     params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str
 ) -> list[dict[str, Any]]:
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
-    from mnist_pipe import cluster, preflight, storage
+    from mnist_pipe import preflight
+    from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training.search import TrialRecord, search
+    from mnist_pipe.tuning.search import TrialRecord, search
 
     logger = get_run_logger()
 
@@ -52,7 +53,7 @@ def tune(
             "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
         )
 
-    with cluster.connected(run_name) as available:
+    with ray_session.connected(run_name) as available:
         preflight.check_workers(
             "search.max_concurrent_trials",
             params.max_concurrent_trials,
@@ -60,13 +61,13 @@ def tune(
             num_gpus=available.num_gpus,
             where="the cluster",
         )
-        splits = {name: read_normalized(path) for name, path in layout.TRAINING_SPLITS.items()}
+        splits = {name: read_normalized(path) for name, path in paths.TRAINING_SPLITS.items()}
         registry = open_registry.submit()  # now, as Ray's process imports torch and the other processors are idle
         trials = search(
             training=splits["train"].first(params.train_rows),
             validation=splits["validation"],
             available=available,
-            storage=storage.of(Path.cwd()),
+            storage=storage.project_storage(Path.cwd()),
             name=run_name,
             recipe=recipe.model_dump(),
             model_params=models,
@@ -84,9 +85,9 @@ def tune(
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""
     from mnist_pipe.data.table import read_provenance
-    from mnist_pipe.registry import log_search
+    from mnist_pipe.registry.mlflow_registry import log_search
 
-    dataset = read_provenance(layout.TRAINING_SPLITS["train"])["dataset"]
+    dataset = read_provenance(paths.TRAINING_SPLITS["train"])["dataset"]
     log_search(f"{dataset}-search", trials, root=Path.cwd(), search_id=run_name)
 
 
@@ -95,11 +96,11 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Write the trial table, the best configuration and the search's metrics; return the best trial."""
     import pandas as pd
 
-    from mnist_pipe.files import replacing, write_json
-    from mnist_pipe.training.search import TrialRecord, best
+    from mnist_pipe.atomic import atomic_file, write_json
+    from mnist_pipe.tuning.search import TrialRecord, best_trial
 
-    winner = best([TrialRecord(**trial) for trial in trials])
-    with replacing(layout.TRIALS) as temporary:
+    winner = best_trial([TrialRecord(**trial) for trial in trials])
+    with atomic_file(paths.TRIALS) as temporary:
         pd.DataFrame([_row(trial) for trial in trials]).to_csv(temporary, index=False)
     result = {
         "config": winner.config,
@@ -107,10 +108,10 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
         "validation_accuracy": winner.score,
         "validation_loss": winner.history[-1]["validation_loss"],
     }
-    write_json(layout.BEST, result)
+    write_json(paths.BEST, result)
     statuses = [trial["status"] for trial in trials]
     write_json(
-        layout.SEARCH_REPORT,
+        paths.SEARCH_REPORT,
         {
             "num_trials": len(trials),
             **{f"num_{status}": statuses.count(status) for status in ("finished", "stopped", "diverged", "failed")},
@@ -124,10 +125,10 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
 @stage
 def search(params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
     """Search, record every trial, and hand the best configuration on."""
-    from mnist_pipe.identity import run_name as name_of
+    from mnist_pipe.fingerprint import run_name as name_of
 
     made_from = {"search": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
-    run_name = name_of("search", params=made_from, inputs=layout.TRAINING_SPLITS.values())
+    run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
     trials = tune(params, recipe, models, run_name)
     result = write_results(trials)
     log_to_mlflow(trials, run_name)
@@ -141,10 +142,10 @@ def search(params: SearchParams, recipe: RecipeParams, models: dict[str, dict[st
 @task
 def forget(run_name: str) -> None:
     """Remove what a killed search resumes from; a finished one, asked for again, is to be searched again."""
-    from mnist_pipe import storage
-    from mnist_pipe.training.search import ledger_key
+    from mnist_pipe.cluster import storage
+    from mnist_pipe.tuning.search import ledger_key
 
-    storage.of(Path.cwd()).remove(ledger_key(run_name))
+    storage.project_storage(Path.cwd()).remove(ledger_key(run_name))
 
 
 def _row(trial: Mapping[str, Any]) -> dict[str, Any]:

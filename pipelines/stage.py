@@ -15,7 +15,7 @@ Parameters = ParamSpec("Parameters")
 def stage(function: Callable[Parameters, None]) -> Flow[..., None]:
     """The flow of a stage, which bears the function's name.
 
-    It takes one more parameter, `run`: on the worker the place in the storage that `remote.entered` takes.
+    It takes one more parameter, `run`: on the worker the place in the storage that `handoff.worker_workspace` takes.
     """
 
     @functools.wraps(function)
@@ -23,9 +23,9 @@ def stage(function: Callable[Parameters, None]) -> Flow[..., None]:
         if run is None:
             function(*args, **kwargs)
             return
-        from mnist_pipe import remote
+        from mnist_pipe.cluster import handoff
 
-        with remote.entered(run):
+        with handoff.worker_workspace(run):
             function(*args, **kwargs)
 
     signature = inspect.signature(function, eval_str=True)

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
-from mnist_pipe import files, layout
+from mnist_pipe import atomic, paths
 from pipelines.stage import stage
 
 if TYPE_CHECKING:
-    from mnist_pipe.runs import Run
+    from studies.common.ledger import Run
 
 
 @task
 def measure(study: str, params: dict[str, Any], ledger: str) -> dict[str, Any]:
     """Compute every run that `ledger` does not know and write `runs.json` and `times.json`; returns the latter."""
-    from mnist_pipe import cluster, storage
+    from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.runs import read_ledger
-    from mnist_pipe.spread import spread
-    from studies import catalogue
+    from studies.common import catalogue
+    from studies.common.executor import run_all
+    from studies.common.ledger import read_ledger
 
-    module, place, log = catalogue.runs_of(study), storage.of(Path.cwd()), get_run_logger()
+    module, place, log = catalogue.runs_of(study), storage.project_storage(Path.cwd()), get_run_logger()
     section = module.Params.model_validate(params)
-    splits = {name: read_normalized(path) for name, path in layout.SPLITS.items()}
+    splits = {name: read_normalized(path) for name, path in paths.SPLITS.items()}
     started, num_known = time.monotonic(), len(read_ledger(place, ledger))
     if num_known:
         log.info("%s: %d runs had ended before it was interrupted", study, num_known)
@@ -36,14 +36,14 @@ def measure(study: str, params: dict[str, Any], ledger: str) -> dict[str, Any]:
     def show(run: Run) -> None:
         log.info("%s on %s, %.1f s: %s", study, run.address, run.seconds, _line(run.config))
 
-    with cluster.connected(ledger) as available:
+    with ray_session.connected(ledger) as available:
         found: list[Run] = []
         if hasattr(module, "tune"):
             found = module.tune(section, splits, available=available, storage=place, name=ledger, say=log.info)
         searched = len(found)
         while len(configs := module.plan(section, found)) > len(found) - searched:
             log.info("%s: %d runs", study, len(configs))
-            runs = spread(
+            runs = run_all(
                 module.run,
                 configs,
                 shared=splits,
@@ -57,10 +57,10 @@ def measure(study: str, params: dict[str, Any], ledger: str) -> dict[str, Any]:
     times = _times(found, num_cpus=available.num_cpus, num_gpus=available.num_gpus)
     if not num_known:
         times["wall_seconds"] = round(time.monotonic() - started, 1)
-    folder = layout.STUDIES / study
-    files.write_json(folder / layout.STUDY_TIMES, times)
-    files.write_json(
-        folder / layout.STUDY_RUNS,
+    folder = paths.STUDIES / study
+    atomic.write_json(folder / paths.STUDY_TIMES, times)
+    atomic.write_json(
+        folder / paths.STUDY_RUNS,
         {"conclusions": conclusions, "runs": [{"config": run.config, "result": _public(run.result)} for run in found]},
     )
     return times
@@ -70,10 +70,10 @@ def _times(runs: list[Run], *, num_cpus: int, num_gpus: int) -> dict[str, Any]:
     """How long it took, and on what: apart from the figures, which are the same from time to time."""
     from importlib.metadata import version
 
-    from mnist_pipe.machine import processor
+    from mnist_pipe.hardware import cpu_name
 
     return {
-        "processor": processor(),
+        "processor": cpu_name(),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "torch": version("torch"),
@@ -98,12 +98,12 @@ def _public(result: Mapping[str, Any]) -> dict[str, Any]:
 @stage
 def study(study: str, params: dict[str, Any]) -> None:
     """Measure `study`; where it was interrupted, go on from the runs that had ended."""
-    from mnist_pipe.identity import PACKAGE, run_name
+    from mnist_pipe.fingerprint import PACKAGE, run_name
 
-    folder = PACKAGE.parent / layout.STUDIES
+    folder = PACKAGE.parent / paths.STUDIES
     computing = (path for path in sorted((folder / study).glob("*.py")) if path.name != "findings.py")
     sources = [folder / "fitting.py", *computing]
-    ledger = run_name(f"{study}-runs", params=None, inputs=[*layout.SPLITS.values(), *sources])
+    ledger = run_name(f"{study}-runs", params=None, inputs=[*paths.SPLITS.values(), *sources])
     times = measure(study, params, ledger)
     table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
     create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
@@ -114,10 +114,10 @@ def study(study: str, params: dict[str, Any]) -> None:
 @task
 def forget(ledger: str) -> None:
     """Remove what an interrupted study resumes from; a finished one, asked for again, is to be measured again."""
-    from mnist_pipe import storage
-    from mnist_pipe.runs import ledger_key
+    from mnist_pipe.cluster import storage
+    from studies.common.ledger import ledger_key
 
-    place = storage.of(Path.cwd())
+    place = storage.project_storage(Path.cwd())
     place.remove(ledger_key(ledger))
     for search in place.names("trials"):  # of a study that searches first
         if search.startswith(ledger):

@@ -9,23 +9,24 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 
-from mnist_pipe import layout
+from mnist_pipe import paths
+from mnist_pipe.cluster.storage import VARIABLE, Storage
 from mnist_pipe.params import RecipeParams, TrainParams
-from mnist_pipe.storage import VARIABLE, Storage
 from pipelines.stage import stage
 
 if TYPE_CHECKING:
-    from mnist_pipe.training.stream import Shards
+    from mnist_pipe.training.streaming import Shards
 
 
 @task
 def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run_name: str) -> dict[str, Any]:
     """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
-    from mnist_pipe import cluster, preflight, storage
+    from mnist_pipe import preflight
+    from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training import distributed, loop
+    from mnist_pipe.training import loop, ray_train
 
-    logger, path, place = get_run_logger(), layout.TRAINING_SPLITS["train"], storage.of(Path.cwd())
+    logger, path, place = get_run_logger(), paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
 
     def show(metrics: dict[str, float]) -> None:
         logger.info("%s", loop.progress_line(metrics, num_epochs=recipe["num_epochs"]))
@@ -39,7 +40,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     def show_wait() -> None:
         logger.info("waiting for machines: none is free")
 
-    with cluster.connected(run_name) as available:
+    with ray_session.connected(run_name) as available:
         preflight.check_workers(
             "train.num_workers",
             params.num_workers,
@@ -48,14 +49,14 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
             num_gpus=available.num_gpus,
             where="the cluster",
         )
-        result = distributed.fit(
+        result = ray_train.fit(
             loop.Recipe(**recipe),
             training=_rows(path, place) if params.data == "stream" else read_normalized(path).first(train_rows),
-            validation=read_normalized(layout.TRAINING_SPLITS["validation"]),
+            validation=read_normalized(paths.TRAINING_SPLITS["validation"]),
             name=run_name,
             storage=place,
             state=state_of(run_name),
-            scale=cluster.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
+            scale=ray_session.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
             on_epoch=show,
             on_start=show_start,
             on_save=show_save,
@@ -66,16 +67,16 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
 
 def _rows(path: Path, place: Storage) -> Shards:
     """The rows of `path` where every machine of the cluster can read them."""
-    from mnist_pipe.training import stream
+    from mnist_pipe.training import streaming
 
     if not os.environ.get(VARIABLE):
-        return stream.shards(path)
-    return stream.shards(place.path(f"objects/{place.put(path)}"), filesystem=place.filesystem)
+        return streaming.shards(path)
+    return streaming.shards(place.path(f"objects/{place.put(path)}"), filesystem=place.filesystem)
 
 
 def state_of(run_name: str) -> Path:
     """The folder of the last checkpoint of a run."""
-    return layout.RUNS / run_name
+    return paths.RUNS / run_name
 
 
 @task
@@ -86,36 +87,36 @@ def write_candidate(
     import pandas as pd
     import torch
 
-    from mnist_pipe.files import replacing, write_json
-    from mnist_pipe.training import averaging, checkpoint, loop
+    from mnist_pipe.atomic import atomic_file, write_json
+    from mnist_pipe.training import checkpoint, ema, loop
 
     full = loop.Recipe(**recipe)
     model, optimizer = loop.new_run(full, device=torch.device("cpu"))
     checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
     card = checkpoint.model_card(
-        full.to_dict(), model=model, metrics=history[-1], data=layout.TRAINING_SPLITS, test_shifts=test_shifts
+        full.to_dict(), model=model, metrics=history[-1], data=paths.TRAINING_SPLITS, test_shifts=test_shifts
     )
-    with averaging.averaged(optimizer):
-        checkpoint.save_model(layout.CANDIDATE, model, card=card)
-    with replacing(layout.CURVES) as temporary:
+    with ema.averaged(optimizer):
+        checkpoint.save_model(paths.CANDIDATE, model, card=card)
+    with atomic_file(paths.CURVES) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
-    write_json(layout.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
+    write_json(paths.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
 
 
 @stage
 def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
     """Train the best configuration that the search found, as long and as carefully as the recipe says."""
-    from mnist_pipe.files import read_json
-    from mnist_pipe.identity import run_name as name_of
+    from mnist_pipe.atomic import read_json
+    from mnist_pipe.fingerprint import run_name as name_of
     from mnist_pipe.training.loop import recipe_of
 
-    best = read_json(layout.BEST, fix="run: dvc repro search")["config"]
+    best = read_json(paths.BEST, fix="run: dvc repro search")["config"]
     run = {"precision": params.precision, "seed": params.seed}
     if params.num_epochs != "auto":
         run["num_epochs"] = params.num_epochs
     full = recipe_of(recipe.model_dump(), found=best, models=models, **run).to_dict()
     made_from = {"train": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
-    run_name = name_of("train", params=made_from, inputs=[layout.BEST, *layout.TRAINING_SPLITS.values()])
+    run_name = name_of("train", params=made_from, inputs=[paths.BEST, *paths.TRAINING_SPLITS.values()])
     result = fit(full, recipe.train_rows, params, run_name)
     write_candidate(
         full, result["history"], run_name, num_workers=result["num_workers"], test_shifts=recipe.test_shifts
@@ -128,10 +129,10 @@ def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str,
 @task
 def forget(run_name: str) -> None:
     """Remove what a killed run resumes from; a finished one, asked for again, is to be trained again."""
-    from mnist_pipe import storage
-    from mnist_pipe.cluster import attempts
+    from mnist_pipe.cluster import storage
+    from mnist_pipe.cluster.ray_session import attempts
 
-    place = storage.of(Path.cwd())
+    place = storage.project_storage(Path.cwd())
     for attempt in attempts(place, run_name):
         place.remove(attempt)
     shutil.rmtree(state_of(run_name), ignore_errors=True)

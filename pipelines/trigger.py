@@ -20,12 +20,12 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelling
 
-from mnist_pipe import remote, storage
+from mnist_pipe.atomic import digest
+from mnist_pipe.cluster import handoff, storage
+from mnist_pipe.cluster.handoff import WORK_POOL
+from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.errors import EnvironmentFault, PipelineError, describe, one_line, public_url
-from mnist_pipe.files import digest
-from mnist_pipe.identity import source_version
-from mnist_pipe.remote import WORK_POOL
-from mnist_pipe.storage import Storage
+from mnist_pipe.fingerprint import source_version
 
 MAX_ATTEMPTS = 3
 """Of a run whose process died with its machine. One that failed has a reason that would hold again."""
@@ -60,7 +60,7 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
         deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{flow}/{os.environ[WORK_POOL]}")
         # What other code made of the same, or what lies in another storage, is not taken for ours.
         series = f"{name}-{digest([source_version(), place.uri])[:8]}"
-        request = remote.ask(stage, root, name=series, storage=place)
+        request = handoff.upload_request(stage, root, name=series, storage=place)
         for attempt in range(MAX_ATTEMPTS):
             key, run = _start(client, deployment_id, name, series, parameters, place)
             try:
@@ -70,10 +70,10 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
                 raise
             assert run.state is not None
             if run.state.is_completed():
-                remote.fetch(request, root, storage=place, key=key)
+                handoff.download_outputs(request, root, storage=place, key=key)
                 return
             if not run.state.is_crashed() or attempt + 1 == MAX_ATTEMPTS:
-                raise _fault(run, remote.fault(place, key))
+                raise _fault(run, handoff.read_failure(place, key))
             _say(f"{run.name}: {one_line(run.state.message)}; trying again")
 
 
@@ -81,7 +81,7 @@ def _storage() -> Storage:
     if not os.environ.get(storage.VARIABLE):
         fix = "name a bucket or a shared directory, for the inputs and outputs"
         raise EnvironmentFault(describe(storage.VARIABLE, "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
-    return storage.of(Path.cwd())
+    return storage.project_storage(Path.cwd())
 
 
 def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUID:
@@ -147,7 +147,7 @@ def _start(
 
 def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
     state = run.state
-    return state is None or not state.is_final() or (state.is_completed() and remote.has_outputs(place, key))
+    return state is None or not state.is_final() or (state.is_completed() and handoff.has_outputs(place, key))
 
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:

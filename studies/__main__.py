@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mnist_pipe.errors import line
-from studies import STUDIES, catalogue
+from mnist_pipe.errors import message_and_code
+from studies import STUDIES
+from studies.common import catalogue
 
 
 def main() -> int:
@@ -21,13 +22,14 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         catalogue.check(arguments.study, where="python -m studies")
-        from studies import showing
 
-        print(f"{arguments.study}: {showing.show(arguments.study)}")
+        from studies.common import report
+
+        print(f"{arguments.study}: {report.report(arguments.study)}")
     except Exception as fault:
         if arguments.debug:
             raise
-        text, code = line(fault)
+        text, code = message_and_code(fault)
         print(text, file=sys.stderr)
         return code
     return 0

@@ -16,13 +16,15 @@ import psutil
 import pytest
 from PIL import Image, ImageDraw
 
-from mnist_pipe import cli, layout, services
-from mnist_pipe.files import write_json
+from mnist_pipe import paths
+from mnist_pipe.atomic import write_json
+from mnist_pipe.local import services
+from pipelines import cli
 from tests.test_registry import empty_store, make, register, root
 
 __all__ = ["empty_store", "make", "root"]  # fixtures
 
-MNIST_PIPE = [sys.executable, "-m", "mnist_pipe.cli"]
+MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
 NO_SERVICES = [
     "prefect      not running; start it with: mnist-pipe up",
     "ray          not running; start it with: mnist-pipe up",
@@ -59,7 +61,7 @@ def test_status_of_a_service_that_fails_says_where_to_look_and_what_to_do(projec
             name="ray", pid=ended.pid, created=created, port=1, address="127.0.0.1:1", url="http://127.0.0.1:1",
             secret=str(project / "secret"), log=str(project / ".state/logs/ray.log"), folder="",
         )  # fmt: skip
-        write_json(project / layout.SERVICES, {"ray": asdict(service)})
+        write_json(project / paths.SERVICES, {"ray": asdict(service)})
         if not alive:
             ended.kill()
             ended.wait()
@@ -98,7 +100,7 @@ def test_an_unknown_command_is_one_line() -> None:
 @pytest.mark.parametrize("arguments", [["summary"], ["--debug", "summary"], ["summary", "--debug"]])
 def test_debug_shows_the_traceback_wherever_it_stands(project: Path, arguments: list[str]) -> None:
     _, _, lines = mnist_pipe(*arguments)
-    message = f"{project / layout.REGISTRATION}: the file must exist, but got nothing; run: dvc repro"
+    message = f"{project / paths.REGISTRATION}: the file must exist, but got nothing; run: dvc repro"
     if "--debug" in arguments:
         assert lines[0] == "Traceback (most recent call last):"
         assert lines[-1].endswith(message)
@@ -109,7 +111,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(project: Path, arguments: 
 @pytest.mark.usefixtures("project")
 def test_nothing_heavy_is_imported_for_a_quick_command() -> None:
     code = (
-        "import sys; from mnist_pipe.cli import main; main(['status'])\n"
+        "import sys; from pipelines.cli import main; main(['status'])\n"
         "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -131,7 +133,7 @@ def test_status_takes_half_a_second_at_most() -> None:
 def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     script = (
-        f'"{sys.executable}" -c "import sys, time; time.sleep(0.5); from mnist_pipe.cli import main; sys.exit(main())"'
+        f'"{sys.executable}" -c "import sys, time; time.sleep(0.5); from pipelines.cli import main; sys.exit(main())"'
     )
     done = subprocess.run(["sh", "-c", f"{script} status | true"], capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -139,7 +141,7 @@ def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pyte
 
 def test_ctrl_c_is_130(project: Path) -> None:
     # `down` waits for the lock that this test holds.
-    from mnist_pipe.files import locked
+    from mnist_pipe.atomic import locked
 
     with locked(project / ".state/services.lock", purpose="a test"):
         # A job that a shell started in the background ignores SIGINT, and so would its children.
@@ -190,7 +192,7 @@ def score(correct: int, rows: int, low: float, high: float) -> dict[str, Any]:
 @pytest.fixture
 def finished(project: Path) -> Path:
     write_json(
-        project / layout.REGISTRATION,
+        project / paths.REGISTRATION,
         {
             "name": "mnist-classifier",
             "version": 3,
@@ -200,7 +202,7 @@ def finished(project: Path) -> Path:
         },
     )
     write_json(
-        project / layout.EVALUATION,
+        project / paths.EVALUATION,
         {
             "dataset": "mnist",
             "fallback_for": None,
@@ -209,7 +211,7 @@ def finished(project: Path) -> Path:
             "test": score(9943, 10000, 0.9926, 0.9956),
         },
     )
-    write_json(project / layout.TIMINGS, {"train": 61.5, "ingest": 1.25})
+    write_json(project / paths.TIMINGS, {"train": 61.5, "ingest": 1.25})
     return project
 
 
@@ -237,7 +239,7 @@ def test_the_summary_of_a_fallback_says_so_first_and_last(finished: Path) -> Non
         "validation": score(9, 10, 0.6, 0.98),
         "test": score(10, 10, 0.7, 1.0),
     }
-    write_json(finished / layout.EVALUATION, evaluation)
+    write_json(finished / paths.EVALUATION, evaluation)
     _, lines, _ = mnist_pipe("summary")
     loud = "FALLBACK     mnist could not be fetched: all of this is about digits. Try again: dvc repro --force ingest"
     assert lines[0] == lines[-1] == loud
@@ -246,7 +248,7 @@ def test_the_summary_of_a_fallback_says_so_first_and_last(finished: Path) -> Non
 
 def test_the_summary_of_a_candidate_that_failed_says_why(finished: Path) -> None:
     write_json(
-        finished / layout.REGISTRATION,
+        finished / paths.REGISTRATION,
         {
             "name": "mnist-classifier",
             "version": 4,
@@ -264,7 +266,7 @@ def test_the_summary_of_a_candidate_that_failed_says_why(finished: Path) -> None
 
 
 def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
-    write_json(finished / layout.EVALUATION, {"dataset": "mnist", "fallback_for": None})
+    write_json(finished / paths.EVALUATION, {"dataset": "mnist", "fallback_for": None})
     code, output, [line] = mnist_pipe("summary")
     assert (code, output) == (4, [])
     assert (

@@ -18,10 +18,11 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from mnist_pipe import dashboards, layout, services
-from mnist_pipe.dashboards import Page
+from mnist_pipe import paths
 from mnist_pipe.errors import PipelineError
-from mnist_pipe.services import State
+from mnist_pipe.local import dashboards, services
+from mnist_pipe.local.dashboards import Page
+from mnist_pipe.local.services import State
 from tests.test_pipeline import copy_tree
 from tests.test_pipeline import run as run_in
 from tests.test_services import clean_variables, command, family, recorded, request, run, run_twice_at_once, taken
@@ -68,13 +69,13 @@ def test_each_page_is_a_line_with_its_address_and_where_the_secret_is(root: Path
 
 
 def test_asking_again_changes_nothing_and_takes_a_second(root: Path) -> None:
-    before = (root / layout.SERVICES).read_bytes()
+    before = (root / paths.SERVICES).read_bytes()
     seconds = []
     for _ in range(3):
         started = time.monotonic()
         run(root, "dashboards")
         seconds.append(time.monotonic() - started)
-    assert (root / layout.SERVICES).read_bytes() == before
+    assert (root / paths.SERVICES).read_bytes() == before
     assert min(seconds) < 2
 
 
@@ -142,7 +143,7 @@ def test_tensorboard_moves_with_the_storage(root: Path, tmp_path: Path, monkeypa
     assert {name: s.pid for name, s in after.items() if before[name] != s} == {"tensorboard": after["tensorboard"].pid}
     monkeypatch.delenv("MNIST_PIPE_STORAGE")
     dashboards.check(root)
-    assert recorded(root)["tensorboard"].address == str(root / layout.RAY_RESULTS)
+    assert recorded(root)["tensorboard"].address == str(root / paths.RAY_RESULTS)
 
 
 def test_tensorboard_reads_the_curves_from_s3(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +250,7 @@ def test_a_clusters_pages_are_found_by_the_variables_of_their_own_programs(root:
         "token: RAY_AUTH_TOKEN",
         "user and password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD",
     ]
-    assert not (client / layout.SERVICES).exists()
+    assert not (client / paths.SERVICES).exists()
 
 
 def test_what_a_client_has_not_set_prefect_knows(root: Path, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from mnist_pipe import doctor, files, layout, services
+from mnist_pipe import atomic, paths
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
+from mnist_pipe.local import doctor, services
 from tests.conftest import ROOT
 
 MiniMount = Callable[..., subprocess.CompletedProcess[str]]
@@ -116,7 +117,7 @@ def test_too_little_space_is_told_with_both_numbers(tmp_path: Path) -> None:
     assert doctor.check_disk(tmp_path, needed_bytes=1).endswith(" MB free")
 
 
-CHECK = "from pathlib import Path; from mnist_pipe import doctor; doctor.check_writable(Path.cwd())"
+CHECK = "from pathlib import Path; from mnist_pipe.local import doctor; doctor.check_writable(Path.cwd())"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_services_in_such_a_folder_are_one_line_and_no_process(
 ) -> None:
     if command == "down" and prepare == FULL:
         pytest.skip("nothing is written where nothing was started")
-    done = mounted(f"import sys; from mnist_pipe.cli import main; sys.exit(main([{command!r}]))", prepare=prepare)
+    done = mounted(f"import sys; from pipelines.cli import main; sys.exit(main([{command!r}]))", prepare=prepare)
     assert done.returncode == 3
     [line] = done.stderr.splitlines()
     assert line.endswith(f": the path must be readable and writable, but got {reason}")
@@ -213,7 +214,7 @@ def test_a_service_that_died_is_a_fault_with_its_log(project: Path) -> None:
         name="prefect", pid=ended.pid, created=0.0, port=1, address="", url="http://127.0.0.1:1", secret="",
         log="prefect.log", folder="",
     )  # fmt: skip
-    files.write_json(project / layout.SERVICES, {"prefect": asdict(service)})
+    atomic.write_json(project / paths.SERVICES, {"prefect": asdict(service)})
     assert str(fault("services", project)) == (
         "prefect.log: prefect must answer, but got a service that died; run: mnist-pipe up"
     )
@@ -222,7 +223,7 @@ def test_a_service_that_died_is_a_fault_with_its_log(project: Path) -> None:
 def test_too_few_open_files_are_a_fault(project: Path) -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
-        "from pathlib import Path; from mnist_pipe import doctor\n"
+        "from pathlib import Path; from mnist_pipe.local import doctor\n"
         f"print(dict(doctor.examine(Path({str(project)!r})))['open files'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

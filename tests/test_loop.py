@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe import models
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.training import batchnorm, loop, optimizers
+from mnist_pipe.training import loop, optimizers, sync_batchnorm
 from mnist_pipe.training.loop import Data, DivergedError, Recipe, World
 
 CPU = torch.device("cpu")
@@ -216,7 +216,7 @@ def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
 def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     model, optimizer = loop.new_run(recipe, device=CPU)
-    parallel = DistributedDataParallel(batchnorm.synchronize(model, device=CPU))
+    parallel = DistributedDataParallel(sync_batchnorm.synchronize(model, device=CPU))
     world = World(rank=rank, size=3, sum=lambda values: dist.all_reduce(values) or values)
     data = blobs(64)
     list(loop.train(recipe, model=parallel, optimizer=optimizer, training=data, validation=data, world=world))

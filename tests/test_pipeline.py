@@ -22,7 +22,8 @@ import pytest
 from ruamel.yaml import YAML
 
 import studies
-from mnist_pipe import layout, machine, services
+from mnist_pipe import hardware, paths
+from mnist_pipe.local import services
 from mnist_pipe.models import MODELS
 from pipelines import STAGES
 from tests.conftest import ROOT
@@ -149,7 +150,7 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
 
 def test_prefect_shows_a_completed_flow_run_for_every_stage(clone: Path) -> None:
     code = (
-        "import asyncio, os; from pathlib import Path; from mnist_pipe import services;"
+        "import asyncio, os; from pathlib import Path; from mnist_pipe.local import services;"
         "os.environ.update(services.environment(Path.cwd()));"
         "from prefect.client.orchestration import get_client\n"
         "async def main():\n"
@@ -172,7 +173,7 @@ def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_tria
         ) as reply:
             return json.load(reply)
 
-    [search] = {path.name.partition(".")[0] for path in (clone / layout.RAY_RESULTS).glob("search-*")}
+    [search] = {path.name.partition(".")[0] for path in (clone / paths.RAY_RESULTS).glob("search-*")}
     names = {job["metadata"].get("job_name") for job in ask("/api/jobs/")}
     assert search in names
     assert any(re.fullmatch("train-[0-9a-f]{12}", name) for name in names)
@@ -314,7 +315,7 @@ def test_what_can_be_known_before_work_starts_is_told_in_one_line(
     number = next(
         (n for n, text in enumerate((folder / "params.yaml").read_text().splitlines(), 1) if "resnett" in text), 0
     )
-    assert output == line.format(cpus=machine.num_cpus(), line=number, models=", ".join(sorted(MODELS))) + "\n"
+    assert output == line.format(cpus=hardware.num_cpus(), line=number, models=", ".join(sorted(MODELS))) + "\n"
     assert not (folder / "data").exists()
 
 

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from mnist_pipe.evaluation import plots, scores
+from mnist_pipe.evaluation import metrics, plots
 
 Draw = Callable[[Path], None]
 LABELS = (np.arange(200) % 10).astype(np.uint8)
@@ -28,7 +28,7 @@ def predictions(*, num_wrong: int) -> NDArray[np.uint8]:
 
 
 def matrix(*, num_wrong: int) -> NDArray[np.int64]:
-    return scores.confusion_matrix(LABELS, predictions(num_wrong=num_wrong))
+    return metrics.confusion_matrix(LABELS, predictions(num_wrong=num_wrong))
 
 
 def epochs(accuracies: list[float]) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def mistakes(path: Path, *, num_wrong: int) -> None:
 
 
 def reliability(path: Path, *, confidences: NDArray[np.float64]) -> None:
-    bins = scores.calibration_bins(confidences, np.ones(len(confidences), dtype=bool), num_bins=15)
+    bins = metrics.calibration_bins(confidences, np.ones(len(confidences), dtype=bool), num_bins=15)
     plots.reliability(path, bins, confidence=0.95)
 
 
@@ -80,9 +80,9 @@ DRAWINGS: dict[str, Draw] = {
     "templates, zero": lambda path: plots.templates(path, np.zeros((10, 784), dtype=np.float32)),
     "reliability": lambda path: reliability(path, confidences=np.linspace(0.1, 1, 300)),
     "reliability, always sure": lambda path: reliability(path, confidences=np.ones(9)),
-    "classes": lambda path: plots.classes(path, scores.per_class(matrix(num_wrong=30)), confidence=0.95),
+    "classes": lambda path: plots.classes(path, metrics.per_class(matrix(num_wrong=30)), confidence=0.95),
     "classes, all but one absent": lambda path: plots.classes(
-        path, scores.per_class(np.diag([9] + [0] * 9)), confidence=0.95
+        path, metrics.per_class(np.diag([9] + [0] * 9)), confidence=0.95
     ),
 }
 ONE_OF_EACH = [name for name in DRAWINGS if "," not in name]

@@ -22,12 +22,13 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_pipe import layout, models, registry
+from mnist_pipe import models, paths
+from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
 from mnist_pipe.evaluation.predictions import Predictions, write_predictions
-from mnist_pipe.files import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.params import RegisterParams
-from mnist_pipe.registry import Registration
+from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry.mlflow_registry import Registration
 from mnist_pipe.training import checkpoint
 
 NAME = "toy-classifier"
@@ -71,13 +72,13 @@ def make_candidate(folder: Path, *, seed: int, errors: int) -> tuple[Path, Path]
 
 def register(root: Path, candidate: tuple[Path, Path], **changes: Any) -> Registration:
     arguments = {"root": root, "name": NAME, "metrics": METRICS, "lineage": LINEAGE, "params": PARAMS, **changes}
-    return registry.register(candidate[0], predictions=candidate[1], **arguments)
+    return mlflow_registry.register(candidate[0], predictions=candidate[1], **arguments)
 
 
 def client(root: Path) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(f"sqlite:///{root / layout.MLFLOW_DB}")
+    return MlflowClient(f"sqlite:///{root / paths.MLFLOW_DB}")
 
 
 def state(root: Path, name: str = NAME) -> tuple[int, dict[str, int]]:
@@ -96,9 +97,9 @@ def runs(root: Path, experiment: str = NAME) -> list[Any]:
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with MLflow's schema and nothing else; making one takes a second or more."""
     root = tmp_path_factory.mktemp("store")
-    with registry._store(root, write=True):
+    with mlflow_registry._store(root, write=True):
         pass
-    return root / layout.MLFLOW_DB
+    return root / paths.MLFLOW_DB
 
 
 @pytest.fixture
@@ -106,8 +107,8 @@ def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A project folder with an empty registry."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "project"
-    (folder / layout.STATE).mkdir(parents=True)
-    shutil.copy(empty_store, folder / layout.MLFLOW_DB)
+    (folder / paths.STATE).mkdir(parents=True)
+    shutil.copy(empty_store, folder / paths.MLFLOW_DB)
     return folder
 
 
@@ -154,7 +155,7 @@ def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
         "recipe.learning_rate": "0.1",
         "recipe.seed": "1",
     }
-    artifacts = root / layout.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts"
+    artifacts = root / paths.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts"
     files = {str(path.relative_to(artifacts)): path for path in artifacts.rglob("*") if path.is_file()}
     assert set(files) == {
         "metrics.json",
@@ -211,7 +212,7 @@ def test_a_candidate_no_better_than_the_baseline_is_never_champion(root: Path, m
     outcome = register(root, make(1, BASELINE_ERRORS))
     assert (outcome.version, outcome.alias, outcome.promoted) == (1, None, False)
     assert state(root) == (1, {})
-    assert registry.champion(NAME, root=root) is None
+    assert mlflow_registry.champion(NAME, root=root) is None
 
 
 def test_a_champion_that_fails_stricter_gates_stays_but_the_reason_says_so(
@@ -238,7 +239,7 @@ def test_names_do_not_share_versions_or_aliases(root: Path, make: Callable[..., 
     register(root, candidate)
     other = register(root, candidate, name="digits-classifier")
     assert (other.version, other.promoted) == (1, True)
-    assert [model.name for model in registry.champions(root=root)] == ["digits-classifier", NAME]
+    assert [model.name for model in mlflow_registry.champions(root=root)] == ["digits-classifier", NAME]
 
 
 def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, make: Callable[..., Any]) -> None:
@@ -246,25 +247,25 @@ def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, ma
     for name in ("", "../x", "a/b", "a" * 65, "-a", "a b", "a:b", "a' or '1' = '1", "a\n"):
         calls: list[Callable[[], Any]] = [
             lambda n=name: register(tmp_path, candidate, name=n),
-            lambda n=name: registry.champion(n, root=tmp_path),
-            lambda n=name: registry.log_search(n, [], root=tmp_path, search_id="s"),
+            lambda n=name: mlflow_registry.champion(n, root=tmp_path),
+            lambda n=name: mlflow_registry.log_search(n, [], root=tmp_path, search_id="s"),
         ]
         for call in calls:
             with pytest.raises(InputError) as caught:
                 call()
             rule = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
             assert str(caught.value) == f"registry: the name must match {rule}, but got {name!r}"
-    assert not (tmp_path / layout.STATE).exists()
+    assert not (tmp_path / paths.STATE).exists()
 
 
 def test_looking_at_a_registry_that_does_not_exist_creates_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert registry.champion(NAME, root=tmp_path) is None
-    assert registry.champions(root=tmp_path) == []
+    assert mlflow_registry.champion(NAME, root=tmp_path) is None
+    assert mlflow_registry.champions(root=tmp_path) == []
     with pytest.raises(InputError) as caught:
-        registry.find(f"{NAME}@champion", root=tmp_path)
+        mlflow_registry.find(f"{NAME}@champion", root=tmp_path)
     assert str(caught.value) == (
         "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet, run: "
         "dvc repro"
@@ -275,9 +276,12 @@ def test_looking_at_a_registry_that_does_not_exist_creates_nothing(
 def test_a_version_is_found_by_alias_and_by_number(root: Path, make: Callable[..., Any]) -> None:
     register(root, make(1, 60))
     register(root, make(2, 40))
-    found = {spec: registry.find(f"{NAME}{spec}", root=root).version for spec in ("@champion", "@previous", "/1", "/2")}
+    found = {
+        spec: mlflow_registry.find(f"{NAME}{spec}", root=root).version
+        for spec in ("@champion", "@previous", "/1", "/2")
+    }
     assert found == {"@champion": 2, "@previous": 1, "/1": 1, "/2": 2}
-    assert registry.find(f"{NAME}@champion", root=root) == registry.champion(NAME, root=root)
+    assert mlflow_registry.find(f"{NAME}@champion", root=root) == mlflow_registry.champion(NAME, root=root)
 
 
 def test_a_version_that_is_not_there_is_told_with_those_that_are(root: Path, make: Callable[..., Any]) -> None:
@@ -292,7 +296,7 @@ def test_a_version_that_is_not_there_is_told_with_those_that_are(root: Path, mak
         "tyo@champion": "the version must be registered, but got 'tyo@champion'; known: toy-classifier",
     }.items():
         with pytest.raises(InputError) as caught:
-            registry.find(spec, root=root)
+            mlflow_registry.find(spec, root=root)
         assert str(caught.value) == f"--model: {message}"
 
 
@@ -311,9 +315,9 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(root: Path, make:
     _unpickled = []
     try:
         register(root, (folder, predictions))
-        champion = registry.champion(NAME, root=root)
+        champion = mlflow_registry.champion(NAME, root=root)
         assert champion is not None
-        model, card = checkpoint.load_model(registry.download(champion, root=root))
+        model, card = checkpoint.load_model(mlflow_registry.download(champion, root=root))
         seen = list(_unpickled)
         pickle.loads(pickle.dumps(Path("x")))  # the watch itself works
         assert _unpickled != seen
@@ -328,14 +332,14 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(root: Path, make:
 
 def test_a_flipped_bit_in_a_registered_model_is_found(root: Path, make: Callable[..., Any]) -> None:
     register(root, make(1, 40))
-    champion = registry.find(f"{NAME}@champion", root=root)
+    champion = mlflow_registry.find(f"{NAME}@champion", root=root)
     for file in ("model.safetensors", "model.json"):
-        path = registry.download(champion, root=root) / file
+        path = mlflow_registry.download(champion, root=root) / file
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
         with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}$"):
-            registry.download(champion, root=root)
+            mlflow_registry.download(champion, root=root)
         path.write_bytes(content)
 
 
@@ -343,12 +347,12 @@ def test_another_model_with_a_manifest_of_its_own_is_not_taken_for_the_registere
     root: Path, make: Callable[..., Any]
 ) -> None:
     outcome = register(root, make(1, 40))
-    champion = registry.find(f"{NAME}@champion", root=root)
-    folder = registry.download(champion, root=root)
+    champion = mlflow_registry.find(f"{NAME}@champion", root=root)
+    folder = mlflow_registry.download(champion, root=root)
     shutil.copy(make(2, 40)[0] / "model.safetensors", folder)
     write_manifest(folder)
     with pytest.raises(CorruptDataError) as caught:
-        registry.download(champion, root=root)
+        mlflow_registry.download(champion, root=root)
     assert str(caught.value) == (
         f"{folder}: content_sha256 must be {outcome.content_sha256[:12]}, as registered in toy-classifier/1, but got "
         f"{digest(read_json(folder / MANIFEST))[:12]}"
@@ -382,9 +386,9 @@ def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_place(
     register(root, make(1, 60))
     moved = tmp_path / "elsewhere"
     root.rename(moved)
-    champion = registry.champion(NAME, root=moved)
+    champion = mlflow_registry.champion(NAME, root=moved)
     assert champion is not None
-    assert registry.download(champion, root=moved).is_relative_to(moved)
+    assert mlflow_registry.download(champion, root=moved).is_relative_to(moved)
     outcome = register(moved, make(2, 40))
     assert (outcome.version, outcome.promoted) == (2, True)
     assert register(moved, make(1, 60)).version == 1
@@ -399,13 +403,13 @@ def test_another_store_is_honoured_and_its_files_are_copied_once(
     register(root, make(1, 60))
     outcome = register(root, make(2, 40))  # compared with the predictions of the first, so these came back too
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
-    champion = registry.champion(NAME, root=root)
+    champion = mlflow_registry.champion(NAME, root=root)
     assert champion is not None
-    folder = registry.download(champion, root=root)
-    assert folder == root / layout.MLFLOW_ARTIFACTS / "downloads" / outcome.content_sha256 / "model"
-    assert registry.download(champion, root=root) == folder
+    folder = mlflow_registry.download(champion, root=root)
+    assert folder == root / paths.MLFLOW_ARTIFACTS / "downloads" / outcome.content_sha256 / "model"
+    assert mlflow_registry.download(champion, root=root) == folder
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert registry.champion(NAME, root=root) is None
+    assert mlflow_registry.champion(NAME, root=root) is None
 
 
 @pytest.mark.parametrize(
@@ -418,7 +422,7 @@ def test_another_store_is_honoured_and_its_files_are_copied_once(
 )
 def test_credentials_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, public: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert registry.public_uri(tmp_path) == public
+    assert mlflow_registry.public_uri(tmp_path) == public
 
 
 @pytest.mark.parametrize("uri", ["http://user:secret@127.0.0.1:9", "file:///nowhere", "ftp://user:secret@host/x"])
@@ -428,19 +432,19 @@ def test_a_store_that_does_not_answer_is_told_in_one_line_soon_and_without_crede
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with pytest.raises(EnvironmentFault) as caught:
-        registry.champion(NAME, root=tmp_path)
+        mlflow_registry.champion(NAME, root=tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{registry.public_uri(tmp_path)}: the registry must answer, but got ")
+    assert message.startswith(f"{mlflow_registry.public_uri(tmp_path)}: the registry must answer, but got ")
     assert "\n" not in message
     assert "secret" not in "".join(traceback.format_exception(caught.value))
     assert time.monotonic() - started < 20
 
 
 def test_a_damaged_database_is_told_at_once(root: Path, make: Callable[..., Any]) -> None:
-    database = (root / layout.MLFLOW_DB).resolve()
+    database = (root / paths.MLFLOW_DB).resolve()
     database.write_bytes(b"this is not a database" * 100)
     started = time.monotonic()
-    for call in (lambda: registry.champion(NAME, root=root), lambda: register(root, make(1, 40))):
+    for call in (lambda: mlflow_registry.champion(NAME, root=root), lambda: register(root, make(1, 40))):
         with pytest.raises(CorruptDataError) as caught:
             call()
         assert str(caught.value) == (
@@ -505,7 +509,7 @@ def test_whoever_comes_after_a_kill_completes_the_registration(
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
     assert state(root) == (2, {"champion": 2, "previous": 1})
     assert [run.info.status for run in runs(root)] == ["FINISHED", "FINISHED"]
-    checkpoint.load_model(registry.download(registry.find(f"{NAME}@champion", root=root), root=root))
+    checkpoint.load_model(mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=root), root=root))
 
 
 def test_a_kill_while_the_database_is_made_leaves_none(
@@ -523,7 +527,7 @@ def test_a_kill_while_the_database_is_made_leaves_none(
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert not (tmp_path / layout.MLFLOW_DB).exists()
+    assert not (tmp_path / paths.MLFLOW_DB).exists()
     assert register(tmp_path, candidate).promoted
 
 
@@ -570,7 +574,7 @@ def trial(number: int, status: str = "finished", epochs: int = 3, **figures: flo
 
 def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(root: Path) -> None:
     trials = [trial(0), trial(1, "stopped", 1), trial(2, "diverged", 2, train_loss=float("nan")), trial(3, "failed", 0)]
-    assert registry.log_search("toy-search", trials, root=root, search_id="search-1") == 4
+    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1") == 4
     found = {int(run.data.tags["trial"]): run for run in runs(root, "toy-search")}
     assert [found[n].info.status for n in range(4)] == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
     assert [found[n].data.tags["status"] for n in range(4)] == ["finished", "stopped", "diverged", "failed"]
@@ -583,9 +587,9 @@ def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(root
 
 def test_a_search_that_is_logged_twice_is_there_once(root: Path) -> None:
     trials = [trial(0), trial(1)]
-    assert registry.log_search("toy-search", trials, root=root, search_id="search-1") == 2
-    assert registry.log_search("toy-search", [*trials, trial(2)], root=root, search_id="search-1") == 1
-    assert registry.log_search("toy-search", trials, root=root, search_id="search-2") == 2
+    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1") == 2
+    assert mlflow_registry.log_search("toy-search", [*trials, trial(2)], root=root, search_id="search-1") == 1
+    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-2") == 2
     assert len(runs(root, "toy-search")) == 5
 
 
@@ -605,12 +609,12 @@ def test_a_search_that_was_cut_short_is_completed(root: Path, method: str, call:
             return original(*arguments, **keywords)
 
         setattr(MlflowClient, method, counted)
-        registry.log_search("toy-search", trials, root=root, search_id="search-1")
+        mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1")
 
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    registry.log_search("toy-search", trials, root=root, search_id="search-1")
+    mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1")
     found = runs(root, "toy-search")
     assert sorted(run.data.tags["trial"] for run in found) == ["0", "1", "2", "3"]
     assert {run.info.status for run in found} == {"FINISHED"}
@@ -619,15 +623,15 @@ def test_a_search_that_was_cut_short_is_completed(root: Path, method: str, call:
 
 
 def test_a_search_of_many_epochs_is_logged_whole(root: Path) -> None:
-    registry.log_search("toy-search", [trial(0, epochs=700)], root=root, search_id="s")
+    mlflow_registry.log_search("toy-search", [trial(0, epochs=700)], root=root, search_id="s")
     [run] = runs(root, "toy-search")
     assert len(client(root).get_metric_history(run.info.run_id, "train_loss")) == 700
 
 
 def test_a_search_of_24_trials_is_logged_in_seconds(root: Path) -> None:
-    registry.champion(NAME, root=root)  # the import and the first connection are paid once a process
+    mlflow_registry.champion(NAME, root=root)  # the import and the first connection are paid once a process
     started = time.process_time()  # other people's work on this machine does not count
-    registry.log_search("toy-search", [trial(n) for n in range(24)], root=root, search_id="search-1")
+    mlflow_registry.log_search("toy-search", [trial(n) for n in range(24)], root=root, search_id="search-1")
     assert time.process_time() - started < 2  # 0.4 measured
 
 
@@ -638,7 +642,7 @@ import os, sys
 from pathlib import Path
 calls = []
 sys.addaudithook(lambda event, _: calls.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from mnist_pipe import registry
+from mnist_pipe.registry import mlflow_registry as registry
 from mnist_pipe.params import RegisterParams
 assert not {{"mlflow", "torch"}} & set(sys.modules), "imported before it is needed"
 assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ, "an effect at import"
@@ -658,5 +662,5 @@ assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 
 def test_the_name_of_the_card_is_the_checkpoints(tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path, models.build("linear"), card={"model": "linear", "model_params": {}})
-    assert read_json(tmp_path / layout.CARD)["model"] == "linear"
+    assert read_json(tmp_path / paths.CARD)["model"] == "linear"
     assert issubclass(CorruptDataError, PipelineError)

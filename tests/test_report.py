@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_pipe import layout
+from mnist_pipe import paths
+from mnist_pipe.atomic import read_json, write_bytes, write_json
 from mnist_pipe.data.table import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation import report
 from mnist_pipe.evaluation.predictions import read_predictions
-from mnist_pipe.files import read_json, write_bytes, write_json
 from mnist_pipe.models import build
 from mnist_pipe.params import EvaluateParams
 from mnist_pipe.training import checkpoint
@@ -50,7 +50,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
         images[np.arange(200), 0, shown] = 1
         index = np.arange(200, dtype=np.uint32)
         data = NormalizedSplit(images=images, labels=labels, index=index, provenance=provenance)
-        write_normalized(root / layout.NORMALIZED / f"{split}.parquet", data)
+        write_normalized(root / paths.NORMALIZED / f"{split}.parquet", data)
     candidate, baseline = build("linear"), build("linear")
     with torch.no_grad():
         for parameter in candidate.parameters():
@@ -58,10 +58,10 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter[:, :10] = 5 * torch.eye(10)
     recipe = {"optimizer": "adam", "learning_rate": 0.0015, "batch_size": 256, "num_epochs": 2, "schedule": "one_cycle"}
     card = {"model": "linear", "model_params": {}, "recipe": recipe, "num_parameters": 7850}
-    for folder, model in ((layout.CANDIDATE, candidate), (layout.BASELINE, baseline)):
+    for folder, model in ((paths.CANDIDATE, candidate), (paths.BASELINE, baseline)):
         checkpoint.save_model(root / folder, model, card=card)
-    write_csv(root / layout.CURVES, CURVES)
-    write_csv(root / layout.TRIALS, TRIALS)
+    write_csv(root / paths.CURVES, CURVES)
+    write_csv(root / paths.TRIALS, TRIALS)
     with chdir(root):
         run_stage()
     return root
@@ -119,12 +119,12 @@ def project(evaluated: Path, tmp_path: Path) -> Path:
     splits = ("train", "validation", "test")
     by_class = {split: {str(label): 20 for label in range(10)} for split in splits}
     data = {"dataset": "mnist", "fallback_for": None, "mean": 0.1307, "std": 0.3081, "test_images_in_train": 0}
-    write_json(root / layout.DATA_REPORT, {**data, "rows": dict.fromkeys(splits, 200), "rows_by_class": by_class})
-    write_json(root / layout.BEST, {"trial": 2, "config": {}})
-    write_json(root / layout.TIMINGS, {"search": 121.7, "ingest": 1.93, "a later one": 0.5})
-    (root / layout.PARAMS).write_text("ingest:\n  dataset: mnist # <b>bold</b>\n")
+    write_json(root / paths.DATA_REPORT, {**data, "rows": dict.fromkeys(splits, 200), "rows_by_class": by_class})
+    write_json(root / paths.BEST, {"trial": 2, "config": {}})
+    write_json(root / paths.TIMINGS, {"search": 121.7, "ingest": 1.93, "a later one": 0.5})
+    (root / paths.PARAMS).write_text("ingest:\n  dataset: mnist # <b>bold</b>\n")
     write_json(
-        root / layout.REGISTRATION,
+        root / paths.REGISTRATION,
         {
             "name": "mnist-classifier",
             "version": 3,
@@ -189,14 +189,14 @@ class Page(HTMLParser):
 
 
 def page(root: Path) -> Page:
-    return Page(report.page(root, stages=tuple(STAGES)))
+    return Page(report.render_page(root, stages=tuple(STAGES)))
 
 
 # The stage `evaluate`.
 
 
 def test_the_figures_of_both_models_are_those_counted_by_hand(evaluated: Path) -> None:
-    found = read_json(evaluated / layout.EVALUATION)
+    found = read_json(evaluated / paths.EVALUATION)
     assert (found["dataset"], found["fallback_for"], found["model"]) == ("mnist", None, "linear")
     for split, num_wrong in MISTAKES.items():
         assert (found[split]["num_rows"], found[split]["num_correct"]) == (200, 200 - num_wrong)
@@ -214,12 +214,12 @@ def test_the_figures_of_both_models_are_those_counted_by_hand(evaluated: Path) -
 
 
 def test_every_prediction_is_recorded(evaluated: Path) -> None:
-    found = read_predictions(evaluated / layout.PREDICTIONS / "test.parquet")
+    found = read_predictions(evaluated / paths.PREDICTIONS / "test.parquet")
     assert found.provenance["dataset"] == "mnist"
     assert found.correct.sum() == 196
     assert (found.baseline_prediction == 0).all()
     np.testing.assert_allclose(found.true_probability[3], 1 / (np.exp(5) + 9), rtol=1e-5)
-    with (evaluated / layout.CONFUSION).open() as stream:
+    with (evaluated / paths.CONFUSION).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 200
     assert rows[3] == {"actual": "3", "predicted": "4"}
@@ -227,10 +227,10 @@ def test_every_prediction_is_recorded(evaluated: Path) -> None:
 
 def test_a_second_evaluation_gives_the_same_bytes(evaluated: Path, tmp_path: Path) -> None:
     shutil.copytree(evaluated, tmp_path / "again")
-    shutil.rmtree(tmp_path / "again" / layout.PLOTS)
+    shutil.rmtree(tmp_path / "again" / paths.PLOTS)
     with chdir(tmp_path / "again"):
         run_stage()
-    files = [path.relative_to(evaluated) for path in (evaluated / layout.REPORTS).rglob("*") if path.is_file()]
+    files = [path.relative_to(evaluated) for path in (evaluated / paths.REPORTS).rglob("*") if path.is_file()]
     assert len([path for path in files if path.suffix == ".png"]) == 7
     for path in files:
         assert (evaluated / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
@@ -246,7 +246,7 @@ def test_the_page_is_whole_and_loads_nothing(project: Path) -> None:
     assert len(sources) > 10
     assert all(str(source).startswith(("#", "data:")) for source in sources)
     assert all("url(" not in str(value) for _, attributes in found.elements for value in attributes.values())
-    assert "@import" not in (html := report.page(project))
+    assert "@import" not in (html := report.render_page(project))
     assert "url(" not in html
     policy = next(meta["content"] for meta in found.all("meta") if "http-equiv" in meta)
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -288,14 +288,14 @@ def test_the_page_tells_what_was_registered_and_why(project: Path) -> None:
     ],
 )
 def test_the_title_is_the_outcome(project: Path, values: dict[str, Any], title: str) -> None:
-    change(project / layout.REGISTRATION, **values)
+    change(project / paths.REGISTRATION, **values)
     assert f" {title} Every gate passed. mnist" not in page(project).text
     assert f"{title} Every gate passed. Result" in page(project).text
 
 
 def test_a_failed_gate_is_marked(project: Path) -> None:
     gates = [gate("baseline", passed=False), gate("calibration", passed=True)]
-    change(project / layout.REGISTRATION, gates=gates)
+    change(project / paths.REGISTRATION, gates=gates)
     marks = [mark["aria-label"] for mark in page(project).all("span") if mark.get("class") == "verdict"]
     assert marks == ["failed", "passed"]
 
@@ -322,33 +322,33 @@ def test_times_are_listed_in_the_order_of_the_stages(project: Path) -> None:
 
 
 def test_without_times_the_page_says_so(project: Path) -> None:
-    (project / layout.TIMINGS).unlink()
+    (project / paths.TIMINGS).unlink()
     assert "No times were recorded." in page(project).text
 
 
 def test_a_fallback_is_announced_at_the_top(project: Path) -> None:
     assert "banner" not in [div.get("class") for div in page(project).all("div")]
-    change(project / layout.EVALUATION, dataset="digits", fallback_for="mnist")
+    change(project / paths.EVALUATION, dataset="digits", fallback_for="mnist")
     found = page(project)
     assert "banner" in [div.get("class") for div in found.all("div")]
     assert found.text.index("This is not mnist. No mirror supplied mnist") < found.text.index("Test accuracy")
 
 
 def test_a_tree_without_git_is_named_so(project: Path) -> None:
-    lineage = read_json(project / layout.REGISTRATION)["lineage"]
-    change(project / layout.REGISTRATION, lineage={**lineage, "git_revision": "not a git checkout", "git_dirty": None})
+    lineage = read_json(project / paths.REGISTRATION)["lineage"]
+    change(project / paths.REGISTRATION, lineage={**lineage, "git_revision": "not a git checkout", "git_dirty": None})
     text = page(project).text
     assert "The source was not a git checkout" in text
     assert "git checkout" not in text.replace("not a git checkout", "")
 
 
 def test_whatever_the_files_say_is_escaped(project: Path) -> None:
-    change(project / layout.EVALUATION, dataset=SCRIPT, fallback_for=SCRIPT, model=SCRIPT)
-    change(project / layout.DATA_REPORT, dataset=SCRIPT)
-    change(project / layout.REGISTRATION, name=SCRIPT, reason=SCRIPT, gates=[gate(SCRIPT, passed=True)])
-    write_csv(project / layout.TRIALS, [{**trial, "model": SCRIPT, "optimizer": SCRIPT} for trial in TRIALS])
-    (project / layout.PARAMS).write_text(SCRIPT)
-    html = report.page(project)
+    change(project / paths.EVALUATION, dataset=SCRIPT, fallback_for=SCRIPT, model=SCRIPT)
+    change(project / paths.DATA_REPORT, dataset=SCRIPT)
+    change(project / paths.REGISTRATION, name=SCRIPT, reason=SCRIPT, gates=[gate(SCRIPT, passed=True)])
+    write_csv(project / paths.TRIALS, [{**trial, "model": SCRIPT, "optimizer": SCRIPT} for trial in TRIALS])
+    (project / paths.PARAMS).write_text(SCRIPT)
+    html = report.render_page(project)
     assert "<script" not in html
     assert "<b>" not in html
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
@@ -356,48 +356,48 @@ def test_whatever_the_files_say_is_escaped(project: Path) -> None:
 
 
 def test_the_credentials_of_a_mirror_are_not_shown(project: Path) -> None:
-    (project / layout.PARAMS).write_text("mirrors: [https://ann:p@ss@host.example/mnist, ../shared/mnist]")
+    (project / paths.PARAMS).write_text("mirrors: [https://ann:p@ss@host.example/mnist, ../shared/mnist]")
     assert "mirrors: [https://…@host.example/mnist, ../shared/mnist]" in page(project).text
 
 
 def test_the_same_files_give_the_same_page(project: Path, tmp_path: Path) -> None:
     shutil.copytree(project, tmp_path / "elsewhere")
-    assert report.page(project) == report.page(tmp_path / "elsewhere")
+    assert report.render_page(project) == report.render_page(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("path", [layout.EVALUATION, layout.REGISTRATION, layout.TRIALS, layout.CURVES])
+@pytest.mark.parametrize("path", [paths.EVALUATION, paths.REGISTRATION, paths.TRIALS, paths.CURVES])
 def test_a_missing_file_is_named(project: Path, path: Path) -> None:
     (project / path).unlink()
     with pytest.raises(CorruptDataError) as fault:
-        report.page(project)
+        report.render_page(project)
     assert str(fault.value) == f"{project / path}: the file must exist, but got nothing; run: dvc repro"
 
 
 def test_a_figure_that_is_missing_is_named(project: Path) -> None:
-    evaluation = read_json(project / layout.EVALUATION)
+    evaluation = read_json(project / paths.EVALUATION)
     del evaluation["test"]["nll"]
-    write_json(project / layout.EVALUATION, evaluation)
+    write_json(project / paths.EVALUATION, evaluation)
     with pytest.raises(CorruptDataError) as fault:
-        report.page(project)
+        report.render_page(project)
     assert str(fault.value) == (
-        f"{project / layout.REPORTS}: the figures must be complete, but got 'dict object' has no attribute 'nll'; "
+        f"{project / paths.REPORTS}: the figures must be complete, but got 'dict object' has no attribute 'nll'; "
         "run: dvc repro"
     )
 
 
 def test_the_page_is_replaced_as_a_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_bytes(project / layout.REPORT, b"the old page")
+    write_bytes(project / paths.REPORT, b"the old page")
     monkeypatch.chdir(project)
-    (project / layout.TRIALS).rename("away")
+    (project / paths.TRIALS).rename("away")
     with pytest.raises(CorruptDataError):
         report_stage.write.fn()
-    assert layout.REPORT.read_bytes() == b"the old page"
-    Path("away").rename(layout.TRIALS)
-    before = layout.REPORT.stat().st_ino
+    assert paths.REPORT.read_bytes() == b"the old page"
+    Path("away").rename(paths.TRIALS)
+    before = paths.REPORT.stat().st_ino
     report_stage.write.fn()
-    assert layout.REPORT.read_text(encoding="utf-8") == report.page(Path(), stages=tuple(STAGES))
-    assert layout.REPORT.stat().st_ino != before, "written in place"
-    assert not list(layout.REPORTS.glob(".*"))
+    assert paths.REPORT.read_text(encoding="utf-8") == report.render_page(Path(), stages=tuple(STAGES))
+    assert paths.REPORT.stat().st_ino != before, "written in place"
+    assert not list(paths.REPORTS.glob(".*"))
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def browse(command: list[str], *arguments: str) -> str:
 def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     project: Path, chromium: list[str], width: int
 ) -> None:
-    write_bytes(project / "page.html", report.page(project).encode())
+    write_bytes(project / "page.html", report.render_page(project).encode())
     # The page itself may run no script, so another page looks into it.
     (project / "host.html").write_text(
         f"""<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe><pre></pre><script>
@@ -472,7 +472,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
 
 @pytest.mark.browser
 def test_light_and_dark_mode_both_draw_the_page(project: Path, chromium: list[str]) -> None:
-    write_bytes(project / "page.html", report.page(project).encode())
+    write_bytes(project / "page.html", report.render_page(project).encode())
     brightness = {}
     for mode in (0, 1):  # of Chromium's enum: dark, light
         path = project / f"{mode}.png"

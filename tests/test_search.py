@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from mnist_pipe import storage
-from mnist_pipe.cluster import Cluster, connected
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.training import loop
-from mnist_pipe.training.search import TrialRecord, best, ledger_key, read_ledger, search
-from mnist_pipe.training.trial import trial_recipe
+from mnist_pipe.tuning.search import TrialRecord, best_trial, ledger_key, read_ledger, search
+from mnist_pipe.tuning.trial import trial_recipe
 from tests import ray_data
 
 ray = pytest.mark.ray
@@ -30,7 +30,7 @@ NUM_TRIALS = 8
 DRIVER = """
 import sys
 from pathlib import Path
-from mnist_pipe.cluster import connected
+from mnist_pipe.cluster.ray_session import connected
 from tests.test_search import run
 with connected("a-test") as available:
     run(available, folder=Path(sys.argv[1]))
@@ -133,7 +133,7 @@ def test_asha_stops_some_trials_and_finishes_the_best(reference: tuple[list[Tria
     assert epochs["finished"] == {3}
     assert epochs["stopped"] <= {1, 2}
     assert epochs["stopped"]
-    assert best(records).status == "finished"
+    assert best_trial(records).status == "finished"
 
 
 @ray
@@ -194,7 +194,7 @@ def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tm
     )
     by_optimizer = {record.config["optimizer"]: record.status for record in records}
     assert by_optimizer == {"nesterov": "diverged", "adam": "finished"}
-    assert best(records).config["optimizer"] == "adam"
+    assert best_trial(records).config["optimizer"] == "adam"
 
 
 @ray
@@ -275,7 +275,7 @@ def _record(trial: int, *, accuracy: float, loss: float = 0.1, status: str = "fi
 
 
 def test_best_is_the_most_accurate_then_the_lowest_loss_then_the_first() -> None:
-    assert best([_record(1, accuracy=0.9), _record(2, accuracy=0.95)]).trial == 2
-    assert best([_record(1, accuracy=0.9, loss=0.3), _record(2, accuracy=0.9, loss=0.2)]).trial == 2
-    assert best([_record(1, accuracy=0.9), _record(2, accuracy=0.9)]).trial == 1
-    assert best([_record(1, accuracy=0.5), _record(2, accuracy=0.99, status="diverged")]).trial == 1
+    assert best_trial([_record(1, accuracy=0.9), _record(2, accuracy=0.95)]).trial == 2
+    assert best_trial([_record(1, accuracy=0.9, loss=0.3), _record(2, accuracy=0.9, loss=0.2)]).trial == 2
+    assert best_trial([_record(1, accuracy=0.9), _record(2, accuracy=0.9)]).trial == 1
+    assert best_trial([_record(1, accuracy=0.5), _record(2, accuracy=0.99, status="diverged")]).trial == 1

@@ -20,9 +20,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mnist_pipe import files, layout, services
+from mnist_pipe import atomic, paths
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault
-from mnist_pipe.services import Service, State
+from mnist_pipe.local import services
+from mnist_pipe.local.services import Service, State
 
 NAMES = ("prefect", "ray")
 
@@ -43,7 +44,7 @@ def new_root(folder: Path) -> Path:
 
 def command(root: Path, *arguments: str) -> subprocess.Popen[str]:
     """`mnist-pipe` as a person runs it: a process that has ended before anything is looked at."""
-    program = [sys.executable, "-m", "mnist_pipe.cli", *arguments]
+    program = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.Popen(program, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -55,7 +56,7 @@ def run(root: Path, *arguments: str) -> str:
 
 
 def recorded(root: Path) -> dict[str, Service]:
-    return {name: Service(**record) for name, record in files.read_json(root / layout.SERVICES).items()}
+    return {name: Service(**record) for name, record in atomic.read_json(root / paths.SERVICES).items()}
 
 
 def family(*pids: int) -> list[psutil.Process]:
@@ -191,7 +192,7 @@ def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
 @pytest.mark.ray
 def test_secrets_are_for_their_owner_alone(root: Path) -> None:
     found = recorded(root)
-    assert (root / layout.SERVICES).stat().st_mode & 0o777 == 0o600
+    assert (root / paths.SERVICES).stat().st_mode & 0o777 == 0o600
     assert (root / services.SECRETS).stat().st_mode & 0o777 == 0o700
     lines = [" ".join(process.cmdline()) for process in family(*(service.pid for service in found.values()))]
     printed = run(root, "status")
@@ -211,15 +212,15 @@ def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
 
 @pytest.mark.ray
 def test_up_again_changes_nothing(root: Path) -> None:
-    before = (root / layout.SERVICES).read_bytes()
+    before = (root / paths.SERVICES).read_bytes()
     assert run(root, "up").splitlines()[-1] == "stop         mnist-pipe down"
-    assert (root / layout.SERVICES).read_bytes() == before
+    assert (root / paths.SERVICES).read_bytes() == before
 
 
 STAGE = """
 import os, sys
 from pathlib import Path
-from mnist_pipe import services
+from mnist_pipe.local import services
 os.environ.update(services.environment(Path.cwd()))
 import ray
 from prefect import flow, task
@@ -298,7 +299,7 @@ def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
         assert family(*(service.pid for service in found.values())) == []
         assert all(services.is_free(port) for service in found.values() for port in service.ports)
         assert not Path(found["ray"].folder).exists()
-        assert not (root / layout.SERVICES).exists()
+        assert not (root / paths.SERVICES).exists()
         assert stranger.poll() is None
         assert run(root, "down") == "nothing was running\n"
     finally:
@@ -311,7 +312,7 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
     root = new_root(tmp_path)
     variables = os.environ | {"PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "nonsense"}
     done = subprocess.run(
-        [sys.executable, "-m", "mnist_pipe.cli", "up"],
+        [sys.executable, "-m", "pipelines.cli", "up"],
         cwd=root, env=variables, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     first, *log = done.stderr.splitlines()
@@ -321,7 +322,7 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
         "it printed (more in the file):"
     )
     assert "nonsense" in "".join(log)
-    assert not (root / layout.SERVICES).exists()
+    assert not (root / paths.SERVICES).exists()
     assert [p for p in psutil.process_iter() if p.pid != os.getpid() and works_in(p, root)] == []
 
 
@@ -348,7 +349,7 @@ def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
 def test_without_services_a_stage_brings_its_own_on_loopback(tmp_path: Path) -> None:
     result, _, runs, *ips = stage(tmp_path)
     assert (result, runs, ips) == ("49", "1", ["127.0.0.1"])
-    assert (tmp_path / layout.PREFECT_HOME / "prefect.db").is_file()
+    assert (tmp_path / paths.PREFECT_HOME / "prefect.db").is_file()
 
 
 def test_environment_turns_off_telemetry_and_pickles_and_makes_secrets(tmp_path: Path) -> None:
@@ -446,12 +447,12 @@ def test_a_pid_that_is_someone_elses_now_is_never_ended(tmp_path: Path) -> None:
             name="prefect", pid=stranger.pid, created=psutil.Process(stranger.pid).create_time() - 60, port=1,
             address="", url="http://127.0.0.1:1", secret="", log="", folder=str(tmp_path),
         )  # fmt: skip
-        files.write_json(tmp_path / layout.SERVICES, {"prefect": asdict(service)})
+        atomic.write_json(tmp_path / paths.SERVICES, {"prefect": asdict(service)})
         assert services.status(tmp_path)["prefect"][0] is State.DEAD
         assert services.down(tmp_path) == []
         assert stranger.poll() is None
         assert tmp_path.exists()  # and no folder is removed that `up` did not make
-        assert not (tmp_path / layout.SERVICES).exists()
+        assert not (tmp_path / paths.SERVICES).exists()
     finally:
         stranger.kill()
         stranger.wait()
@@ -463,7 +464,7 @@ def test_status_of_nothing(tmp_path: Path) -> None:
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    path = tmp_path / layout.SERVICES
+    path = tmp_path / paths.SERVICES
     path.parent.mkdir()
     path.write_text("{")
     with pytest.raises(CorruptDataError) as caught:

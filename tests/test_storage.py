@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from mnist_pipe import storage
+from mnist_pipe.atomic import sha256
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
-from mnist_pipe.files import sha256
-from mnist_pipe.storage import Storage
 
 SECRET = "planted-secret-key"
 
@@ -170,6 +170,6 @@ def test_credentials_in_the_address_are_refused_and_not_shown() -> None:
 
 def test_without_the_variable_it_is_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
-    assert storage.of(tmp_path).root == str(tmp_path / ".state")
+    assert storage.project_storage(tmp_path).root == str(tmp_path / ".state")
     monkeypatch.setenv("MNIST_PIPE_STORAGE", "s3://bucket/prefix/")
-    assert storage.of(tmp_path).root == "bucket/prefix"
+    assert storage.project_storage(tmp_path).root == "bucket/prefix"

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-SUPERVISE = "import sys; from mnist_pipe.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
+SUPERVISE = "import sys; from mnist_pipe.local.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
 
 # A child that starts a daemon (double fork, own session) and a plain subprocess, says so, and then works.
 WORK = """
@@ -95,7 +95,7 @@ def test_ends_when_the_process_that_started_it_dies(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> None:
-    setup = "from mnist_pipe import supervisor; supervisor.die_with_parent()"
+    setup = "from mnist_pipe.local import supervisor; supervisor.die_with_parent()"
     process = start(tmp_path, setup=setup)
     child = psutil.Process(process.pid).children()[0]
     os.kill(process.pid, signal.SIGKILL)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_pipe import files, layout
-from mnist_pipe.data import idx, split
+from mnist_pipe import atomic, paths
+from mnist_pipe.data import idx, normalization
 from mnist_pipe.data.table import SIDE, RawSplit, check_labels
 from mnist_pipe.errors import (
     CorruptDataError,
@@ -31,7 +31,7 @@ from mnist_pipe.errors import (
     without_credentials,
 )
 
-DOWNLOADS = layout.STATE / "downloads"  # kept, so that a rerun after a cut fetches only what is missing
+DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a cut fetches only what is missing
 SPLITS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -210,7 +210,7 @@ def load(dataset: str, found: Mapping[str, Path], *, fallback_for: str | None = 
         CorruptDataError: a file that `idx.read` refuses, a label above 9, images and labels that differ in number.
     """
     source = SOURCES[dataset]
-    digests = {path.name: {"bytes": path.stat().st_size, "sha256": files.sha256(path)} for path in found.values()}
+    digests = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)} for path in found.values()}
     provenance: dict[str, Any] = {
         "dataset": dataset,
         "title": source.title,
@@ -259,7 +259,7 @@ def _digits() -> dict[str, Arrays]:
         large = np.asarray(Image.fromarray(scan).resize((20, 20), Image.Resampling.BICUBIC))
         canvas[:] = centred(large, centre=(SIDE - 1) / 2)
     test = np.zeros(len(labels), dtype=bool)
-    for label, quota in enumerate(split.quotas(labels, num_rows=360)):
+    for label, quota in enumerate(normalization.quotas(labels, num_rows=360)):
         test[np.flatnonzero(labels == label)[-quota:]] = True
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
@@ -267,8 +267,8 @@ def _digits() -> dict[str, Arrays]:
 def _local_files(folder: str | None) -> dict[str, Path]:
     found = {}
     for name in (name for pair in SPLITS.values() for name in pair):
-        paths = (Path(folder or ".") / f"{name}.gz", Path(folder or ".") / name)
-        path = next((path for path in paths if path.is_file()), None)
+        candidates = (Path(folder or ".") / f"{name}.gz", Path(folder or ".") / name)
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
             raise InputError(describe("ingest", "folder", f"hold {name}.gz or {name}", got=f"neither in {folder}"))
         found[name] = path
@@ -376,7 +376,7 @@ def _download(url: str, target: Path, published: PublishedFile, *, timeout_secon
             await _stream(url, temporary, published, timeout_seconds=timeout_seconds)
 
     try:
-        with files.replacing(target) as temporary:
+        with atomic.atomic_file(target) as temporary:
             asyncio.run(bounded(temporary))
     except TimeoutError as fault:
         raise _UnreachableError(f"not done in {limit_seconds:.1f} s") from fault

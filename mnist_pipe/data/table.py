@@ -23,9 +23,9 @@ from isal.isal_zlib import crc32, crc32_combine
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from mnist_pipe.atomic import atomic_file
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line
-from mnist_pipe.files import replacing
-from mnist_pipe.machine import num_cpus
+from mnist_pipe.hardware import num_cpus
 
 SIDE = 28
 PIXELS = SIDE * SIDE
@@ -326,7 +326,7 @@ def write(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: di
     checksums = _checksums(table, dict.fromkeys(table.column_names, 0))
     metadata = json.dumps({"provenance": provenance, "crc32": checksums}, sort_keys=True).encode()
     table = table.replace_schema_metadata({_METADATA_KEY: metadata, _CHECKSUM_KEY: str(crc32(metadata)).encode()})
-    with replacing(path) as temporary:
+    with atomic_file(path) as temporary:
         pq.write_table(
             table,
             temporary,

@@ -22,9 +22,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from mnist_pipe.atomic import atomic_file
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE
-from mnist_pipe.evaluation.scores import CalibrationBins, ClassScore, wilson_interval
-from mnist_pipe.files import replacing
+from mnist_pipe.evaluation.metrics import CalibrationBins, ClassScore, wilson_interval
 
 WIDTH_INCHES = 5.2
 """Of every figure: at the width of a phone 9-point text is still legible."""
@@ -269,7 +269,7 @@ def drawing(path: Path, *, height: float) -> Iterator[Figure]:
     with matplotlib.style.context(("default", _STYLE)):  # default first, so that a user's matplotlibrc changes nothing
         figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
         yield figure
-        with replacing(path) as temporary:
+        with atomic_file(path) as temporary:
             # The software's version in the file would change its bytes with every upgrade.
             figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_pipe.data.table import NUM_CLASSES, read, write
 from mnist_pipe.errors import CorruptDataError, describe
-from mnist_pipe.evaluation.scores import log_probabilities
+from mnist_pipe.evaluation.metrics import log_probabilities
 
 SCHEMA = pa.schema(
     [

@@ -16,10 +16,10 @@ from typing import Any
 
 import jinja2
 
-from mnist_pipe import layout
+from mnist_pipe import paths
+from mnist_pipe.atomic import read_json
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, describe, one_line
-from mnist_pipe.files import read_json
 
 MAX_TRIALS = 200
 """Rows of the trial table; a search may have far more."""
@@ -28,7 +28,7 @@ _FIX = "run: dvc repro"
 _CREDENTIALS = re.compile(r"://[^/\s]+@")  # of a mirror; a page is passed on more readily than params.yaml
 
 
-def page(root: Path, *, stages: Sequence[str] = ()) -> str:
+def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
     """The report on what lies under `root`, as HTML; times are listed in the order of `stages`.
 
     Raises:
@@ -46,7 +46,7 @@ def page(root: Path, *, stages: Sequence[str] = ()) -> str:
         return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
     except (jinja2.UndefinedError, KeyError, TypeError) as fault:
         raise CorruptDataError(
-            describe(root / layout.REPORTS, "the figures", "be complete", got=one_line(fault), fix=_FIX)
+            describe(root / paths.REPORTS, "the figures", "be complete", got=one_line(fault), fix=_FIX)
         ) from fault
 
 
@@ -89,27 +89,27 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
     def load(path: Path) -> Any:
         return read_json(root / path, fix=_FIX)
 
-    evaluation = load(layout.EVALUATION)
+    evaluation = load(paths.EVALUATION)
     source = SOURCES.get(evaluation["dataset"])
-    trials = sorted(_table(root / layout.TRIALS), key=_rank)
-    timings = load(layout.TIMINGS) if (root / layout.TIMINGS).exists() else {}
+    trials = sorted(_table(root / paths.TRIALS), key=_rank)
+    timings = load(paths.TIMINGS) if (root / paths.TIMINGS).exists() else {}
     known = [stage for stage in stages if stage in timings]
     return {
-        "registration": load(layout.REGISTRATION),
+        "registration": load(paths.REGISTRATION),
         "evaluation": evaluation,
         "title": source.title if source else evaluation["dataset"],
         "citation": source.citation if source else "",
-        "data": load(layout.DATA_REPORT),
-        "card": load(layout.CANDIDATE / layout.CARD),
-        "best_trial": str(load(layout.BEST)["trial"]),
+        "data": load(paths.DATA_REPORT),
+        "card": load(paths.CANDIDATE / paths.CARD),
+        "best_trial": str(load(paths.BEST)["trial"]),
         "trials": trials[:MAX_TRIALS],
         "num_trials": len(trials),
         "statuses": dict(sorted(Counter(trial["status"] for trial in trials).items())),
-        "epochs": _table(root / layout.CURVES),
-        "confusions": _confusions(root / layout.CONFUSION),
+        "epochs": _table(root / paths.CURVES),
+        "confusions": _confusions(root / paths.CONFUSION),
         "timings": {stage: timings[stage] for stage in [*known, *sorted(timings.keys() - set(known))]},
-        "params": _CREDENTIALS.sub("://…@", (root / layout.PARAMS).read_text(encoding="utf-8")),
-        "images": {path.stem: _inline(path) for path in sorted((root / layout.PLOTS).glob("*.png"))},
+        "params": _CREDENTIALS.sub("://…@", (root / paths.PARAMS).read_text(encoding="utf-8")),
+        "images": {path.stem: _inline(path) for path in sorted((root / paths.PLOTS).glob("*.png"))},
     }
 
 

@@ -1,1 +1,1 @@
-"""From tensors to weights: plain torch in `loop`, Ray Train in `distributed`, Ray Tune in `search`."""
+"""From tensors to weights: plain torch in `loop`, Ray Train in `ray_train`."""

@@ -15,11 +15,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mnist_pipe import layout, models
+from mnist_pipe import models, paths
+from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
 from mnist_pipe.data.table import read_provenance
 from mnist_pipe.errors import CorruptDataError, PipelineError, describe, one_line
-from mnist_pipe.files import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
-from mnist_pipe.models.shifted import Shifted
+from mnist_pipe.models.tta import ShiftAveraged
 
 WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"
@@ -34,7 +34,7 @@ def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_bytes(folder / WEIGHTS, safetensors.torch.save(tensors))
-    write_json(folder / layout.CARD, card)
+    write_json(folder / paths.CARD, card)
     write_manifest(folder)
 
 
@@ -45,16 +45,16 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
     """
     verify_manifest(folder)
-    card: dict[str, Any] = read_json(folder / layout.CARD)
+    card: dict[str, Any] = read_json(folder / paths.CARD)
     try:
         model = models.build(card["model"], **card["model_params"])
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         if card.get("test_shifts"):
-            model = Shifted(model, background=-card["mean"] / card["std"])
+            model = ShiftAveraged(model, background=-card["mean"] / card["std"])
     except (PipelineError, KeyError, RuntimeError) as fault:
         got = one_line(fault)[:200]
         raise CorruptDataError(
-            describe(folder / WEIGHTS, "the weights", f"fit {folder / layout.CARD}", got=got)
+            describe(folder / WEIGHTS, "the weights", f"fit {folder / paths.CARD}", got=got)
         ) from fault
     return model.eval(), card
 

@@ -23,7 +23,7 @@ from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
-from mnist_pipe.training import averaging, optimizers
+from mnist_pipe.training import ema, optimizers
 from mnist_pipe.training.schedules import SCHEDULES
 
 
@@ -297,14 +297,14 @@ def train(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if recipe.average_decay:
-                averaging.update(optimizer, decay=recipe.average_decay)
+                ema.update(optimizer, decay=recipe.average_decay)
             correct = (logits.detach().argmax(1) == labels).sum()
             # It stays on the device: no host sync within an epoch.
             sums += torch.stack([likely.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
             if is_leaving() and step + 1 < num_steps:
                 save(Position(epoch=epoch, step=step + 1, sums=tuple(world.sum(sums.clone()).tolist())))
         train_loss, train_accuracy = _rates(world.sum(sums))
-        with averaging.averaged(optimizer):
+        with ema.averaged(optimizer):
             validation_loss, validation_accuracy = evaluate(model, validation, world=world)
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):
             loss_now = train_loss if not np.isfinite(train_loss) else validation_loss

@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
             },
             {"params": vectors, "lr": SGD_RATIO * lr, "momentum": 0.9, "weight_decay": 0.0, "orthogonal": False},
         ]
-        # Stacked weights are those of many models, (models, ...); see `pack`.
+        # Stacked weights are those of many models, (models, ...); see `vmapped`.
         super().__init__([group for group in groups if group["params"]], {"stacked": False})
 
     @torch.no_grad()

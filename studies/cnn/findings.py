@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from mnist_pipe.data.table import NUM_CLASSES
 from mnist_pipe.evaluation import plots
-from mnist_pipe.runs import Run
 from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
-from studies.published import Figure, Published
-from studies.table import Row
+from studies.common.ledger import Run
+from studies.common.published import Figure, Published
+from studies.common.table import Row
 
 TITLE = "the augmented CNN of a report, its overfitting, and the improvements that it proposes"
 _SYSTEM = "CNN 32-64 + max-pool + 128"

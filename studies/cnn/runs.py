@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mnist_pipe.data.table import SIDE, NormalizedSplit
-from mnist_pipe.evaluation.compare import combined, mcnemar
-from mnist_pipe.evaluation.scores import confusion_matrix
+from mnist_pipe.evaluation.metrics import confusion_matrix
+from mnist_pipe.evaluation.significance import combined, mcnemar
 from mnist_pipe.params import BatchSize, Epochs, Section
-from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop
-from studies import fitting
+from studies.common import fitting
+from studies.common.ledger import Config, Run
 
 CONTROL, UNMOVED, EXAMPLE = "report", "no augmentation", "pytorch/examples"
 IMPROVEMENTS = ("dropout", "decay", "batch norm", "resnet", "together")

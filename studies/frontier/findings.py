@@ -13,9 +13,9 @@ import numpy as np
 
 from mnist_pipe.data.table import SIDE
 from mnist_pipe.evaluation import plots
-from mnist_pipe.runs import Run
-from studies.published import Published
-from studies.table import Row
+from studies.common.ledger import Run
+from studies.common.published import Published
+from studies.common.table import Row
 
 TITLE = "the best that the machine trains within an hour"
 _RECORDS = (  # and which of ours is of its kind

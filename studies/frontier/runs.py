@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mnist_pipe.data.table import NUM_CLASSES, NormalizedSplit
-from mnist_pipe.evaluation.scores import wilson_interval
-from mnist_pipe.models.shifted import Shifted
+from mnist_pipe.evaluation.metrics import wilson_interval
+from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.params import Epochs, Section
-from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop
-from studies.fitting import device, fit, pixels, whole
+from studies.common.fitting import device, fit, pixels, whole
+from studies.common.ledger import Config, Run
 
 _CONFIDENCE = 0.95
 _MOST_SUBSETS = 100
@@ -77,7 +77,7 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     model, history = fit(recipe_of(config), training=training, watched=watched)
     background = loop.resident(test, device=device()).background
     one = loop.logits(model, test.images)
-    five = loop.logits(Shifted(model, background=background), test.images)
+    five = loop.logits(ShiftAveraged(model, background=background), test.images)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from mnist_pipe.evaluation import plots
-from mnist_pipe.runs import Run
+from studies.common.ledger import Run
+from studies.common.published import Published
+from studies.common.table import Row
 from studies.gradient_descent.runs import ENCODINGS, is_search
-from studies.published import Published
-from studies.table import Row
 
 TITLE = "gradient descent on the quadratic cost"
 _SCHEDULES = ("constant", "decayed")

@@ -17,8 +17,8 @@ from pydantic import Field
 
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
 from mnist_pipe.params import Epochs, Section
-from mnist_pipe.runs import Config, Run
-from studies.fitting import pixels, whole
+from studies.common.fitting import pixels, whole
+from studies.common.ledger import Config, Run
 
 Array = NDArray[np.floating[Any]]
 _ROWS_AT_ONCE = 1000

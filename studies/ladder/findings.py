@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS
 from mnist_pipe.evaluation import plots
 from mnist_pipe.evaluation.report import count, p_value
-from mnist_pipe.runs import Run
+from studies.common.ledger import Run
+from studies.common.published import Published
+from studies.common.table import Row, markdown
 from studies.ladder.runs import by_name, is_moved, num_parameters, unpacked
-from studies.published import Published
-from studies.table import Row, markdown
 
 TITLE = "A ladder from the linear classifier"
 SIGNIFICANCE = 0.05

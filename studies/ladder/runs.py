@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_pipe.data import augment
-from mnist_pipe.data.moments import slant
 from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
-from mnist_pipe.evaluation.compare import combined, mcnemar
+from mnist_pipe.evaluation.significance import combined, mcnemar
 from mnist_pipe.params import (
     BatchSize,
     Degrees,
@@ -32,10 +31,11 @@ from mnist_pipe.params import (
     Seed,
     Smoothing,
 )
-from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.schedules import SCHEDULES
-from studies.fitting import device, fit, pixels, predicted, whole
+from studies.common.deskew import slant
+from studies.common.fitting import device, fit, pixels, predicted, whole
+from studies.common.ledger import Config, Run
 
 NUM_POINTS = 1000
 """Of the scatter plot: the first test rows."""

@@ -13,7 +13,7 @@ from torch import nn
 from mnist_pipe.data import augment
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop
-from studies.fitting import fit, predicted
+from studies.common.fitting import fit, predicted
 
 _IMAGES_AT_ONCE = 1000
 

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
 from mnist_pipe.evaluation import plots
-from mnist_pipe.runs import Run
-from studies.published import Published
-from studies.table import Row, listed
+from studies.common.ledger import Run
+from studies.common.published import Published
+from studies.common.table import Row, listed
 
 TITLE = "Every system of LeCun et al. 1998"
 SYSTEMS = (  # as in figure 9, from above

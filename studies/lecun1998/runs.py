@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from mnist_pipe.data.moments import deslanted
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.models.lenet1998 import LeNet4
 from mnist_pipe.params import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
-from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop
-from studies.fitting import fit, pixels, predicted, whole
+from studies.common.deskew import deslanted
+from studies.common.fitting import fit, pixels, predicted, whole
+from studies.common.ledger import Config, Run
 from studies.lecun1998 import boosting, cost, kernels, linear, neighbours, tangent
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc, stdtr  # scipy.stats would take half a second longer to import
 
 from mnist_pipe.evaluation import plots
-from mnist_pipe.runs import Run
+from studies.common.ledger import Run
+from studies.common.published import Figure, Published
+from studies.common.table import Row, listed
 from studies.optimizers.runs import best_rates
-from studies.published import Figure, Published
-from studies.table import Row, listed
 
 TITLE = "LeNet-5 under every optimizer, at default and at tuned learning rates"
 SYSTEM = "LeNet-5 (average pooling; ReLU dense layers; 32x32 input)"

@@ -26,16 +26,16 @@ from torch import nn
 
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
-from mnist_pipe.runs import Config, Run
 from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.optimizers import OPTIMIZERS
-from studies import fitting
+from studies.common import fitting
+from studies.common.ledger import Config, Run
 from studies.optimizers import side_by_side
 
 if TYPE_CHECKING:
-    from mnist_pipe.cluster import Cluster
-    from mnist_pipe.storage import Storage
-    from mnist_pipe.training.search import TrialRecord
+    from mnist_pipe.cluster.ray_session import Cluster
+    from mnist_pipe.cluster.storage import Storage
+    from mnist_pipe.tuning.search import TrialRecord
 
 MODEL: dict[str, Any] = {"initial": "glorot", "convolutions": "linear"}
 """Constructor arguments of `lenet5`."""
@@ -95,7 +95,7 @@ def tune(
     The trials are one search, whose rates are evenly spaced on a logarithmic scale: drawn at random, six can miss what
     is best of a range.
     """
-    from mnist_pipe.training.search import best, search
+    from mnist_pipe.tuning.search import best_trial, search
 
     training, validation = (
         _on_unit_scale(splits["train"].first(params.search_rows)),
@@ -145,7 +145,7 @@ def tune(
         seed=params.search_seed,
     )
     for optimizer in rates:
-        winner = best([trial for trial in trials if trial.config["optimizer"] == optimizer])
+        winner = best_trial([trial for trial in trials if trial.config["optimizer"] == optimizer])
         say(f"{optimizer}: {winner.score:.2%} of the validation split at rate {winner.config['learning_rate']:.2g}")
     seconds = round((time.perf_counter() - started) / len(trials), 2)
     return [_trial(trial, params, seconds=seconds) for trial in trials]

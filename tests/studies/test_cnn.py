@@ -12,13 +12,13 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from mnist_pipe import layout, models
+from mnist_pipe import models, paths
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.runs import Run
 from mnist_pipe.training import loop
-from studies import catalogue
 from studies.cnn import findings, runs
-from studies.published import Published
+from studies.common import catalogue
+from studies.common.ledger import Run
+from studies.common.published import Published
 
 PARAMS = runs.Params(
     num_seeds=3, batch_size=64, num_epochs=5, decay_epochs=8, example_epochs=14, dropout=0.5, train_rows=None
@@ -168,7 +168,7 @@ def test_confusions_are_counted_by_seed(splits: dict[str, NormalizedSplit]) -> N
 def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) -> None:
     done = _done(splits["test"].labels, {})
     rows = findings.rows(done, runs.conclude(done, splits), Published())
-    table = pd.read_csv(layout.PUBLISHED)
+    table = pd.read_csv(paths.PUBLISHED)
     expected = table[table["source"].isin(["cnn_report", "pytorch_examples"])]
     columns = ["system", "variant", "metric", "value", "setting"]
     found = [(row.system, row.variant, row.metric, row.published.value, row.published.setting) for row in rows

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.runs import Run
+from studies.common.ledger import Run
 from studies.gradient_descent import runs
 from studies.gradient_descent.runs import ENCODINGS, Array
 

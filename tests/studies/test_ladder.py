@@ -13,11 +13,11 @@ from torch import nn
 
 from mnist_pipe import models
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.runs import Run
 from mnist_pipe.training import loop
+from studies.common.ledger import Run
+from studies.common.published import Published
 from studies.ladder import findings, runs
 from studies.ladder.runs import Params
-from studies.published import Published
 
 SMALL = {"channels": [8, 16]}
 LARGER = {"channels": [24, 48, 96], "convolutions": 2}

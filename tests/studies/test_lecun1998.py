@@ -14,13 +14,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.svm import SVC
 
-from mnist_pipe import layout
+from mnist_pipe import paths
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.runs import Run
 from mnist_pipe.training import loop
-from studies.fitting import pixels
+from studies.common.fitting import pixels
+from studies.common.ledger import Run
+from studies.common.published import Published
 from studies.lecun1998 import boosting, cost, findings, kernels, linear, neighbours, runs, tangent
-from studies.published import Published
 
 torch.set_num_threads(1)
 
@@ -427,7 +427,7 @@ def _measured(factor: float) -> list[Run]:
 def test_every_published_row_of_the_paper_is_shown() -> None:
     done = _measured(0.9)
     rows = findings.rows(done, runs.conclude(done, {}), Published())
-    table = pd.read_csv(layout.PUBLISHED)
+    table = pd.read_csv(paths.PUBLISHED)
     wanted = table[table["source"] == "lecun1998"]
     assert [(row.system, row.variant) for row in rows] == [
         tuple(name.rpartition(", ")[::2]) for name in findings.SYSTEMS

@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional as F
 
-from mnist_pipe import models, storage
-from mnist_pipe.cluster import connected
+from mnist_pipe import models
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.models.lenet5 import AveragedConv2d
-from mnist_pipe.runs import Run
 from mnist_pipe.training import loop
 from mnist_pipe.training.loop import Recipe
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from studies.common.ledger import Run
+from studies.common.published import Published
 from studies.optimizers import findings, runs, side_by_side
 from studies.optimizers.runs import KERAS_DEFAULTS, Params
-from studies.published import Published
 from tests import ray_data
 from tests.test_loop import CPU, blobs
 

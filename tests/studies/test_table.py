@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mnist_pipe import layout
+from mnist_pipe import paths
 from mnist_pipe.errors import InputError
-from studies import showing, table
-from studies.published import Figure, Published
-from studies.table import Row
+from studies.common import report, table
+from studies.common.published import Figure, Published
+from studies.common.table import Row
 from tests.conftest import ROOT
 
-PUBLISHED = Published(ROOT / layout.PUBLISHED)
+PUBLISHED = Published(ROOT / paths.PUBLISHED)
 
 
 def _row(values: list[float], *, published: float | None, metric: str = "test_error", decimals: int = 1) -> Row:
@@ -65,7 +65,7 @@ def test_the_csv_has_the_value_of_every_seed() -> None:
 
 
 def test_every_published_figure_has_a_source_and_can_be_found() -> None:
-    rows = list(csv.DictReader((ROOT / layout.PUBLISHED).open()))
+    rows = list(csv.DictReader((ROOT / paths.PUBLISHED).open()))
     for row in rows:
         assert row["reference"], row
         found = PUBLISHED.find(row["system"], row["variant"], row["metric"], setting=row["setting"])
@@ -76,16 +76,16 @@ def test_a_missing_figure_is_told_with_the_nearest_name() -> None:
     with pytest.raises(InputError) as caught:
         PUBLISHED.find("LeNet-6", "plain", "test_error")
     assert str(caught.value) == (
-        f"{ROOT / layout.PUBLISHED}: system must have a row for LeNet-6, plain, test_error, "
+        f"{ROOT / paths.PUBLISHED}: system must have a row for LeNet-6, plain, test_error, "
         "but got none with system 'LeNet-6'; did you mean 'LeNet-5'?"
     )
 
 
 def test_figures_that_only_their_setting_tells_apart_are_asked_for_by_it() -> None:
-    report = ("CNN 32-64 + max-pool + 128", "rotation 10 + translation 0.1; Adam 1e-3; NLL", "test_accuracy")
-    assert PUBLISHED.find(*report, setting="epoch 4").value == 99.08
+    reported = ("CNN 32-64 + max-pool + 128", "rotation 10 + translation 0.1; Adam 1e-3; NLL", "test_accuracy")
+    assert PUBLISHED.find(*reported, setting="epoch 4").value == 99.08
     with pytest.raises(InputError, match=r"tell the rows of .* apart by their setting, but got 5 rows"):
-        PUBLISHED.find(*report)
+        PUBLISHED.find(*reported)
 
 
 @pytest.mark.parametrize(
@@ -113,5 +113,5 @@ def test_a_study_renews_its_own_rows_among_the_systems_and_leaves_the_others() -
     new = "| [cnn](studies/README.md#cnn) | s, v | test error |  | 1.10 % ± 0.14 % | not published |"
     full, without = ("\n".join([head, rule, *lines]) for lines in ([linear, cnn, frontier], [linear, frontier]))
     for before in (full, without):
-        found = showing.with_systems(before, "cnn", [row, replace(row, headline=False)])
+        found = report.with_systems(before, "cnn", [row, replace(row, headline=False)])
         assert found.splitlines() == [head, rule, linear, new, frontier]

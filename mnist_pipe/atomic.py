@@ -1,0 +1,152 @@
+"""Files that are either whole or absent: atomic writes, digests, manifests, locks."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe.errors import BusyError, CorruptDataError, describe
+
+MANIFEST = "manifest.json"
+
+
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on any fault remove it.
+
+    A reader, or a rerun after a power cut, sees the old content or the new one and never a part.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without it a rename can be lost with the power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `folder`; on success rename it to that, on any fault remove it.
+
+    `folder` must not exist or be empty; its files are the caller's to fsync, as `replacing` does.
+
+    Raises:
+        OSError: by then there are files in it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(folder.parent)
+
+
+def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write `content` to `path`, whole or not at all."""
+    with atomic_file(path, mode=mode) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
+    """Write `value` as JSON with sorted keys, so that the same value is the same bytes."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode(), mode=mode)
+
+
+def read_json(path: Path, *, fix: str = "") -> Any:
+    """The JSON value in `path`.
+
+    Raises:
+        CorruptDataError: the file is missing or is not JSON; `fix` tells the user what makes a new one.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix=fix)) from None
+    except ValueError as fault:
+        raise CorruptDataError(describe(path, "the file", "be JSON", got=str(fault), fix=fix)) from fault
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """Hexadecimal SHA-256 of a JSON-like value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the SHA-256 of every file in `folder`. Written last: a folder without a manifest is unfinished."""
+    files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
+    write_json(folder / MANIFEST, files)
+
+
+def verify_manifest(folder: Path) -> None:
+    """Check every file that the manifest of `folder` names.
+
+    Raises:
+        CorruptDataError: there is no manifest, or a file is missing or has other bytes.
+    """
+    for name, expected in read_json(folder / MANIFEST).items():
+        path = folder / name
+        found = sha256(path) if path.is_file() else "no file"
+        if found != expected:
+            raise CorruptDataError(describe(path, "sha256", f"be {expected[:12]}", got=found[:12]))
+
+
+@contextmanager
+def locked(path: Path, *, purpose: str, wait: bool = False) -> Iterator[None]:
+    """Hold an exclusive `flock` on `path`. The kernel drops it when the process dies, so no stale lock can remain.
+
+    Raises:
+        BusyError: `wait` is false and another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise BusyError(
+                describe(path, purpose, "run once at a time", got=f"process {holder}", fix="wait for it or stop it")
+            ) from None
+        stream.seek(0)
+        stream.truncate()
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield

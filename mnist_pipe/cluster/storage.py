@@ -1,0 +1,225 @@
+"""Where a cluster's machines meet: a directory that all of them mount, or an S3 bucket, through one interface.
+
+`MNIST_PIPE_STORAGE` names it; without it everything stays under `.state/`. Credentials come from the environment alone
+(AWS_ACCESS_KEY_ID and its kin, AWS_ENDPOINT_URL for another S3 than Amazon's) and are in no value of this module, so
+none can reach a log, a flow run's parameters or a pickle.
+
+    objects/<sha256>       inputs and outputs of remote runs, each content once
+    runs/<run>/            what a remote run was asked, and what it made
+    ray/<run>/             Ray's checkpoints and the curves of Tune
+    trials/<run>/<n>.json  the finished trials of a search that may be killed
+    studies/<run>/         the finished runs of a study that may be killed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from mnist_pipe import paths
+from mnist_pipe.atomic import atomic_file, sha256
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, without_credentials
+
+VARIABLE = "MNIST_PIPE_STORAGE"
+_S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
+_PATIENT_ATTEMPTS = 12  # with the standard back-off about 90 s: a storage that is away for 30 s costs no run
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """A folder of a file system; every `key` is a path below it, with slashes."""
+
+    uri: str
+    """As the user wrote it."""
+    filesystem: fs.FileSystem
+    root: str
+    """The folder, as `filesystem` names it."""
+
+    def path(self, key: str) -> str:
+        """`key` as `filesystem` names it."""
+        return f"{self.root}/{key}"
+
+    def check(self) -> None:
+        """Find out within seconds whether the storage is there.
+
+        Raises:
+            EnvironmentFault: no such bucket or directory, no such host, no permission.
+        """
+        place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
+        hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
+        kind = "bucket" if _is_s3(self.uri) else "directory"
+        with _told(self.uri):
+            found = hasty.get_file_info(place)
+        if found.type != fs.FileType.Directory:
+            rule = f"name a {kind} that exists"
+            raise EnvironmentFault(describe(VARIABLE, self.uri, rule, got="none", fix=f"make the {kind}"))
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write `content`, whole or not at all."""
+        with _told(self.uri), self._writing(key) as stream:
+            stream.write(content)
+
+    def read(self, key: str) -> bytes | None:
+        """The content of `key`, None where there is none."""
+        try:
+            with _told(self.uri), self.filesystem.open_input_stream(self.path(key)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Write a JSON value, whole or not at all."""
+        self.write(key, json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode())
+
+    def read_json(self, key: str) -> Any:
+        """The JSON value of `key`, None where there is none."""
+        content = self.read(key)
+        return None if content is None else json.loads(content)
+
+    def names(self, key: str) -> list[str]:
+        """The files and folders in the folder `key`, sorted; none where there is no such folder."""
+        with _told(self.uri):
+            found = self.filesystem.get_file_info(fs.FileSelector(self.path(key), allow_not_found=True))
+        return sorted(info.base_name for info in found)
+
+    def put(self, path: Path) -> str:
+        """Store the file under its SHA-256, unless it is there already, and return that."""
+        digest = sha256(path)
+        key = f"objects/{digest}"
+        with _told(self.uri):
+            if self.filesystem.get_file_info(self.path(key)).size != path.stat().st_size:
+                with self._writing(key) as target, path.open("rb") as source:
+                    while chunk := source.read(_CHUNK_BYTES):
+                        target.write(chunk)
+        return digest
+
+    def get(self, digest: str, path: Path) -> None:
+        """Write the object of that SHA-256 to `path`, whole or not at all.
+
+        Raises:
+            CorruptDataError: it is not there, or has other bytes.
+            EnvironmentFault: the storage does not answer.
+        """
+        key, found = f"objects/{digest}", hashlib.sha256()
+        with atomic_file(path) as temporary:
+            try:
+                with (
+                    _told(self.uri),
+                    self.filesystem.open_input_stream(self.path(key)) as source,
+                    temporary.open("wb") as target,
+                ):
+                    while chunk := source.read(_CHUNK_BYTES):
+                        found.update(chunk)
+                        target.write(chunk)
+            except FileNotFoundError:
+                raise CorruptDataError(describe(f"{self.uri}/{key}", "the object", "exist", got="none")) from None
+            if found.hexdigest() != digest:
+                got = found.hexdigest()[:12]
+                raise CorruptDataError(describe(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got))
+
+    def fetch(self, key: str, folder: Path) -> None:
+        """Copy the files of the folder `key`, which has no folders in it, into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.names(key):
+            (folder / name).write_bytes(self.read(f"{key}/{name}") or b"")
+
+    def remove(self, key: str) -> None:
+        """Delete the folder `key` with everything in it, if it is there."""
+        if self.names(key):
+            with _told(self.uri):
+                self.filesystem.delete_dir(self.path(key))
+
+    @contextmanager
+    def _writing(self, key: str) -> Iterator[Any]:
+        """A stream whose content becomes `key` when it is complete: S3 does that itself, a directory by renaming."""
+        path = self.path(key)
+        if _is_s3(self.uri):
+            with self.filesystem.open_output_stream(path) as stream:
+                yield stream
+            return
+        self.filesystem.create_dir(path.rpartition("/")[0])
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            with self.filesystem.open_output_stream(temporary) as stream:
+                yield stream
+            self.filesystem.move(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def project_storage(root: Path) -> Storage:
+    """What MNIST_PIPE_STORAGE names; without it `.state/` under the project's root.
+
+    Raises:
+        InputError: neither `s3://bucket/prefix` nor an absolute directory.
+    """
+    uri = os.environ.get(VARIABLE) or str((root / paths.STATE).resolve())
+    return open_uri(uri)
+
+
+def open_uri(uri: str) -> Storage:
+    """The storage at `s3://bucket[/prefix]` or at an absolute directory; nothing is contacted yet.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if match := _S3.fullmatch(uri):
+        bucket, prefix = match.groups()
+        return Storage(uri=uri.rstrip("/"), filesystem=_connect(_PATIENT_ATTEMPTS), root=bucket + prefix)
+    if not Path(uri).is_absolute():
+        rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
+        fix = "credentials go to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        raise InputError(describe(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix))
+    folder = str(Path(uri))
+    return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)
+
+
+class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
+    """Arrow's, connected anew where it is unpickled: Arrow forgets how often to try again, and finds no credentials of
+    another machine that way.
+    """
+
+    def __init__(self, *, attempts: int) -> None:
+        self._attempts = attempts
+        # Arrow itself reads the credentials from the environment, but not the end point.
+        super().__init__(
+            endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+            connect_timeout=5,
+            request_timeout=30,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _connect, (self._attempts,)
+
+
+def _connect(attempts: int) -> fs.FileSystem:
+    return _S3FileSystem(attempts=attempts)
+
+
+def _is_s3(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+@contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Arrow's faults as one line; a file that is not there stays FileNotFoundError."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as fault:
+        got = re.sub(r" \(Request ID.*", "", one_line(fault))[:200]
+        raise EnvironmentFault(describe(VARIABLE, uri, "answer", got=got)) from fault

@@ -1,0 +1,29 @@
+"""The processors of this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def num_cpus() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """The CUDA devices that this process may use."""
+    if not Path("/dev/nvidiactl").exists():  # spares machines without a driver the second that importing torch takes
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def cpu_name() -> str:
+    """Its name, as the kernel knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

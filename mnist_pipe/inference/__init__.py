@@ -1,0 +1,1 @@
+"""Predictions of a registered model, for one image or for a folder of Parquet files."""

@@ -1,0 +1,85 @@
+"""The registered model at work: what digit each picture shows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mnist_pipe import paths
+from mnist_pipe.data.images import load_image
+from mnist_pipe.errors import EnvironmentFault, InputError, PipelineError, describe
+from mnist_pipe.evaluation.metrics import log_probabilities
+from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.training.checkpoint import load_model
+from mnist_pipe.training.loop import logits
+
+
+def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) -> list[Prediction | PipelineError]:
+    """What the model sees in each picture, in the order of `pictures`; a picture that cannot be read yields its fault.
+
+    `model` is `NAME@ALIAS` or `NAME/VERSION`; None takes the champion of the data set that was registered last.
+
+    Raises:
+        InputError: no such model.
+        EnvironmentFault: there is no champion yet, or the registry does not answer.
+        CorruptDataError: the model's files are damaged.
+    """
+    network, card = load_model(mlflow_registry.download(registered(model, root=root), root=root))
+    results: list[Prediction | PipelineError] = []
+    for path in pictures:
+        try:
+            image = (load_image(path) - np.float32(card["mean"])) / np.float32(card["std"])
+        except InputError as fault:
+            results.append(fault)
+            continue
+        probabilities = np.exp(log_probabilities(logits(network, image[np.newaxis]), where=path))[0]
+        digit = int(probabilities.argmax())
+        results.append(
+            Prediction(
+                path=path, digit=digit, probability=float(probabilities[digit]), probabilities=probabilities.tolist()
+            )
+        )
+    return results
+
+
+def registered(model: str | None, *, root: Path) -> mlflow_registry.RegisteredModel:
+    """The version that `model`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
+
+    None stands for the champion of the name in `reports/registration.json`, or else the only one that there is.
+
+    Raises:
+        InputError: no such version, or several champions.
+        EnvironmentFault: there is no champion yet, or the registry does not answer.
+    """
+    if model:
+        return mlflow_registry.find(model, root=root)
+    try:
+        name = str(json.loads((root / paths.REGISTRATION).read_bytes())["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        name, champions = "the registry", mlflow_registry.champions(root=root)
+    else:
+        champion = mlflow_registry.champion(name, root=root)
+        champions = [champion] if champion else []
+    if len(champions) > 1:
+        known = ", ".join(f"{model.name}@{mlflow_registry.CHAMPION}" for model in champions)
+        raise InputError(describe("--model", "the name", "be given", got="nothing", fix=f"known: {known}"))
+    if not champions:
+        raise EnvironmentFault(describe(name, "", "have a champion", got="none", fix="run: dvc repro"))
+    return champions[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What the model sees in one picture."""
+
+    path: Path
+    digit: int
+    """The most probable one."""
+    probability: float
+    """Of `digit`."""
+    probabilities: list[float]
+    """Of 0 to 9; they add up to 1."""

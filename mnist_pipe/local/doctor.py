@@ -1,0 +1,220 @@
+"""What this machine and this checkout must offer, looked at before anything is started."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import platform
+import re
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+
+from mnist_pipe import atomic, paths
+from mnist_pipe.cluster import storage
+from mnist_pipe.errors import EnvironmentFault, PipelineError, describe
+from mnist_pipe.local import services
+from mnist_pipe.local.services import State
+
+PYTHON = (3, 11)
+FREE_BYTES = 2_000_000_000
+"""A run leaves 0.2 GB behind; Ray's sessions, MLflow and a second data set the rest."""
+OPEN_FILES = 1024
+"""A Ray head alone opens some 300."""
+
+_LOCK = Path("requirements.lock")
+_PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
+
+
+def examine(root: Path) -> Iterator[tuple[str, str | PipelineError]]:
+    """Each check's name with what it found, or with the fault and its fix."""
+    for name, check in CHECKS.items():
+        try:
+            yield name, check(root)
+        except PipelineError as fault:
+            yield name, fault
+        except OSError as fault:
+            yield name, EnvironmentFault(describe(fault.filename or name, "it", "be usable", got=_reason(fault)))
+
+
+def check_disk(root: Path, *, needed_bytes: int) -> str:
+    """How much space is free under `root`.
+
+    Raises:
+        EnvironmentFault: less than `needed_bytes`.
+    """
+    free = shutil.disk_usage(root).free
+    if free < needed_bytes:
+        rule, fix = f"be at least {_megabytes(needed_bytes)}", "delete something, or move the project to a larger disk"
+        raise EnvironmentFault(describe(root, "free space", rule, got=_megabytes(free), fix=fix))
+    return f"{_megabytes(free)} free"
+
+
+def check_writable(folder: Path) -> str:
+    """Whether a file can be written in `folder`, tried out.
+
+    Raises:
+        EnvironmentFault: it cannot: another's folder, a read-only or a full disk.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as stream:
+            stream.write(bytes(4096))
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as fault:
+        fix = "free some space or use another folder"
+        raise EnvironmentFault(describe(folder, "the folder", "be writable", got=_reason(fault), fix=fix)) from fault
+    return f"{folder} is writable"
+
+
+def _python(_: Path) -> str:
+    if sys.version_info[:2] != PYTHON:
+        rule, fix = f"be {'.'.join(map(str, PYTHON))}", "remove .venv and run: make run PYTHON=/path/to/python3.11"
+        raise EnvironmentFault(describe(sys.executable, "Python", rule, got=platform.python_version(), fix=fix))
+    return f"Python {platform.python_version()}"
+
+
+def _packages(root: Path) -> str:
+    """Every direct dependency is there, and whatever is there has the version of the lock file."""
+    pinned = dict(_PINNED.findall(_text(root / _LOCK)))
+    direct = {
+        re.split(r"[^A-Za-z0-9._-]", line)[0] for line in metadata.requires("mnist-pipe") or () if ";" not in line
+    }
+    wrong = []
+    for name in sorted(direct | pinned.keys()):
+        try:
+            # torch 2.13.0 may be a build such as 2.13.0+cpu
+            found = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            if name in direct:
+                wrong.append(f"{name} missing")
+            continue
+        if found != pinned.get(name, found):
+            wrong.append(f"{name} {found} instead of {pinned[name]}")
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        got = ", ".join(wrong[:5]) + more
+        fix = f"run: {sys.executable} -m pip install -c {_LOCK} -e ."
+        raise EnvironmentFault(describe(_LOCK, "the packages", "have the pinned versions", got=got, fix=fix))
+    return f"{len(pinned)} packages pinned, none differs" if pinned else f"no {_LOCK} to compare with"
+
+
+def _params(root: Path) -> str:
+    from mnist_pipe import preflight
+
+    params = preflight.load_params(root / paths.PARAMS)
+    preflight.check_params(params)
+    return f"{paths.PARAMS} is valid"
+
+
+def _writable(root: Path) -> str:
+    for folder in (root, root / paths.STATE):
+        if folder.exists():
+            check_writable(folder)
+    return f"{root} is writable"
+
+
+def _disk(root: Path) -> str:
+    return check_disk(root, needed_bytes=FREE_BYTES)
+
+
+def _shared_memory(_: Path) -> str:
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return "none; Ray keeps its objects in /tmp"
+    total = shutil.disk_usage(folder).total
+    if total < services.OBJECT_STORE_BYTES:
+        return f"{_megabytes(total)}: Ray keeps its objects in /tmp, which is slower; in Docker pass --shm-size=2g"
+    return _megabytes(total)
+
+
+def _versioning(root: Path) -> str:
+    folder = root / ".dvc"
+    if not folder.is_dir():
+        fix = "run: dvc init (or dvc init --no-scm where there is no Git)"
+        raise EnvironmentFault(describe(folder, "the DVC repository", "exist", got="nothing", fix=fix))
+    config = configparser.ConfigParser()
+    config.read([folder / "config", folder / "config.local"])
+    if config.getboolean("core", "no_scm", fallback=False):
+        return "DVC without Git; the lineage says so"
+    fix = "run: dvc config --local core.no_scm true"
+    if not any((parent / ".git").exists() for parent in (root, *root.parents)):
+        raise EnvironmentFault(describe(root, "the project", "be in a Git repository", got="none", fix=fix))
+    if shutil.which("git") is None:
+        raise EnvironmentFault(describe("PATH", "git", "be installed", got="nothing", fix=f"install it, or {fix}"))
+    return "DVC with Git"
+
+
+def _dvc_lock(root: Path) -> str:
+    """DVC writes this file in place: a kill within that write leaves half of it, and DVC refuses to start."""
+    path = root / ".dvc" / "tmp" / "rwlock"
+    if path.exists():
+        atomic.read_json(path, fix="delete it, unless a dvc is running")
+    return f"{path.relative_to(root)} is whole" if path.exists() else "none held"
+
+
+def _ports(root: Path) -> str:
+    """None needs to be free, because `up` moves on; it helps to know that it will."""
+    ours = {port for _, service in services.status(root).values() if service for port in service.ports}
+    wanted = (services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT)
+    taken = [port for port in wanted if port not in ours and not services.is_free(port)]
+    if taken:
+        return f"{', '.join(map(str, taken))} taken by another program; `mnist-pipe up` uses the next free ones"
+    return f"{', '.join(map(str, wanted))} free or ours"
+
+
+def _services(root: Path) -> str:
+    found = services.status(root)
+    for name, (state, service) in found.items():
+        if service and state is not State.RUNNING:
+            start = services.starter(name)
+            fix = f"run: {start}" if state is State.DEAD else f"run: mnist-pipe down, then {start}"
+            raise EnvironmentFault(describe(service.log, name, "answer", got=f"a service that {state}", fix=fix))
+    return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
+
+
+def _storage(root: Path) -> str:
+    if not os.environ.get(storage.VARIABLE):
+        return f"{storage.VARIABLE} is not set: everything stays in {paths.STATE}"
+    storage.project_storage(root).check()
+    return f"{storage.project_storage(root).uri} answers"
+
+
+def _open_files(_: Path) -> str:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
+        rule = f"be at least {OPEN_FILES}"
+        raise EnvironmentFault(describe("this shell", "open files", rule, got=limit, fix="run: ulimit -n 4096"))
+    return "no limit" if limit == resource.RLIM_INFINITY else f"{limit} allowed"
+
+
+CHECKS: dict[str, Callable[[Path], str]] = {
+    "python": _python,
+    "packages": _packages,
+    "params": _params,
+    "folder": _writable,
+    "disk": _disk,
+    "shared memory": _shared_memory,
+    "versioning": _versioning,
+    "dvc's lock": _dvc_lock,
+    "ports": _ports,
+    "services": _services,
+    "storage": _storage,
+    "open files": _open_files,
+}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
+
+
+def _reason(fault: OSError) -> str:
+    return str(fault.strerror or fault).lower()

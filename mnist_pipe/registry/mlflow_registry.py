@@ -1,0 +1,448 @@
+"""The model registry: MLflow, on SQLite under `.state/` unless MLFLOW_TRACKING_URI names another store.
+
+A version is plain files (safetensors, JSON, Parquet) of an MLflow run and never a flavour: MLflow's torch flavour
+unpickles what it loads. A version is found by its content, so registering the same content twice yields one version,
+and what a process left when it died half-way is completed by the next.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mnist_pipe import paths
+from mnist_pipe.atomic import MANIFEST, atomic_file, digest, locked, read_json, verify_manifest
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
+from mnist_pipe.evaluation.predictions import read_predictions
+from mnist_pipe.params import RegisterParams
+from mnist_pipe.registry import gates
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+PREVIOUS = "previous"
+CLASSIFIER = "-classifier"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SPEC = re.compile(rf"({_NAME.pattern})(?:@({_NAME.pattern})|/([1-9][0-9]{{0,8}}))")
+_CONTENT = "content_sha256"
+_MODEL = "model"  # folders of a run's artifacts
+_PREDICTIONS = "predictions"
+_MAX_ENTITIES = 900  # MLflow takes 1000 in one call
+
+
+def register(
+    candidate: Path,
+    *,
+    root: Path,
+    name: str,
+    predictions: Path,
+    metrics: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    params: RegisterParams,
+) -> Registration:
+    """Register the model in the folder `candidate` as `name` and, where every gate passes, make it the champion.
+
+    `predictions` is the candidate's `validation.parquet`: it is judged by that, and kept, because later candidates are
+    compared on it. The numbers in `metrics`, which may be nested, are recorded and decide nothing. The whole happens
+    under one lock, so that no other process moves the alias between the decision and the move. The old champion becomes
+    `previous`.
+
+    Raises:
+        InputError: `name` is not a name.
+        CorruptDataError: the candidate differs from its manifest, or the champion's files are gone or damaged.
+        EnvironmentFault: the store does not answer.
+    """
+    _check_name(name)
+    verify_manifest(candidate)
+    content = digest(read_json(candidate / MANIFEST))
+    with _store(root, write=True) as client:
+        champion = _aliased(client, name, CHAMPION)
+        decisions = gates.judge(
+            read_predictions(predictions),
+            content_sha256=content,
+            champion=_opponent(client, champion, root=root) if champion else None,
+            params=params,
+        )
+        model = _find_content(client, name, content)
+        if model is None:
+            run = _log_candidate(client, candidate, name, content, predictions, metrics, root=root)
+            model = _create_version(client, name, content, run, lineage)
+        for gate in decisions:
+            verdict = "passed" if gate.passed else "failed"
+            client.set_model_version_tag(name, str(model.version), f"gate.{gate.name}", f"{verdict}: {gate.text}")
+        is_champion = model == champion
+        promoted = not is_champion and all(gate.passed for gate in decisions)
+        if promoted:
+            # In this order a name that has a champion keeps one at every moment.
+            if champion is not None:
+                client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
+            client.set_registered_model_alias(name, CHAMPION, str(model.version))
+        previous = _aliased(client, name, PREVIOUS)
+    return Registration(
+        name=name,
+        version=model.version,
+        alias=CHAMPION if promoted or is_champion else None,
+        promoted=promoted,
+        reason=gates.reason(decisions, promoted=promoted, is_champion=is_champion),
+        content_sha256=content,
+        gates=decisions,
+        previous=previous.version if previous else None,
+        lineage=dict(lineage),
+        tracking_uri=public_uri(root),
+    )
+
+
+def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Path, search_id: str) -> int:
+    """One MLflow run a trial, with its configuration and the figures of each epoch; returns how many were new.
+
+    A trial is `{"trial": 3, "status": "stopped", "config": {..}, "history": [{"epoch": 1, "train_loss": ..}, ..]}`. A
+    trial of the same `search_id` that is there already is left as it is, and one that was cut short is completed.
+
+    Raises:
+        InputError: `experiment` is not a name.
+        EnvironmentFault: the store does not answer.
+    """
+    _check_name(experiment)
+    with _store(root, write=True) as client:
+        experiment_id = _experiment(client, experiment, root=root)
+        known = {run.data.tags["trial"]: run for run in _runs(client, experiment_id, f"tags.search = '{search_id}'")}
+        missing = [t for t in trials if str(t["trial"]) not in known or known[str(t["trial"])].info.status == "RUNNING"]
+        for trial in missing:
+            number = str(trial["trial"])
+            tags = {"search": search_id, "trial": number, "status": str(trial["status"])}
+            run = known.get(number) or client.create_run(experiment_id, run_name=f"{search_id}-{number}", tags=tags)
+            history = [({k: v for k, v in epoch.items() if k != "epoch"}, epoch["epoch"]) for epoch in trial["history"]]
+            _log(client, run, params=trial["config"], history=history)
+            finished = trial["status"] in ("finished", "stopped")
+            client.set_terminated(run.info.run_id, "FINISHED" if finished else "FAILED")
+    return len(missing)
+
+
+def prepare(root: Path) -> None:
+    """Make the project's own store where there is none yet, whole or not at all.
+
+    Raises:
+        CorruptDataError: it is damaged.
+        EnvironmentFault: it does not answer.
+    """
+    with _store(root, write=True):
+        pass
+
+
+def champion(name: str, *, root: Path) -> RegisteredModel | None:
+    """The version of `name` that bears the alias `champion`, or None.
+
+    Raises:
+        InputError: `name` is not a name.
+        EnvironmentFault: the store does not answer.
+    """
+    _check_name(name)
+    with _reading(root) as client:
+        return client and _aliased(client, name, CHAMPION)
+
+
+def champions(*, root: Path) -> list[RegisteredModel]:
+    """The champion of every `*-classifier` that has one."""
+    with _reading(root) as client:
+        names = [m.name for m in client.search_registered_models() if m.name.endswith(CLASSIFIER)] if client else []
+        found = [_aliased(client, name, CHAMPION) for name in names]
+    return [model for model in found if model is not None]
+
+
+def find(spec: str, *, root: Path) -> RegisteredModel:
+    """The version that `NAME@ALIAS` or `NAME/VERSION` stands for.
+
+    Raises:
+        InputError: `spec` is neither, or no version is registered so; the message lists those that are.
+        EnvironmentFault: the store does not answer.
+    """
+    match = _SPEC.fullmatch(spec)
+    if match is None:
+        raise InputError(describe("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec)))
+    name, alias, number = match.groups()
+    known: list[str] = []
+    with _reading(root) as client:
+        if client:
+            aliases = _aliases(client, name)
+            versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+            version = versions.get(number or aliases.get(alias, ""))
+            if version is not None:
+                return _registered(version)
+            known = [f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in versions]
+            known = sorted(known) or sorted(model.name for model in client.search_registered_models())
+    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet, run: dvc repro"
+    raise InputError(describe("--model", "the version", "be registered", got=repr(spec), fix=fix))
+
+
+def download(model: RegisteredModel, *, root: Path) -> Path:
+    """The folder of the model's weights and card, checked against the manifest and the registered content.
+
+    Raises:
+        CorruptDataError: a file is missing or has other bytes.
+        EnvironmentFault: the store does not answer.
+    """
+    with _store(root) as client:
+        folder = _artifact(client, model, f"{_MODEL}/{MANIFEST}", root=root).parent
+        manifest = read_json(folder / MANIFEST)
+        found = digest(manifest)
+        if found != model.content_sha256:
+            rule = f"be {model.content_sha256[:12]}, as registered in {model.name}/{model.version}"
+            raise CorruptDataError(describe(folder, _CONTENT, rule, got=found[:12]))
+        for file in manifest:
+            _artifact(client, model, f"{_MODEL}/{file}", root=root)
+    verify_manifest(folder)
+    return folder
+
+
+def public_uri(root: Path) -> str:
+    """The store's address as it may be shown: the default one relative to `root`, others without credentials."""
+    uri = _tracking_uri(root)
+    if uri == _own_uri(root):
+        return f"sqlite:///{paths.MLFLOW_DB}"
+    return public_url(uri)
+
+
+def _own_uri(root: Path) -> str:
+    return f"sqlite:///{(root / paths.MLFLOW_DB).resolve()}"
+
+
+def _tracking_uri(root: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
+
+
+@contextmanager
+def _reading(root: Path) -> Iterator[MlflowClient | None]:
+    """A client for reading, or None where there is no store yet: to look must not create one."""
+    if _tracking_uri(root) == _own_uri(root) and not (root / paths.MLFLOW_DB).exists():
+        yield None
+    else:
+        with _store(root) as client:
+            yield client
+
+
+@contextmanager
+def _store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
+    """A client of the store; a writer has it alone among this project's processes, and makes it where there is none."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # a fault is raised, so nothing is left to log
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database = (root / paths.MLFLOW_DB).resolve()
+    uri = _tracking_uri(root)
+    try:
+        with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
+            if uri == _own_uri(root):
+                if write and not database.exists():
+                    # Whole or absent: MLflow cannot go on with a schema that was cut short.
+                    with atomic_file(database) as temporary:
+                        MlflowClient(f"sqlite:///{temporary}")
+                _check_database(database)
+            yield MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError, OSError) as fault:
+        got = one_line(str(fault).replace(uri, public_uri(root)))[:300]
+        # Not `from fault`: the cause would show the address with its credentials in every traceback.
+        raise EnvironmentFault(describe(public_uri(root), "the registry", "answer", got=got)) from None
+
+
+def _check_database(database: Path) -> None:
+    """Raise CorruptDataError unless the file is SQLite; MLflow itself would try again for minutes."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as fault:
+        raise EnvironmentFault(describe(database, "the registry", "be readable", got=str(fault))) from fault
+    except sqlite3.DatabaseError as fault:
+        fix = "move it away and run: dvc repro --force register"
+        raise CorruptDataError(describe(database, "the registry", "be SQLite", got=str(fault), fix=fix)) from fault
+
+
+def _check_name(name: str) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise InputError(describe("registry", "the name", f"match {_NAME.pattern}", got=repr(name)))
+
+
+def _experiment(client: MlflowClient, name: str, *, root: Path) -> str:
+    """The id of the experiment of that name, made where there is none, with its artifacts under `.state/`."""
+    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.artifact_location != location and _tracking_uri(root) == _own_uri(root):
+        # The project's folder was moved. MLflow keeps absolute paths and would go on writing to the old place.
+        client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
+        experiment = None
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    is_server = _tracking_uri(root).startswith("http")  # which decides itself where its artifacts lie
+    return str(client.create_experiment(name, artifact_location=None if is_server else location))
+
+
+def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def _log(
+    client: MlflowClient, run: Run, *, params: Mapping[str, Any], history: Sequence[tuple[Mapping[str, float], int]]
+) -> None:
+    """Log params and (figures, epoch) pairs in as few calls as MLflow allows; doing it twice changes nothing."""
+    from mlflow.entities import Metric, Param
+
+    # The run's own start is the one timestamp that a second try repeats; equal metrics are stored once.
+    start = run.info.start_time
+    entities: list[Any] = [Param(key, str(value)) for key, value in _flat(params).items()]
+    entities += [Metric(key, value, start, epoch) for figures, epoch in history for key, value in figures.items()]
+    for first in range(0, len(entities), _MAX_ENTITIES):
+        part = entities[first : first + _MAX_ENTITIES]
+        client.log_batch(
+            run.info.run_id,
+            params=[entity for entity in part if isinstance(entity, Param)],
+            metrics=[entity for entity in part if isinstance(entity, Metric)],
+        )
+
+
+def _log_candidate(
+    client: MlflowClient,
+    candidate: Path,
+    name: str,
+    content: str,
+    predictions: Path,
+    metrics: Mapping[str, Any],
+    *,
+    root: Path,
+) -> Run:
+    """The run that holds the candidate's files and figures; one that a dead process left is completed."""
+    experiment_id = _experiment(client, name, root=root)
+    runs = _runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
+    run = runs[0] if runs else client.create_run(experiment_id, run_name=content[:12], tags={_CONTENT: content})
+    run_id = run.info.run_id
+    for file in (*read_json(candidate / MANIFEST), MANIFEST):
+        client.log_artifact(run_id, str(candidate / file), _MODEL)
+    client.log_artifact(run_id, str(predictions), _PREDICTIONS)
+    client.log_dict(run_id, dict(metrics), "metrics.json")
+    card = read_json(candidate / paths.CARD)
+    figures = {key: value for key, value in _flat(metrics).items() if type(value) in (int, float)}
+    _log(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(figures, 0)])
+    client.set_terminated(run_id)
+    return run
+
+
+def _create_version(
+    client: MlflowClient, name: str, content: str, run: Run, lineage: Mapping[str, Any]
+) -> RegisteredModel:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    tags = {_CONTENT: content, **{f"lineage.{key}": str(value) for key, value in _flat(lineage).items()}}
+    source = f"{run.info.artifact_uri}/{_MODEL}"
+    return _registered(client.create_model_version(name, source, run.info.run_id, tags=tags))
+
+
+def _find_content(client: MlflowClient, name: str, content: str) -> RegisteredModel | None:
+    versions = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT} = '{content}'")
+    return _registered(min(versions, key=lambda version: int(version.version))) if versions else None
+
+
+def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:
+    path = _artifact(client, model, f"{_PREDICTIONS}/validation.parquet", root=root)
+    return gates.Champion(
+        version=model.version, content_sha256=model.content_sha256, predictions=read_predictions(path)
+    )
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    models = client.search_registered_models(f"name = '{name}'")
+    return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
+
+
+def _aliased(client: MlflowClient, name: str, alias: str) -> RegisteredModel | None:
+    version = _aliases(client, name).get(alias)
+    return None if version is None else _registered(client.get_model_version(name, version))
+
+
+def _registered(version: ModelVersion) -> RegisteredModel:
+    content = version.tags.get(_CONTENT)
+    if content is None:
+        where = f"{version.name}/{version.version}"
+        fix = "give the alias to a version that `dvc repro` registered"
+        raise CorruptDataError(describe(where, f"the tag {_CONTENT}", "be set", got="nothing", fix=fix))
+    return RegisteredModel(
+        name=version.name, version=int(version.version), run_id=version.run_id, content_sha256=content
+    )
+
+
+def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: Path) -> Path:
+    """A local copy of one file of the model's run."""
+    if not all(_NAME.fullmatch(part) for part in path.split("/")):
+        raise CorruptDataError(describe(MANIFEST, "a file", f"match {_NAME.pattern}", got=repr(path)))
+    artifacts = root / paths.MLFLOW_ARTIFACTS
+    if _tracking_uri(root) == _own_uri(root):  # by its place, not by MLflow's absolute path: the folder may have moved
+        return artifacts / model.run_id / "artifacts" / path
+    copy = artifacts / "downloads" / model.content_sha256 / path
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=artifacts) as folder:
+            Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
+    return copy
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, the keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredModel:
+    """One version of one name."""
+
+    name: str
+    version: int
+    run_id: str
+    """The MLflow run that holds its files."""
+    content_sha256: str
+    """Digest of the digests of its files: weights and card."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What `register` did; its fields are those of `reports/registration.json`."""
+
+    name: str
+    version: int
+    alias: str | None
+    """`champion`, where the candidate bears it now."""
+    promoted: bool
+    """Whether this registration moved the alias."""
+    reason: str
+    """One sentence."""
+    content_sha256: str
+    gates: list[gates.Gate]
+    previous: int | None
+    """The version with the alias `previous`."""
+    lineage: dict[str, Any]
+    tracking_uri: str
+    """Without credentials."""

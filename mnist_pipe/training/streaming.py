@@ -1,0 +1,229 @@
+"""Training rows that need not fit in memory: Parquet shards, read through Ray Data while the loop trains.
+
+Nothing is shuffled as a whole. Each epoch takes the row groups in a random order, and each worker draws its batches
+from a buffer that its row groups flow through. Rows that lie in the order of their labels over many row groups are
+better shuffled once, when the shards are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from numpy.typing import NDArray
+from pyarrow import fs
+from torch import Tensor
+
+from mnist_pipe.cluster.ordered_reader import read_in_order
+from mnist_pipe.data import table
+from mnist_pipe.data.table import SIDE, RowGroup
+from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.training.loop import World
+
+BUFFER_ROWS = 32_768
+"""What a worker draws its batches from, 103 MB; more than 2 row groups as this project writes them."""
+_VERIFIERS = 8
+_MAX_PARTS = 8  # of an epoch; a lost reader begins its part again
+
+Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]
+"""Images (rows, 28, 28) and labels (rows,)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """A training split in one or more Parquet files of the normalized schema."""
+
+    groups: Sequence[RowGroup]
+    provenance: dict[str, Any]
+    """As in `NormalizedSplit`, the same in every file."""
+    filesystem: fs.FileSystem | None
+    node: str | None
+    """The Ray node whose disk holds the files; None where every node reaches them."""
+
+    @property
+    def num_rows(self) -> int:
+        """Of all files together."""
+        return sum(group.num_rows for group in self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Rows of one row group."""
+
+    group: RowGroup
+    start: int
+    stop: int
+
+
+def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> Shards:
+    """The Parquet file, or folder of them, at `location`, each read once from end to end and checked.
+
+    Ray must be connected. Without `filesystem` the files lie on this machine's disk, and are read by tasks on this
+    machine; with it, any node of the cluster must reach them.
+
+    Raises:
+        InputError: no such file, or a folder without any.
+        CorruptDataError: a file that `table.read_normalized` would refuse, or files standardised by different figures.
+        EnvironmentFault: the file system does not answer.
+    """
+    files = table.parquet_files(location, filesystem=filesystem)
+    provenances = [table.check_normalized(file, filesystem=filesystem) for file in files]
+    for file, provenance in zip(files, provenances, strict=True):
+        for key in ("dataset", "mean", "std"):
+            if provenance.get(key) != provenances[0].get(key):
+                rule = f"be {provenances[0].get(key)} as in {files[0]}"
+                raise CorruptDataError(describe(file, key, rule, got=provenance.get(key)))
+    with ThreadPoolExecutor(_VERIFIERS) as threads:
+        list(threads.map(partial(table.verify_normalized, filesystem=filesystem), files))
+    groups = [group for file in files for group in table.row_groups(file, filesystem=filesystem)]
+    node = None if filesystem else ray.get_runtime_context().get_node_id()
+    return Shards(groups=groups, provenance=provenances[0], filesystem=filesystem, node=node)
+
+
+def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, world: World) -> list[Piece]:
+    """What a worker reads in an epoch, in order.
+
+    The row groups stand in an order that (seed, epoch) draws, and are cut among the workers in proportion to their rows
+    of a batch, within a row group where it falls so: each worker has enough for every whole batch.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(groups)).tolist()
+    num_rows = sum(group.num_rows for group in groups)
+    shares = [len(range(rank, batch_size, world.size)) for rank in range(world.size)]
+    before = sum(shares[: world.rank])
+    first, last = (num_rows * part // batch_size for part in (before, before + shares[world.rank]))
+    pieces, row = [], 0
+    for group in (groups[number] for number in order):
+        start, stop = max(first - row, 0), min(last - row, group.num_rows)
+        if start < stop:
+            pieces.append(Piece(group=group, start=start, stop=stop))
+        row += group.num_rows
+    return pieces
+
+
+class Buffer:
+    """The rows that a worker draws its batches from; one for all epochs, since new memory is slow to touch."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._images = np.empty((num_rows, SIDE, SIDE), dtype=np.float32)
+        self._labels = np.empty(num_rows, dtype=np.uint8)
+        self.num_rows = num_rows
+
+    def shuffle(
+        self, chunks: Iterator[Arrays], *, batch_size: int, num_batches: int, random: np.random.Generator
+    ) -> Iterator[Arrays]:
+        """`num_batches` batches of distinct rows of `chunks`, each drawn from as many of the next rows as fit.
+
+        `chunks` must hold `num_batches * batch_size` rows or more, and the buffer a batch.
+        """
+        rest: Arrays | None = None
+
+        def fill(slots: NDArray[np.int64]) -> int:
+            """Put the next rows into `slots`; how many there were."""
+            nonlocal rest
+            filled = 0
+            while filled < len(slots):
+                rest = rest or next(chunks, None)
+                if rest is None:
+                    break
+                taken = min(len(slots) - filled, len(rest[1]))
+                where = slots[filled : filled + taken]
+                self._images[where], self._labels[where] = rest[0][:taken], rest[1][:taken]
+                rest = (rest[0][taken:], rest[1][taken:]) if taken < len(rest[1]) else None
+                filled += taken
+            return filled
+
+        full = np.arange(len(self._labels))
+        full = full[: fill(full)]
+        for _ in range(num_batches):
+            drawn = random.choice(len(full), batch_size, replace=False, shuffle=False)
+            slots = full[drawn]
+            yield self._images[slots], self._labels[slots]
+            refilled = fill(slots)
+            full = np.delete(full, drawn[refilled:])
+
+
+class Stream:
+    """The batches of a worker, as `loop.Batches` says."""
+
+    def __init__(
+        self, source: Shards, *, seed: int, num_epochs: int, device: torch.device, buffer_rows: int = BUFFER_ROWS
+    ) -> None:
+        self.num_rows = source.num_rows
+        self.background = -float(source.provenance["mean"]) / float(source.provenance["std"])
+        self._source, self._seed, self._num_epochs, self._device = source, seed, num_epochs, device
+        self._buffer = Buffer(min(buffer_rows, self.num_rows))
+        self._next_epoch = -1
+        self._chunks: Iterator[Arrays] = iter(())
+
+    def epoch(
+        self,
+        number: int,
+        *,
+        batch_size: int,
+        world: World,
+        generator: torch.Generator,  # noqa: ARG002
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Batches` says. The draws depend on the seed, the epoch and the world, and not on what was read before.
+
+        Raises:
+            CorruptDataError: a page whose checksum does not hold.
+            EnvironmentFault: the file system does not answer.
+        """
+        if number != self._next_epoch:
+            self._chunks = self._begin(number, batch_size=batch_size, world=world)
+        self._next_epoch = number + 1
+        pieces = plan(self._source.groups, seed=self._seed, epoch=number, batch_size=batch_size, world=world)
+        share = len(range(world.rank, batch_size, world.size))
+        chunks = _first_rows(self._chunks, sum(piece.stop - piece.start for piece in pieces))
+        if share > self._buffer.num_rows:
+            self._buffer = Buffer(share)
+        for images, labels in self._buffer.shuffle(
+            chunks,
+            batch_size=share,
+            num_batches=self.num_rows // batch_size,
+            random=np.random.default_rng([self._seed, number, world.rank]),
+        ):
+            yield self._on_device(images).unsqueeze(1), self._on_device(labels).long()
+        for _ in chunks:  # the rows of no whole batch
+            pass
+
+    def _begin(self, first_epoch: int, *, batch_size: int, world: World) -> Iterator[Arrays]:
+        """The rows of every epoch from `first_epoch` on: while one ends, the next is read ahead."""
+        source, seed = self._source, self._seed
+        num_parts = max(1, min(len(source.groups), _MAX_PARTS))
+        # One reader for each worker: it decodes 300,000 rows a second, and few models train as many.
+        parts = [(epoch, part) for epoch in range(first_epoch, self._num_epochs) for part in range(num_parts)]
+
+        def read(epoch: int, part: int) -> Iterator[pa.Table]:
+            pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, world=world)
+            for piece in pieces[len(pieces) * part // num_parts : len(pieces) * (part + 1) // num_parts]:
+                yield from table.read_row_group(
+                    piece.group,
+                    start=piece.start,
+                    stop=piece.stop,
+                    columns=["image", "label"],
+                    filesystem=source.filesystem,
+                )
+
+        for block in read_in_order(parts, read, node=source.node, sharers=world.size):
+            yield from table.normalized_rows(block)
+
+    def _on_device(self, values: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def _first_rows(chunks: Iterator[Arrays], num_rows: int) -> Iterator[Arrays]:
+    """The chunks that hold the next `num_rows` rows; no chunk holds rows of two epochs."""
+    while num_rows > 0:
+        chunk = next(chunks)
+        num_rows -= len(chunk[1])
+        yield chunk

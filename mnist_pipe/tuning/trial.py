@@ -1,0 +1,123 @@
+"""Trials of a search, as Ray Tune runs them; without what its driver alone needs, so that they start sooner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.result import DONE
+
+from mnist_pipe.atomic import digest
+from mnist_pipe.cluster.ray_session import check_code
+from mnist_pipe.training.loop import DivergedError, Recipe, new_run, progress_line, recipe_of, resident, train
+from mnist_pipe.tuning.vmapped import train_pack
+
+METRIC = "validation_accuracy"
+PACK = "pack"
+"""In what Tune hands out, the proposals that are trained together."""
+MEMBERS = "members"
+"""In what such a trial reports, the metrics of each."""
+
+
+def proposals_of(handed_out: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The proposals in what Tune handed out: one, or those of a pack."""
+    found: list[Mapping[str, Any]] = handed_out.get(PACK, [handed_out])
+    return found
+
+
+def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
+    """What a proposal searches: without the trial's number and the learning rate's name within Optuna."""
+    return {key: proposal[key] for key in proposal if key != "trial" and not key.startswith("learning_rate.")}
+
+
+def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
+    """What a proposal trains; `given` has what `search` hands to every trial."""
+    return recipe_of(
+        given["recipe"],
+        found=config_of(proposal),
+        models=given["model_params"],
+        num_epochs=given["num_epochs"],
+        seed=given["seed"],
+    )
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """One trial or pack at a time, in a Ray actor that many share; what it prints is its log in Ray's dashboard.
+
+    A class and not a function: Tune runs a function in a thread and polls it five times a second, so that a trial
+    which reports and ends costs 0.2 s more.
+    """
+
+    def setup(self, config: dict[str, Any], **given: Any) -> None:
+        """`given` is what `search` hands to every trial."""
+        check_code(given["code"])
+        torch.set_num_threads(given["num_threads"])
+        self._given = given
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._training = resident(given["training"], device=self._device)
+        self._validation = resident(given["validation"], device=self._device)
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next trial in this process."""
+        self._start(new_config)
+        return True
+
+    def __repr__(self) -> str:
+        return type(self).__name__
+
+    def step(self) -> dict[str, Any]:
+        """One epoch."""
+        num_epochs = self._given["num_epochs"]
+        try:
+            metrics = next(self._epochs)
+        except DivergedError as fault:
+            self._says[0](fault)  # a pack does not raise it
+            return {**_diverged(num_epochs), DONE: True}
+        return {DONE: metrics["epoch"] >= num_epochs, **metrics}
+
+    def _start(self, handed_out: Mapping[str, Any]) -> None:
+        proposals = proposals_of(handed_out)
+        self._says = [partial(print, f"trial {proposal['trial']}:", flush=True) for proposal in proposals]
+        for say, proposal in zip(self._says, proposals, strict=True):
+            say(
+                ", ".join(
+                    f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                    for key, value in config_of(proposal).items()
+                )
+            )
+        recorded = self._given["known"].get(digest(config_of(proposals[0])))
+        if len(proposals) > 1:
+            self._epochs = self._train_together(proposals)
+        elif recorded is not None:
+            self._says[0]("had ended before the search was interrupted")
+            self._epochs = iter([*recorded[:-1], {**recorded[-1], DONE: True}])
+        else:
+            self._epochs = self._train(proposals[0])
+
+    def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        recipe = trial_recipe(proposal, self._given)
+        model, optimizer = new_run(recipe, device=self._device)
+        for metrics in train(
+            recipe, model=model, optimizer=optimizer, training=self._training, validation=self._validation
+        ):
+            self._says[0](progress_line(metrics, num_epochs=recipe.num_epochs))
+            yield metrics
+
+    def _train_together(self, proposals: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+        recipes = [trial_recipe(proposal, self._given) for proposal in proposals]
+        num_epochs = recipes[0].num_epochs
+        epochs = train_pack(recipes, training=self._training, validation=self._validation, device=self._device)
+        for epoch, members in enumerate(epochs, start=1):
+            reported = [_diverged(num_epochs) if metrics.get("diverged") else metrics for metrics in members]
+            for say, metrics in zip(self._says, reported, strict=True):
+                say("diverged" if metrics.get("diverged") else progress_line(metrics, num_epochs=num_epochs))
+            yield {"epoch": epoch, METRIC: max(metrics[METRIC] for metrics in reported), MEMBERS: reported}
+
+
+def _diverged(num_epochs: int) -> dict[str, float]:
+    """The worst finite score: ASHA compares with `<`, which is false for NaN, so that such a trial would run on."""
+    return {"epoch": num_epochs, METRIC: 0.0, "diverged": 1}

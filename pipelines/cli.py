@@ -1,0 +1,277 @@
+"""The `mnist-pipe` command, from every folder of the project. Imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mnist_pipe import paths
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError, describe, message_and_code
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; what the user can mend is told in one line."""
+    options = None
+    try:
+        options = _parser().parse_args(arguments)
+        run, _ = COMMANDS[options.command]
+        code = run(paths.find_root(Path.cwd()), options)
+        sys.stdout.flush()  # a buffered line meets its reader here and not at exit, where nobody could catch the fault
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader has left. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (PipelineError, OSError) as fault:
+        if getattr(options, "debug", False):
+            raise
+        text, code = message_and_code(fault)
+        print(text, file=sys.stderr)
+        return code
+
+
+def _up(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import services
+
+    services.up(root)
+    _print([*_services(root), _STOP])
+    return 0
+
+
+def _down(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import services
+
+    *others, last = [service.name for service in services.down(root)] or [""]
+    print(f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running")
+    return 0
+
+
+def _status(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import services
+
+    found = services.status(root)
+    _print([(name, services.how(name, state, service)) for name, (state, service) in found.items()])
+    return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
+
+
+def _deploy(root: Path, _: argparse.Namespace) -> int:
+    from pipelines.deployments import deploy
+
+    for name in deploy(root):
+        print(f"deployed {name}")
+    return 0
+
+
+def _dashboards(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import dashboards
+
+    exit_code = 0
+    for name, page in dashboards.check(root).items():
+        failed = isinstance(page, PipelineError)
+        _report(name, str(page) if isinstance(page, PipelineError) else f"{page.url}   {page.login}", failed=failed)
+        exit_code = EnvironmentFault.exit_code if failed else exit_code
+    return exit_code
+
+
+def _doctor(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import doctor
+
+    exit_code = 0
+    for name, found in doctor.examine(root):
+        failed = isinstance(found, PipelineError)
+        _report(name, str(found), failed=failed)
+        if isinstance(found, PipelineError):
+            exit_code = max(exit_code, found.exit_code)
+    return exit_code
+
+
+def _predict(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.inference import predict
+
+    exit_code = 0
+    for found in predict.classify(options.images, root=root, model=options.model):
+        if isinstance(found, PipelineError):
+            print(found, file=sys.stderr)
+            exit_code = found.exit_code
+        else:
+            others = "  ".join(f"{digit}: {share:.4f}" for digit, share in enumerate(found.probabilities))
+            print(f"{found.path}: {found.digit} ({100 * found.probability:.2f} %)   {others}")
+    return exit_code
+
+
+def _score(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.local import services, supervisor
+
+    if _SUPERVISED not in os.environ:
+        os.environ[_SUPERVISED] = "1"
+        arguments = [options.input, str(options.output), *(["--model", options.model] if options.model else [])]
+        debug = ["--debug"] if getattr(options, "debug", False) else []
+        return supervisor.supervise([sys.executable, "-m", "pipelines.cli", *debug, "score", *arguments])
+    supervisor.die_with_parent()
+    os.environ.update(services.ray_environment(root))
+    with nullcontext() if getattr(options, "debug", False) else _errors_to(root / services.LOGS / "score.log"):
+        from mnist_pipe.cluster import storage
+        from mnist_pipe.inference import batch
+
+        model = batch.load(options.model, root=root)
+        place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        done = batch.score(
+            place.root if place else Path(options.input),
+            options.output,
+            model=model,
+            filesystem=place.filesystem if place else None,
+        )
+    rate = done.num_rows / done.seconds
+    steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
+    accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
+    print(
+        f"{options.output}: {done.num_rows:,} rows by {model.name} in {done.seconds:.1f} s, {rate:,.0f} a second "
+        f"({steady:,.0f} after the {done.start_seconds:.1f} s that starting takes){accuracy}"
+    )
+    return 0
+
+
+@contextmanager
+def _errors_to(log: Path) -> Iterator[None]:
+    """Keep what Ray's own threads and its C++ write to the standard error stream away from the console."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sys.stderr.flush()
+    console = os.dup(2)
+    try:
+        with log.open("ab") as stream:
+            os.dup2(stream.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(console, 2)
+        os.close(console)
+
+
+def _summary(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.atomic import read_json
+
+    fix = "run: dvc repro"
+    registration, evaluation = (read_json(root / path, fix=fix) for path in (paths.REGISTRATION, paths.EVALUATION))
+    timings = read_json(root / paths.TIMINGS) if (root / paths.TIMINGS).exists() else {}
+    try:
+        rows = [
+            *_outcome(registration, evaluation),
+            ("time", _times(timings)),
+            ("report", str(root / paths.REPORT)),
+            *_services(root),
+            *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
+            ("dashboards", "mnist-pipe dashboards   opens TensorBoard and MLflow too, and checks every page"),
+            _STOP,
+        ]
+        if evaluation["fallback_for"]:
+            rows = [_fallback(evaluation), *rows, _fallback(evaluation)]
+    except (LookupError, TypeError, ValueError) as fault:
+        got = f"{type(fault).__name__} {fault}"
+        raise CorruptDataError(
+            describe(root / paths.REPORTS, "the figures", "be complete", got=got, fix=fix)
+        ) from fault
+    _print(rows)
+    return 0
+
+
+def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+    alias = f", alias {registration['alias']}" if registration["alias"] else ", without an alias"
+    rows = [
+        ("registered", f"{registration['name']} version {registration['version']}{alias}"),
+        ("", registration["reason"]),
+    ]
+    for split in ("validation", "test"):
+        score = evaluation[split]
+        low, high = score["interval"]
+        rows.append(
+            (
+                split,
+                f"accuracy {100 * score['accuracy']:.2f} %, {100 * evaluation['confidence']:g} % interval "
+                f"{100 * low:.2f} to {100 * high:.2f} %, {score['num_rows']:,} images",
+            )
+        )
+    return rows
+
+
+def _services(root: Path) -> list[tuple[str, str]]:
+    from mnist_pipe.local import services
+
+    return [(name, services.how(name, state, service)) for name, (state, service) in services.status(root).items()]
+
+
+def _times(timings: dict[str, float]) -> str:
+    from mnist_pipe.evaluation.report import duration
+    from pipelines import STAGES
+
+    parts = [f"{stage} {duration(timings[stage])}" for stage in STAGES if stage in timings]
+    return ", ".join([*parts, f"together {duration(sum(timings.values()))}"]) if parts else "not recorded"
+
+
+def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
+    wanted, used = evaluation["fallback_for"], evaluation["dataset"]
+    return (
+        "FALLBACK",
+        f"{wanted} could not be fetched: all of this is about {used}. Try again: dvc repro --force ingest",
+    )
+
+
+def _report(name: str, text: str, *, failed: bool) -> None:
+    """One thing that was checked; a text of several lines stays in its column."""
+    print(f"{'FAIL' if failed else 'ok':4}  {name:13}  {text.replace(chr(10), chr(10) + ' ' * 21)}")
+
+
+def _print(rows: list[tuple[str, str]]) -> None:
+    for name, text in rows:
+        print(f"{name:12} {text}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage that argparse puts before it."""
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+_STOP = ("stop", "mnist-pipe down")
+_SUPERVISED = "MNIST_PIPE_SUPERVISED"
+COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
+    "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
+    "down": (_down, "stop what `up` started"),
+    "status": (_status, "how they are, and how to log in"),
+    "dashboards": (_dashboards, "open every page, TensorBoard and MLflow too, and check that it answers"),
+    "doctor": (_doctor, "check this machine and this checkout"),
+    "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
+    "predict": (_predict, "which digits the registered champion sees in pictures"),
+    "score": (_score, "which digit the registered champion sees in every row of Parquet files, on the Ray cluster"),
+    "summary": (_summary, "what the last `dvc repro` registered, and where to look at it"),
+}
+
+
+def _parser() -> _Parser:
+    shared = _Parser(add_help=False)
+    # SUPPRESS: without it a command's default would undo a --debug that stands before the command.
+    shared.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+    parser = _Parser(
+        prog="mnist-pipe", parents=[shared], description="Look after the local services and the registered champion."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, (_, explanation) in COMMANDS.items():
+        command = commands.add_parser(name, parents=[shared], help=explanation, description=explanation)
+        if name == "predict":
+            command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
+        if name == "score":
+            command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
+            command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
+            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

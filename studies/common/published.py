@@ -1,0 +1,79 @@
+"""What the literature reports, from `studies/published.csv`: a row for each published figure, with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from mnist_pipe import paths
+from mnist_pipe.errors import InputError, closest, describe
+
+_COLUMNS = ["source", "system", "variant", "metric", "value", "unit", "setting", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One published number."""
+
+    value: float
+    unit: str
+    setting: str
+    """What else is said of it."""
+    reference: str
+    """Where it was published."""
+    decimals: int
+    """That it was published with."""
+
+
+class Published:
+    """The published figures of every study."""
+
+    def __init__(self, path: Path = paths.PUBLISHED) -> None:
+        """Read `path`.
+
+        Raises:
+            InputError: the file is missing or has other columns.
+        """
+        self._path = path
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as fault:
+            raise InputError(
+                describe(path, "the file", "be a readable table", got=str(fault).splitlines()[0])
+            ) from None
+        if list(table.columns) != _COLUMNS:
+            rule, got = f"have the columns {', '.join(_COLUMNS)}", ", ".join(table.columns)
+            raise InputError(describe(path, "the table", rule, got=got))
+        self._rows = table
+
+    def find(self, system: str, variant: str, metric: str, *, setting: str | None = None) -> Figure:
+        """The figure of that system, variant and metric; `setting` tells apart what these do not.
+
+        Raises:
+            InputError: there is none, or more than one.
+        """
+        rows = self._rows
+        wanted = {"system": system, "variant": variant, "metric": metric}
+        if setting is not None:
+            wanted["setting"] = setting
+        for column, name in wanted.items():
+            known = set(rows[column])
+            rows = rows[rows[column] == name]
+            if rows.empty:
+                rule = f"have a row for {', '.join(wanted.values())}"
+                fix = closest(name, known) or "add the row with its source"
+                raise InputError(describe(self._path, column, rule, got=f"none with {column} {name!r}", fix=fix))
+        if len(rows) > 1:
+            rule = f"tell the rows of {', '.join(wanted.values())} apart by their setting"
+            raise InputError(describe(self._path, "setting", rule, got=f"{len(rows)} rows"))
+        row = rows.iloc[0]
+        try:
+            value = float(row["value"])
+        except ValueError:
+            where = f"{self._path}:{rows.index[0] + 2}"
+            raise InputError(describe(where, "value", "be a number", got=repr(row["value"]))) from None
+        decimals = len(row["value"].partition(".")[2])
+        figures = {column: row[column] for column in ("unit", "setting", "reference")}
+        return Figure(value=value, decimals=decimals, **figures)

@@ -1,0 +1,132 @@
+"""A study's table: what was published, what was measured here, and whether the one reaches the other."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from studies.common.published import Figure
+
+LOWER_IS_BETTER = ("error", "loss", "rmse", "mae")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One figure of one system."""
+
+    system: str
+    variant: str
+    metric: str
+    """As `published.csv` names it; one that ends in `error` or `loss` is the better the lower it is."""
+    values: list[float]
+    """One a seed, in `unit`."""
+    unit: str
+    published: Figure | None
+    note: str = ""
+    """What a reader must know of it; `deterministic` where a method draws nothing, and one value is all there is."""
+    headline: bool = True
+    """Whether the project's README shows it too."""
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the seeds; None of one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the published."""
+        return None if self.published is None else self.mean - self.published.value
+
+    @property
+    def verdict(self) -> str:
+        """`reached` where the mean is as good as what was published, or as near as its decimals or the seeds tell."""
+        if self.published is None or self.difference is None:
+            return "not published"
+        lower = self.metric.rpartition("_")[2] in LOWER_IS_BETTER
+        behind = self.difference if lower else -self.difference
+        if behind <= 0:
+            return "reached"
+        if behind <= 0.5 * 10**-self.published.decimals:
+            return "reached, as rounded"
+        if self.deviation is not None and behind <= 2 * self.deviation:
+            return "within two deviations"
+        return f"missed by {self._figure(behind)}"
+
+    def shown(self) -> str:
+        """Mean and deviation with as many decimals as mean something."""
+        spread = f" ± {self._figure(self.deviation)}" if self.deviation is not None else ""
+        return f"{self._figure(self.mean)}{spread}"
+
+    def _figure(self, value: float) -> str:
+        return f"{value:.2f} %" if self.unit == "%" else f"{value:.4f}"
+
+
+COLUMNS = ("system", "variant", "measured", "published", "ours", "difference", "verdict", "note")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row of the README's table, column by column."""
+    setting = row.published.setting if row.published else ""
+    name = row.metric.replace("_", " ")
+    return (
+        row.system,
+        row.variant,
+        f"{name}, {setting}" if setting.startswith("epoch") else name,
+        "" if row.published is None else f"{row.published.value:g}{' %' if row.unit == '%' else ''}",
+        row.shown(),
+        "" if row.difference is None else f"{row.difference:+.2f}" if row.unit == "%" else f"{row.difference:+.4f}",
+        row.verdict,
+        row.note,
+    )
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in GitHub's Markdown, without a last line break; columns that are empty throughout are left out."""
+    used = [column for column in range(len(head)) if any(row[column] for row in rows)]
+    lines = [[row[column] for column in used] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(used))
+    return "\n".join(map(line, lines))
+
+
+def line(cells: Sequence[str]) -> str:
+    """Of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`; at least one part."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def csv(rows: Sequence[Row]) -> bytes:
+    """The table with every figure in full, and the values of each seed."""
+    table = pd.DataFrame(
+        {
+            "system": row.system,
+            "variant": row.variant,
+            "metric": row.metric,
+            "unit": row.unit,
+            "published": row.published and row.published.value,
+            "mean": row.mean,
+            "deviation": row.deviation,
+            "num_seeds": len(row.values),
+            "values": " ".join(f"{value:g}" for value in row.values),
+            "difference": row.difference,
+            "verdict": row.verdict,
+            "note": row.note,
+            "reference": row.published.reference if row.published else "",
+        }
+        for row in rows
+    )
+    text = io.StringIO()
+    table.to_csv(text, index=False, lineterminator="\n", float_format="%.6g")
+    return text.getvalue().encode()

@@ -1,0 +1,79 @@
+"""Runs on Ray: each once, in the order asked for, remembered when the driver dies, and a fault told as it is."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import connected
+from mnist_pipe.errors import InputError
+from studies.common.executor import run_all
+from studies.common.ledger import Config, Run, ledger_key, read_ledger
+
+pytestmark = pytest.mark.ray
+SHARED = {"numbers": np.arange(10.0)}
+
+
+def compute(config: Config, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A run: its own number of the shared ones, and a file that shows that it was computed."""
+    if config.get("wrong"):
+        raise InputError("a rule must hold, but did not")
+    time.sleep(config.get("wait", 0.0))
+    Path(config["folder"], f"{config['number']}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    assert not shared["numbers"].flags.writeable  # one copy for every process of the machine
+    return {"number": float(shared["numbers"][config["number"]])}
+
+
+def _spread(configs: list[Config], root: Path, *, name: str = "a-study") -> tuple[list[Run], list[Run]]:
+    told: list[Run] = []
+    with connected(name) as available:
+        runs = run_all(
+            compute,
+            configs,
+            shared=SHARED,
+            available=available,
+            storage=storage.project_storage(root),
+            name=name,
+            on_run=told.append,
+        )
+    return runs, told
+
+
+def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    configs = [{"number": n, "folder": str(work), "wait": 0.2 * (n == 3)} for n in (3, 1, 2)]
+    runs, told = _spread(configs, tmp_path)
+    assert [(run.config, run.result) for run in runs] == [(c, {"number": float(c["number"])}) for c in configs]
+    assert sorted(run.config["number"] for run in told) == [1, 2, 3]
+    assert len(list(work.iterdir())) == 3
+    # Asked for again with one more, only that is computed: what a study does after it was killed.
+    more = [*configs, {"number": 4, "folder": str(work)}]
+    runs, told = _spread(more, tmp_path)
+    assert [run.result["number"] for run in runs] == [3, 1, 2, 4]
+    assert [run.config["number"] for run in told] == [4]
+    assert len(list(work.iterdir())) == 4
+
+
+def test_a_fault_is_the_runs_own_and_what_had_ended_is_kept(tmp_path: Path) -> None:
+    configs = [{"number": 1, "folder": str(tmp_path)}, {"wrong": True}]
+    _spread(configs[:1], tmp_path)
+    with pytest.raises(InputError, match=r"^a rule must hold, but did not$"):
+        _spread(configs, tmp_path)
+    assert [run.config for run in read_ledger(storage.project_storage(tmp_path), "a-study").values()] == configs[:1]
+
+
+def test_a_ledger_that_was_removed_remembers_nothing(tmp_path: Path) -> None:
+    place = storage.project_storage(tmp_path)
+    assert read_ledger(place, "a-study") == {}
+    place.write_json(f"{ledger_key('a-study')}/x.json", {"config": {}, "result": {}, "seconds": 1.0, "address": ""})
+    assert len(read_ledger(place, "a-study")) == 1
+    place.remove(ledger_key("a-study"))
+    assert read_ledger(place, "a-study") == {}

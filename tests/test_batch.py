@@ -1,0 +1,298 @@
+"""Scoring many rows: the model's own answers, in order, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from mnist_pipe import models
+from mnist_pipe.data.table import NormalizedSplit, RawSplit, write_normalized, write_raw
+from mnist_pipe.errors import CorruptDataError, InputError
+from mnist_pipe.inference import batch
+from mnist_pipe.inference.batch import Model
+from mnist_pipe.training import loop
+from tests.test_registry import NAME, empty_store, make, register, root
+
+__all__ = ["empty_store", "make", "root"]  # fixtures
+
+MEAN, STD = 0.1307, 0.3081
+ROWS = 2500
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(3)
+    network = models.build("convnet", channels=[4, 8]).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # so that all ten digits occur
+    return Model(name="toy/1", content_sha256="ab", network=network, card={"mean": MEAN, "std": STD})
+
+
+@pytest.fixture(scope="module")
+def pixels() -> NDArray[np.uint8]:
+    blocks = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4), dtype=np.uint8)
+    return blocks.repeat(7, axis=1).repeat(7, axis=2)  # noise would all look alike to a model
+
+
+def standardised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return ((pixels / 255 - MEAN) / STD).astype(np.float32)
+
+
+def images_of(content: NDArray[Any]) -> pa.Array:
+    flat = np.ascontiguousarray(content).reshape(len(content), 784)
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(flat.itemsize * flat.shape[1]), len(flat), [None, pa.py_buffer(flat)]
+    )
+
+
+def write(path: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=700, write_page_checksum=True)
+    return path
+
+
+def read(output: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(output.iterdir())])
+
+
+def refused(kind: type[Exception], *arguments: Any, **keywords: Any) -> str:
+    """The one line that it is refused with; in seconds, and leaving nothing behind."""
+    before = {path for argument in arguments for path in Path(argument).parent.iterdir()}
+    with pytest.raises(kind) as caught:
+        batch.score(*arguments, **keywords)
+    assert {path for argument in arguments for path in Path(argument).parent.iterdir()} == before
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.ray
+def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
+    model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_SHARD_ROWS", 900)
+    monkeypatch.setattr(batch, "_BLOCK_ROWS", 100)
+    expected = loop.logits(model.network, standardised(pixels))
+    labels = [None if row % 7 == 0 else int(digit) ^ (row % 5 == 0) for row, digit in enumerate(expected.argmax(1))]
+    ids = [f"row {row}" for row in range(ROWS)]
+    (tmp_path / "in").mkdir()
+    for name, rows in (("b", slice(1000, None)), ("a", slice(0, 1000))):
+        columns = {"id": ids[rows], "image": images_of(pixels[rows]), "label": pa.array(labels[rows], pa.int64())}
+        write(tmp_path / "in" / f"{name}.parquet", **columns)
+    done = batch.score(tmp_path / "in", tmp_path / "out", model=model)
+    found = read(tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    assert {name: str(found.schema.field(name).type) for name in found.column_names} == {
+        "id": "string",
+        "label": "int64",
+        "prediction": "uint8",
+        "probability": "float",
+        "probabilities": "fixed_size_list<element: float not null>[10]",
+    }
+    assert found["id"].to_pylist() == ids
+    assert found["label"].to_pylist() == labels
+    assert found["prediction"].to_pylist() == expected.argmax(1).tolist()
+    assert len(set(found["prediction"].to_pylist())) > 3
+    probabilities = torch.softmax(torch.from_numpy(expected), 1).numpy()
+    np.testing.assert_allclose(found["probabilities"].to_pylist(), probabilities, rtol=1e-3, atol=1e-6)
+    np.testing.assert_array_equal(found["probability"], np.max(found["probabilities"].to_pylist(), axis=1))
+    assert found.schema.metadata[b"mnist_pipe_model"] == b'{"model": "toy/1", "content_sha256": "ab"}'
+    known = [row for row in range(ROWS) if row % 7]
+    assert done.num_rows == ROWS
+    assert done.accuracy == np.mean([row % 5 != 0 for row in known])
+    assert 0 < done.start_seconds <= done.seconds
+
+
+@pytest.mark.ray
+def test_standardised_images_without_labels_are_scored_alike(
+    model: Model, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    split = NormalizedSplit(
+        images=standardised(pixels),
+        labels=np.zeros(ROWS, dtype=np.uint8),
+        index=np.arange(ROWS, dtype=np.uint32),
+        provenance={"dataset": "toy", "mean": MEAN, "std": STD},
+    )
+    write_normalized(tmp_path / "labelled.parquet", split)
+    bare = pq.read_table(tmp_path / "labelled.parquet").select(["image"])
+    pq.write_table(bare, tmp_path / "in.parquet")
+    (tmp_path / "out").mkdir()
+    done = batch.score(tmp_path / "in.parquet", tmp_path / "out", model=model)
+    assert done.accuracy is None
+    found = read(tmp_path / "out")
+    assert found.column_names == ["prediction", "probability", "probabilities"]
+    assert found["prediction"].to_pylist() == loop.logits(model.network, split.images).argmax(1).tolist()
+
+
+@pytest.mark.ray
+def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
+    images = np.zeros((ROWS, 28, 28), dtype=np.float32)
+    images[1801, 5, 6] = np.nan
+    split = NormalizedSplit(
+        images=images,
+        labels=np.zeros(ROWS, dtype=np.uint8),
+        index=np.arange(ROWS, dtype=np.uint32),
+        provenance={"dataset": "toy", "mean": MEAN, "std": STD},
+    )
+    write_normalized(tmp_path / "in.parquet", split)
+    line = refused(CorruptDataError, tmp_path / "in.parquet", tmp_path / "out", model=model)
+    assert line == f"{tmp_path / 'in.parquet'}: image[1801] at (5, 6) must be finite, but got nan"
+
+
+@pytest.mark.ray
+def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    path = write(tmp_path / "in.parquet", image=images_of(pixels))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    line = refused(CorruptDataError, path, tmp_path / "out", model=model)
+    assert line.startswith(f"{path}: every page must match its checksum, but got ")
+
+
+def test_an_input_that_is_not_one_is_named(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    where, out = tmp_path / "in.parquet", tmp_path / "out"
+    assert refused(InputError, where, out, model=model) == f"{where}: the file must exist, but got nothing"
+    where.write_text("hello")
+    assert refused(CorruptDataError, where, out, model=model).startswith(f"{where}: the file must be Parquet, but got ")
+    cases: list[tuple[dict[str, Any], str]] = [
+        (
+            {"pixels": [1]},
+            "the column image must be fixed_size_binary[784] (bytes) or [3136] (float32), but got (pixels: int64)",
+        ),
+        (
+            {"image": [[1, 2]]},
+            "the column image must be fixed_size_binary[784] (bytes) or [3136] (float32), but got list<element: int64>",
+        ),
+        (
+            {"image": images_of(pixels[:1]), "prediction": [1]},
+            "every column must have a name of its own, but got 'prediction'; rename it",
+        ),
+        (
+            {"image": images_of(pixels[:1]), "id": pa.array([b"0" * 16], pa.uuid())},
+            "the column id must be of a plain type, but got extension<arrow.uuid>",
+        ),
+        ({"image": images_of(pixels[:0])}, "the input must have rows, but got 0"),
+    ]
+    for columns, expected in cases:
+        write(where, **columns)
+        assert refused(InputError, where, out, model=model) == f"{where}: {expected}"
+
+
+def test_files_of_one_input_have_the_same_columns(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.parquet", image=images_of(pixels[:1]))
+    write(tmp_path / "in" / "b.parquet", image=images_of(pixels[:1]), id=[1])
+    line = refused(InputError, tmp_path / "in", tmp_path / "out", model=model)
+    assert line.startswith(f"{tmp_path / 'in' / 'b.parquet'}: the columns must be those of ")
+
+
+def test_images_standardised_by_other_figures_are_refused(model: Model, tmp_path: Path) -> None:
+    split = NormalizedSplit(
+        images=np.zeros((5, 28, 28), dtype=np.float32),
+        labels=np.zeros(5, dtype=np.uint8),
+        index=np.arange(5, dtype=np.uint32),
+        provenance={"dataset": "toy", "mean": 0.5, "std": STD},
+    )
+    where = tmp_path / "in.parquet"
+    write_normalized(where, split)
+    line = refused(InputError, where, tmp_path / "out", model=model)
+    expected = f"{where}: mean must be 0.1307, which the model was trained with, but got 0.5; score the raw images"
+    assert line == expected
+    pq.write_table(pq.read_table(where).replace_schema_metadata(None), where)
+    line = refused(CorruptDataError, where, tmp_path / "out", model=model)
+    assert line == f"{where}: the metadata must carry mnist_pipe's provenance, but got none; score the raw images"
+
+
+def test_an_output_that_exists_is_never_touched(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+    where = write(tmp_path / "in.parquet", image=images_of(pixels))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    for taken in (tmp_path / "out", tmp_path / "out" / "mine"):
+        line = refused(InputError, where, taken, model=model)
+        assert line == f"{taken}: the output must be new, but got one that exists; remove it or name another"
+
+
+# --- the command
+
+
+def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "MNIST_PIPE_SUPERVISED"}
+    program = [sys.executable, "-m", "pipelines.cli", "score", *arguments]
+    return subprocess.Popen(
+        program, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+@pytest.fixture
+def project(root: Path, pixels: NDArray[np.uint8]) -> Path:
+    """A project with an empty registry, and raw images with labels."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (root / name).touch()
+    labels = (np.arange(ROWS) % 10).astype(np.uint8)
+    write_raw(root / "in.parquet", RawSplit(images=pixels, labels=labels, provenance={"dataset": "toy"}))
+    return root
+
+
+@pytest.mark.ray
+def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make: Callable[..., Any]) -> None:
+    register(project, make(1, 40))
+    process = command(project, "in.parquet", "out")
+    output, errors = process.communicate(timeout=200)
+    assert (process.returncode, errors) == (0, "")
+    [line] = output.splitlines()
+    assert line.startswith(f"out: 2,500 rows by {NAME}/1 in ")
+    assert "; accuracy " in line
+    assert read(project / "out").num_rows == ROWS
+    assert read(project / "out").column_names == ["label", "prediction", "probability", "probabilities"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["in.parquet", "out"], 3, "the registry: must have a champion, but got none; run: dvc repro"),
+        (
+            ["in.parquet", "out", "--model", "toy/7"],
+            2,
+            "--model: the version must be registered, but got 'toy/7'; nothing is registered yet, run: dvc repro",
+        ),
+    ],
+)
+def test_without_a_model_the_command_says_so(project: Path, arguments: list[str], code: int, line: str) -> None:
+    process = command(project, *arguments)
+    assert process.communicate(timeout=60) == ("", line + "\n")
+    assert process.returncode == code
+    assert not (project / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
+    project: Path, make: Callable[..., Any], number: int, code: int
+) -> None:
+    register(project, make(1, 40))
+    names = {path.name for path in project.iterdir()}
+    process = command(project, "in.parquet", "out")
+    deadline = time.monotonic() + 60
+    while not (family := psutil.Process(process.pid).children(recursive=True)) or len(family) < 8:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    started = time.monotonic()
+    assert process.wait(timeout=30) == code
+    assert time.monotonic() - started < 15  # 5 s on a machine that does nothing else
+    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert {path.name for path in project.iterdir()} == names

@@ -1,0 +1,132 @@
+"""Which model classifies, and that it sees each picture as it saw its training images."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from safetensors.numpy import load_file
+
+from mnist_pipe import paths
+from mnist_pipe.atomic import write_json
+from mnist_pipe.data.images import load_image
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+from mnist_pipe.inference.predict import Prediction, classify
+from mnist_pipe.registry import mlflow_registry
+from tests.test_registry import NAME, empty_store, make, register, root
+
+__all__ = ["empty_store", "make", "root"]  # fixtures
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    image = Image.new("L", (60, 90), 255)
+    ImageDraw.Draw(image).line((15, 10, 45, 10, 25, 80), fill=0, width=8)
+    image.save(tmp_path / "seven.png")
+    return tmp_path / "seven.png"
+
+
+def only(results: list[Any]) -> Prediction:
+    [result] = results
+    assert isinstance(result, Prediction)
+    return result
+
+
+def test_the_probabilities_are_the_softmax_of_the_model_on_the_standardised_image(
+    root: Path, make: Callable[..., Any], picture: Path
+) -> None:
+    candidate = make(1, 40)
+    register(root, candidate)
+    weights = load_file(candidate[0] / "model.safetensors")
+    image = (load_image(picture).ravel() - 0.1307) / 0.3081  # mean and standard deviation of the card
+    logits = weights["output.weight"].astype(np.float64) @ image + weights["output.bias"]
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    result = only(classify([picture], root=root))
+    assert result.probabilities == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert result.digit == expected.argmax()
+    assert result.probability == max(result.probabilities)
+    assert result.path == picture
+    assert sum(result.probabilities) == pytest.approx(1)
+
+
+def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
+    root: Path, make: Callable[..., Any], picture: Path, tmp_path: Path
+) -> None:
+    register(root, make(1, 40))
+    text = tmp_path / "text.png"
+    text.write_text("hello")
+    first, second, third = classify([picture, text, picture], root=root)
+    assert isinstance(first, Prediction)
+    assert isinstance(second, InputError)
+    assert str(second) == f"{text}: the file must be a PNG or JPEG image, but got bytes that start with b'hello'"
+    assert third == first
+
+
+def test_without_a_registry_the_way_to_one_is_told(tmp_path: Path, picture: Path) -> None:
+    with pytest.raises(EnvironmentFault) as caught:
+        classify([picture], root=tmp_path / "new")
+    assert str(caught.value) == "the registry: must have a champion, but got none; run: dvc repro"
+
+
+def test_the_name_that_was_registered_last_is_asked_for_its_champion(
+    root: Path, make: Callable[..., Any], picture: Path
+) -> None:
+    one, other = make(1, 40), make(2, 40)
+    register(root, one, name="mnist-classifier")
+    register(root, other, name="digits-classifier")
+    results = {}
+    for name in ("mnist-classifier", "digits-classifier"):
+        write_json(root / paths.REGISTRATION, {"name": name})
+        results[name] = only(classify([picture], root=root))
+        assert results[name] == only(classify([picture], root=root, model=f"{name}@champion"))
+    assert results["mnist-classifier"] != results["digits-classifier"]
+    write_json(root / paths.REGISTRATION, {"name": "local-classifier"})
+    with pytest.raises(EnvironmentFault) as caught:
+        classify([picture], root=root)
+    assert str(caught.value) == "local-classifier: must have a champion, but got none; run: dvc repro"
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
+def test_without_a_registration_the_only_champion_is_taken(
+    root: Path, make: Callable[..., Any], picture: Path, content: str | None
+) -> None:
+    register(root, make(1, 40))
+    if content is not None:
+        (root / paths.REPORTS).mkdir()
+        (root / paths.REGISTRATION).write_text(content)
+    assert only(classify([picture], root=root))
+
+
+def test_among_several_champions_the_user_chooses(root: Path, make: Callable[..., Any], picture: Path) -> None:
+    for name in ("mnist-classifier", "digits-classifier"):
+        register(root, make(1, 40), name=name)
+    with pytest.raises(InputError) as caught:
+        classify([picture], root=root)
+    assert str(caught.value) == (
+        "--model: the name must be given, but got nothing; known: digits-classifier@champion, mnist-classifier@champion"
+    )
+
+
+def test_any_version_can_be_asked(root: Path, make: Callable[..., Any], picture: Path) -> None:
+    register(root, make(1, 60))
+    register(root, make(2, 40))
+    by_alias = {
+        spec: only(classify([picture], root=root, model=f"{NAME}{spec}")) for spec in ("@champion", "@previous")
+    }
+    by_number = {number: only(classify([picture], root=root, model=f"{NAME}/{number}")) for number in (1, 2)}
+    assert by_alias == {"@champion": by_number[2], "@previous": by_number[1]}
+    assert by_number[1] != by_number[2]
+
+
+def test_a_champion_whose_files_are_gone_is_told(root: Path, make: Callable[..., Any], picture: Path) -> None:
+    register(root, make(1, 40))
+    folder = mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=root), root=root)
+    shutil.rmtree(folder)
+    with pytest.raises(CorruptDataError) as caught:
+        classify([picture], root=root)
+    assert str(caught.value) == f"{folder / 'manifest.json'}: the file must exist, but got nothing"

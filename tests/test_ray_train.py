@@ -1,0 +1,269 @@
+"""Ray Train: workers agree, and whatever is killed, the run ends with the same weights."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import safetensors.torch
+import torch
+
+from mnist_pipe import hardware, models
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
+from mnist_pipe.cluster.ray_session import scale as scale_of
+from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.errors import EnvironmentFault, InputError
+from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
+from mnist_pipe.training.loop import DivergedError, Recipe
+from mnist_pipe.training.ray_train import TrainingResult
+from mnist_pipe.training.streaming import Shards
+from tests import ray_data
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker: int = 1, num_nodes: int = 1) -> Scale:
+    """So many workers, on one machine."""
+    return Scale(
+        min_workers=least,
+        max_workers=most or least,
+        use_gpu=use_gpu,
+        cpus_per_worker=cpus_per_worker,
+        num_nodes=num_nodes,
+    )
+
+
+ONE, TWO = workers(1), workers(2)
+
+DRIVER = """
+import sys
+from pathlib import Path
+from mnist_pipe.cluster.ray_session import connected
+from tests.test_ray_train import fit
+def show(metrics): print("epoch", metrics["epoch"])
+with connected("a-test"):
+    fit(Path(sys.argv[1]), on_epoch=show)
+"""
+
+
+def fit(
+    folder: Path,
+    *,
+    recipe: Recipe = ray_data.RECIPE,
+    training: NormalizedSplit | Shards | None = None,
+    scale: Scale = ONE,
+    **handlers: Any,
+) -> TrainingResult:
+    """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
+    return ray_train.fit(
+        recipe,
+        training=training or ray_data.split(3200),
+        validation=ray_data.split(501, seed=1),
+        name="run",
+        storage=storage.open_uri(str(folder)),
+        state=folder / "state",
+        scale=scale,
+        **handlers,
+    )
+
+
+def progress(folder: Path) -> dict[str, Any] | None:
+    """Of the checkpoint under `folder` that got farthest."""
+    if ray_train.restore(storage.open_uri(str(folder)), name="run", into=folder / "found") is None:
+        return None
+    content: dict[str, Any] = json.loads((folder / "found" / checkpoint.PROGRESS).read_text())["progress"]
+    return content
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connected("a-test") as available:
+        yield available
+
+
+@pytest.fixture(scope="module")
+def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+    return tmp_path_factory.mktemp("reference")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> TrainingResult:
+    """A run of one worker that nothing disturbed; its last state is in `folder/state`."""
+    return fit(folder)
+
+
+def weights(folder: Path) -> torch.Tensor:
+    tensors = safetensors.torch.load_file(folder / "state" / checkpoint.STATE)
+    return torch.cat([tensors[key].flatten().double() for key in sorted(tensors) if key.startswith("model.")])
+
+
+def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    training, validation = (
+        loop.resident(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))
+    )
+    model, optimizer = loop.new_run(ray_data.RECIPE, device=cpu)
+    history = list(
+        loop.train(ray_data.RECIPE, model=model, optimizer=optimizer, training=training, validation=validation)
+    )
+    assert history == reference.history
+
+
+def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, float]] = []
+    started: list[list[str]] = []
+    lock = threading.Lock()  # it cannot be sent to a process: callbacks stay in this one
+
+    def see(metrics: dict[str, float]) -> None:
+        with lock:
+            seen.append(metrics)
+
+    result = fit(tmp_path, scale=TWO, on_epoch=see, on_start=started.append)
+    assert seen == result.history
+    assert [len(addresses) for addresses in started] == [2]
+    for ours, theirs in zip(result.history, reference.history, strict=True):
+        # Sums are added in another order, and the difference grows with the steps.
+        assert ours == pytest.approx(theirs, rel=0.02, abs=0.002)
+    torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+    reference: TrainingResult, folder: Path, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_at_two(metrics: dict[str, float]) -> None:
+        if metrics["epoch"] == 2 and not killed:
+            descendants = psutil.Process().children(recursive=True)
+            found = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
+            for worker in found:
+                killed.append(worker.pid)
+                worker.kill()
+
+    result = fit(tmp_path, on_epoch=kill_at_two)
+    assert killed
+    assert result.history == reference.history
+    assert torch.equal(weights(tmp_path), weights(folder))
+
+
+@pytest.mark.slow
+def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
+    assert reference.history
+    command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while progress(tmp_path) is None:
+        assert first.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    # All at once, as when the power goes: Ray's workers would train on for a while without their driver.
+    for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    first.wait()
+    kept = progress(tmp_path)
+    assert kept is not None
+    # A snapshot that the kill cut short must not stand in the way.
+    for snapshot in tmp_path.glob("ray/run.*/checkpoint_manager_snapshot.json"):
+        snapshot.write_text(snapshot.read_text()[:10])
+    second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert torch.equal(weights(tmp_path), weights(folder))
+    assert second.stdout.splitlines()[0] == f"epoch {kept['epoch'] + 1}"
+
+
+@pytest.mark.slow
+def test_divergence_is_told_and_not_retried(tmp_path: Path) -> None:
+    recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "model": "lenet5", "model_params": {}, "learning_rate": 1e18,
+                       "optimizer": "nesterov"})  # fmt: skip
+    with pytest.raises(DivergedError, match="the loss must stay finite, but got nan in epoch 1"):
+        fit(tmp_path, recipe=recipe)
+    assert [path.name for path in (tmp_path / "ray").iterdir()] == ["run.0"]
+
+
+def test_the_checkpoint_that_got_farthest_is_found_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
+    place = storage.open_uri(str(tmp_path))
+    model = models.build("linear")
+    optimizer = optimizers.build("nesterov", model, learning_rate=0.1, weight_decay=0.0)
+    written = {"run.0/checkpoint_a": (1, 5), "run.1/checkpoint_b": (1, 7), "run.1/checkpoint_c": (2, 0),
+               "run.1/checkpoint_d": (3, 0), "other.0/checkpoint_a": (9, 0)}  # fmt: skip
+    for name, (epoch, step) in written.items():
+        reached = {"epoch": epoch, "step": step}
+        checkpoint.save_state(tmp_path / "ray" / name, model=model, optimizer=optimizer, progress=reached)
+    (tmp_path / "ray/run.1/checkpoint_c/manifest.json").unlink()
+    state = tmp_path / "ray/run.1/checkpoint_d" / checkpoint.STATE
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    assert ray_train.restore(place, name="run", into=tmp_path / "into") == "ray/run.1/checkpoint_b"
+    assert checkpoint.position(tmp_path / "into") == (1, 7)
+    assert ray_train.restore(place, name="none", into=tmp_path / "nothing") is None
+
+
+def test_fewer_images_than_workers_are_refused_before_work_starts(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        fit(tmp_path, recipe=Recipe(**{**ray_data.RECIPE.to_dict(), "batch_size": 1}), scale=TWO)
+    assert str(caught.value) == (
+        "train: batch_size must be at least the number of workers, 2, but got 1; "
+        "set search.space.batch_size or train.num_workers"
+    )
+
+
+def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
+    with pytest.raises(EnvironmentFault) as caught:
+        fit(tmp_path, scale=Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=1, num_nodes=2))
+    assert str(caught.value) == (
+        "MNIST_PIPE_STORAGE: must be set for a cluster of 2 machines, but got nothing; "
+        "name a bucket or a shared directory"
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "gpus", "grows", "asked", "expected"),
+    [
+        ((8,), 0, False, ("auto", "auto"), workers(1, cpus_per_worker=2)),
+        ((64,), 4, False, ("auto", "auto"), workers(4, use_gpu=True)),
+        ((64,), 4, False, (2, "auto"), workers(2, use_gpu=True)),
+        ((8,), 4, False, (2, False), workers(2)),
+        ((8,), 0, False, ([1, 9], "auto"), workers(1, 8)),
+        ((8,), 0, True, ([1, 9], "auto"), workers(1, 9)),
+        ((8,), 0, True, ("auto", "auto"), workers(1, cpus_per_worker=8)),
+        ((8, 4), 0, True, ("auto", "auto"), workers(1, 2, cpus_per_worker=4, num_nodes=2)),
+        ((8, 4), 0, True, (2, "auto"), workers(2, cpus_per_worker=4, num_nodes=2)),
+        ((8, 8), 6, True, ("auto", "auto"), workers(1, 6, use_gpu=True, num_nodes=2)),
+    ],
+)
+def test_auto_is_every_gpu_or_a_worker_on_every_machine(
+    nodes: tuple[int, ...],
+    gpus: int,
+    grows: bool,
+    asked: tuple[Any, Any],
+    expected: Scale,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "num_cpus", lambda: 2)
+    available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, grows=grows, address="")
+    assert scale_of(available, num_workers=asked[0], use_gpu=asked[1]) == expected
+
+
+def test_everything_that_ray_opens_is_on_loopback() -> None:
+    session = psutil.Process()
+    open_to_all = [
+        (process.name(), connection.laddr)
+        for process in session.children(recursive=True)
+        for connection in process.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+        and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
+    ]
+    assert open_to_all == []

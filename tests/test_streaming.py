@@ -1,0 +1,260 @@
+"""Streamed training rows: each once an epoch, the same from the same seed, and nothing damaged among them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs
+
+from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
+from mnist_pipe.data import table
+from mnist_pipe.data.table import RowGroup, write_normalized
+from mnist_pipe.errors import CorruptDataError, InputError
+from mnist_pipe.training import streaming
+from mnist_pipe.training.loop import ALONE, Recipe, World
+from mnist_pipe.training.streaming import Arrays, Buffer, Shards, Stream
+from tests import ray_data
+from tests.test_ray_train import ONE, TWO, fit
+
+CPU = torch.device("cpu")
+ROWS = 25_000  # three row groups
+
+sizes = st.lists(st.integers(1, 50), min_size=1, max_size=8)
+
+
+def groups_of(sizes: list[int]) -> list[RowGroup]:
+    starts = np.cumsum([0, *sizes]).tolist()
+    return [
+        RowGroup(file="f", number=n, first_row=start, num_rows=size)
+        for n, (start, size) in enumerate(zip(starts, sizes, strict=False))
+    ]
+
+
+def rows_of(pieces: list[streaming.Piece]) -> list[int]:
+    return [piece.group.first_row + row for piece in pieces for row in range(piece.start, piece.stop)]
+
+
+@given(sizes=sizes, size=st.integers(1, 5), data=st.data(), seed=st.integers(0, 99), epoch=st.integers(0, 9))
+def test_the_workers_share_out_every_row_and_each_has_its_part_of_every_batch(
+    sizes: list[int], size: int, data: st.DataObject, seed: int, epoch: int
+) -> None:
+    total = sum(sizes)
+    batch_size = data.draw(st.integers(min(size, total), total))
+    shares = []
+    for rank in range(size):
+        world = World(rank=rank, size=size)
+        pieces = streaming.plan(groups_of(sizes), seed=seed, epoch=epoch, batch_size=batch_size, world=world)
+        shares.append(rows_of(pieces))
+        assert len(shares[-1]) >= total // batch_size * len(range(rank, batch_size, size))
+    assert sorted(row for share in shares for row in share) == list(range(total))
+
+
+def test_row_groups_come_in_another_order_in_another_epoch() -> None:
+    orders = {
+        tuple(rows_of(streaming.plan(groups_of([2] * 6), seed=seed, epoch=epoch, batch_size=4, world=World())))
+        for seed in range(3)
+        for epoch in range(3)
+    }
+    assert len(orders) == 9
+
+
+@given(sizes=sizes, buffer=st.integers(1, 60), data=st.data())
+def test_the_buffer_gives_distinct_rows_and_holds_no_more_than_it_may(
+    sizes: list[int], buffer: int, data: st.DataObject
+) -> None:
+    batch_size = data.draw(st.integers(1, min(buffer, sum(sizes))))
+    num_batches = sum(sizes) // batch_size
+    read = 0
+
+    def chunks() -> Iterator[Arrays]:
+        nonlocal read
+        for group in groups_of(sizes):
+            read += group.num_rows
+            numbers = np.arange(group.first_row, group.first_row + group.num_rows)
+            images = np.broadcast_to(numbers[:, None, None], (len(numbers), 28, 28)).astype(np.float32)
+            yield images, (numbers % 10).astype(np.uint8)
+
+    seen: list[int] = []
+    random = np.random.default_rng(0)
+    batches = Buffer(buffer).shuffle(chunks(), batch_size=batch_size, num_batches=num_batches, random=random)
+    for images, labels in batches:
+        assert len(images) == len(labels) == batch_size
+        assert (images[:, 3, 4].astype(int) % 10 == labels).all()
+        seen += images[:, 0, 0].astype(int).tolist()
+        assert read <= len(seen) + buffer + max(sizes)
+    assert len(set(seen)) == len(seen) == num_batches * batch_size
+    assert set(seen) <= set(range(sum(sizes)))
+
+
+# --- on Ray
+
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connected("a-test") as available:
+        yield available
+
+
+@pytest.fixture(scope="module")
+def split() -> table.NormalizedSplit:
+    """Every image carries the number of its row."""
+    split = ray_data.split(ROWS)
+    split.images[:, 0, 0] = np.arange(ROWS)
+    return split
+
+
+@pytest.fixture(scope="module")
+def folder(split: table.NormalizedSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same rows as one file, and as a folder of four."""
+    folder = tmp_path_factory.mktemp("shards")
+    write_normalized(folder / "whole.parquet", split)
+    for number, rows in enumerate(np.array_split(np.arange(ROWS), 4)):
+        part = dataclasses.replace(split, images=split.images[rows], labels=split.labels[rows], index=split.index[rows])
+        write_normalized(folder / "parts" / f"{number}.parquet", part)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, cluster: Cluster) -> Shards:  # noqa: ARG001
+    return streaming.shards(folder / "whole.parquet")
+
+
+def batches(
+    source: Shards, epochs: range, *, batch_size: int = 1000, seed: int = 0, world: World = ALONE, num_epochs: int = 3
+) -> list[list[int]]:
+    """The rows of each batch of these epochs; their labels are checked."""
+    found = []
+    rows = Stream(source, seed=seed, num_epochs=num_epochs, device=CPU, buffer_rows=5000)
+    for epoch in epochs:
+        for images, labels in rows.epoch(epoch, batch_size=batch_size, world=world, generator=torch.Generator()):
+            assert images.shape[1:] == (1, 28, 28)
+            assert labels.dtype == torch.int64
+            numbers = images[:, 0, 0, 0].int()
+            assert torch.equal(numbers % 10, labels.int())
+            found.append(numbers.tolist())
+    return found
+
+
+def test_each_epoch_gives_every_row_once_in_an_order_of_its_own(whole: Shards) -> None:
+    found = batches(whole, range(2))
+    first, second = (list(chain(*found[start : start + 25])) for start in (0, 25))
+    assert sorted(first) == sorted(second) == list(range(ROWS))
+    assert len({tuple(first), tuple(second), tuple(range(ROWS))}) == 3
+
+
+def test_the_same_seed_gives_the_same_batches_and_another_seed_others(whole: Shards) -> None:
+    assert batches(whole, range(1)) == batches(whole, range(1)) != batches(whole, range(1), seed=1)
+
+
+def test_an_epoch_is_the_same_whatever_was_read_before_it(whole: Shards) -> None:
+    assert batches(whole, range(3))[50:] == batches(whole, range(2, 3))
+
+
+def test_a_batch_is_whole_or_dropped_and_may_be_all_the_data(whole: Shards) -> None:
+    found = batches(whole, range(2), batch_size=4000)
+    assert [len(batch) for batch in found] == [4000] * 12
+    assert [len(batch) for batch in batches(whole, range(1), batch_size=ROWS)] == [ROWS]
+
+
+def test_two_workers_divide_each_batch(whole: Shards) -> None:
+    shares = [batches(whole, range(1), batch_size=501, world=World(rank=rank, size=2)) for rank in range(2)]
+    assert [{len(batch) for batch in share} for share in shares] == [{251}, {250}]
+    seen = [row for share in shares for batch in share for row in batch]
+    assert len(set(seen)) == len(seen) == 501 * (ROWS // 501)
+
+
+@pytest.mark.parametrize("filesystem", [None, fs.LocalFileSystem()])
+@pytest.mark.usefixtures("cluster")
+def test_a_folder_of_shards_is_one_split(folder: Path, filesystem: fs.FileSystem | None) -> None:
+    source = streaming.shards(str(folder / "parts"), filesystem=filesystem)
+    assert source.num_rows == ROWS
+    assert sorted(chain(*batches(source, range(1)))) == list(range(ROWS))
+
+
+def write(folder: Path) -> Path:
+    """The training rows of `test_distributed.fit` as one file."""
+    write_normalized(folder / "train.parquet", ray_data.split(3200))
+    return folder / "train.parquet"
+
+
+def flip(path: Path, *, row_group: int) -> None:
+    """Change one byte of an image's page."""
+    column = pq.read_metadata(path).row_group(row_group).column(0)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_damaged_shard_is_refused_before_training_starts(split: table.NormalizedSplit, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    write_normalized(path, split)
+    flip(path, row_group=1)
+    with pytest.raises(CorruptDataError) as caught:
+        streaming.shards(path)
+    assert str(caught.value).startswith(f"{path}: every page must match its checksum, but got ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: table.NormalizedSplit, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    write_normalized(path, split)
+    source = streaming.shards(path)
+    flip(path, row_group=1)
+    with pytest.raises(CorruptDataError) as caught:
+        batches(source, range(1))
+    assert str(caught.value).startswith(f"{path}: every page must match its checksum, but got ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shards_that_cannot_be_one_split_are_named(split: table.NormalizedSplit, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the file must exist, but got nothing"):
+        streaming.shards(tmp_path / "nothing")
+    with pytest.raises(InputError, match=r"the folder must hold \*\.parquet files, but got none"):
+        streaming.shards(tmp_path)
+    small = dataclasses.replace(split, images=split.images[:20], labels=split.labels[:20], index=split.index[:20])
+    write_normalized(tmp_path / "a.parquet", small)
+    write_normalized(tmp_path / "b.parquet", dataclasses.replace(small, provenance={**split.provenance, "mean": 0.5}))
+    with pytest.raises(CorruptDataError, match=r"b\.parquet: mean must be 0\.1 as in .*a\.parquet, but got 0\.5"):
+        streaming.shards(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "scale", [pytest.param(ONE, id="one worker", marks=pytest.mark.slow), pytest.param(TWO, id="two workers")]
+)
+@pytest.mark.usefixtures("cluster")
+def test_a_streamed_training_learns_what_one_in_memory_learns(tmp_path: Path, scale: Scale) -> None:
+    file = write(tmp_path)
+    recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "num_epochs": 3, "batch_size": 63})
+    accuracies = [
+        fit(tmp_path / name, recipe=recipe, training=training, scale=scale).history[-1]["validation_accuracy"]
+        for name, training in (("memory", ray_data.split(3200)), ("stream", streaming.shards(file)))
+    ]
+    assert min(accuracies) > 0.97, accuracies
+    assert abs(accuracies[0] - accuracies[1]) < 0.02, accuracies
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_damage_during_a_training_is_the_one_line_that_it_ends_with(tmp_path: Path) -> None:
+    file = write(tmp_path)
+    source = streaming.shards(file)
+    flip(file, row_group=0)
+    with pytest.raises(CorruptDataError) as caught:
+        fit(tmp_path, training=source)
+    assert str(caught.value).startswith(f"{file}: every page must match its checksum, but got ")
+    assert len(str(caught.value).splitlines()) == 1

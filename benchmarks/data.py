@@ -31,7 +31,7 @@ from torch import Tensor
 
 from mnist_pipe.data import normalization, sources, table
 from mnist_pipe.local import services
-from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
 
 VALIDATION_ROWS = 5_000
 MEAN, STD = 0.1307, 0.3081  # the other ways are spared the moments of the training rows
@@ -119,7 +119,7 @@ def _our_normalized(folder: Path) -> None:
 
 def _our_tensor(folder: Path) -> Tensor:
     train = table.read_normalized(folder / "normalized/train.parquet")
-    return loop.resident(train, device=torch.device("cpu")).images
+    return to_device(train, device=torch.device("cpu")).images
 
 
 def _published(folder: Path, name: str) -> Any:

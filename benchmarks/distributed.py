@@ -87,12 +87,14 @@ def _loop(settings: dict[str, Any]) -> list[float]:
     import torch
 
     from mnist_pipe.training import loop
+    from mnist_pipe.training.batches import to_device
+    from mnist_pipe.training.recipe import Recipe
 
     training, validation = _splits()
     torch.set_num_threads(os.cpu_count() or 1)
-    recipe, device = loop.Recipe(**settings), torch.device("cpu")
+    recipe, device = Recipe(**settings), torch.device("cpu")
     times = [time.perf_counter()]
-    data = {"training": loop.resident(training, device=device), "validation": loop.resident(validation, device=device)}
+    data = {"training": to_device(training, device=device), "validation": to_device(validation, device=device)}
     model, optimizer = loop.new_run(recipe, device=device)
     for _ in loop.train(recipe, model=model, optimizer=optimizer, **data):
         times.append(time.perf_counter())
@@ -104,7 +106,8 @@ def fit_seconds(
 ) -> tuple[float, float]:
     """Seconds of the whole run through Ray Train, and the mean of its epochs after the first."""
     from mnist_pipe.cluster import ray_session
-    from mnist_pipe.training import loop, ray_train
+    from mnist_pipe.training import ray_train
+    from mnist_pipe.training.recipe import Recipe
 
     training, validation = _splits()
     scale = ray_session.scale(available, num_workers=num_workers, use_gpu=False)
@@ -114,7 +117,7 @@ def fit_seconds(
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         ray_train.fit(
-            loop.Recipe(**settings),
+            Recipe(**settings),
             training=training,
             validation=validation,
             name="benchmark",
@@ -137,10 +140,12 @@ def _stock(settings: dict[str, Any]) -> float:
         import torch
 
         from mnist_pipe.training import loop
+        from mnist_pipe.training.batches import to_device
+        from mnist_pipe.training.recipe import Recipe
 
         device = torch.device("cpu")
-        recipe = loop.Recipe(**config["recipe"])
-        training, validation = (loop.resident(ray.get(split), device=device) for split in config["splits"])
+        recipe = Recipe(**config["recipe"])
+        training, validation = (to_device(ray.get(split), device=device) for split in config["splits"])
         model, optimizer = loop.new_run(recipe, device=device)
         for metrics in loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation):
             ray.train.report(metrics)
@@ -176,12 +181,14 @@ def _process(result: Path) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from mnist_pipe.training import loop, sync_batchnorm
+    from mnist_pipe.training.batches import Ranks, to_device
+    from mnist_pipe.training.recipe import Recipe
 
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
     device = torch.device("cpu")
-    training, validation = (loop.resident(split, device=device) for split in _splits())
-    recipe = loop.Recipe(**LONG)
+    training, validation = (to_device(split, device=device) for split in _splits())
+    recipe = Recipe(**LONG)
     model, optimizer = loop.new_run(recipe, device=device)
     sync_batchnorm.synchronize(model, device=device)
     parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -190,12 +197,12 @@ def _process(result: Path) -> None:
         dist.all_reduce(values)
         return values
 
-    world = loop.World(rank=dist.get_rank(), size=2, sum=total)
+    ranks = Ranks(rank=dist.get_rank(), size=2, all_reduce=total)
     times = [time.perf_counter()]
-    data = {"training": training, "validation": validation, "world": world}
+    data = {"training": training, "validation": validation, "ranks": ranks}
     for _ in loop.train(recipe, model=parallel, optimizer=optimizer, **data):
         times.append(time.perf_counter())
-    if world.rank == 0:
+    if ranks.rank == 0:
         seconds = [later - earlier for earlier, later in itertools.pairwise(times)]
         result.write_text(json.dumps(statistics.mean(seconds[1:])))
     dist.destroy_process_group()

@@ -57,17 +57,19 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
 
     from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training import loop
+    from mnist_pipe.training.batches import DeviceSplit, to_device
+    from mnist_pipe.training.recipe import recipe_of
 
     device = torch.device("cpu")
     split = read_normalized(paths.NORMALIZED / "train.parquet")
-    images = loop.resident(split.first(num_rows), device=device)
-    data = loop.Data(
+    images = to_device(split.first(num_rows), device=device)
+    data = DeviceSplit(
         images=images.images.repeat(copies, 1, 1, 1), labels=images.labels.repeat(copies), background=images.background
     )
     point = preflight.load_params(paths.PARAMS).recipes["standard"].model_dump()
     point["model_params"] = {**point["model_params"], "channels": list(channels)}
-    recipe = loop.recipe_of(point, found={}, models={}, num_epochs=1)
-    few = loop.resident(split.first(10), device=device)
+    recipe = recipe_of(point, found={}, models={}, num_epochs=1)
+    few = to_device(split.first(10), device=device)
     model, optimizer = loop.new_run(recipe, device=device)
     started = time.perf_counter()
     for _ in loop.train(recipe, model=model, optimizer=optimizer, training=data, validation=few):

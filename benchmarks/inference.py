@@ -21,6 +21,7 @@ from benchmarks import example
 from mnist_pipe import paths, preflight
 from mnist_pipe.data.table import read_normalized
 from mnist_pipe.training import loop
+from mnist_pipe.training.recipe import recipe_of
 
 
 def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None
     images = read_normalized(paths.NORMALIZED / "train.parquet").images
     point = preflight.load_params(paths.PARAMS).recipes[recipe]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = loop.new_run(loop.recipe_of(point.model_dump(), found={}, models={}), device=device)
+    model, _ = loop.new_run(recipe_of(point.model_dump(), found={}, models={}), device=device)
     peer, tensor = example.Net().to(device).eval(), torch.tensor(images, device=device).unsqueeze(1)
 
     @torch.inference_mode()

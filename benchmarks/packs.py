@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from mnist_pipe.training import loop
-from mnist_pipe.training.loop import Data, Recipe
+from mnist_pipe.training.batches import DeviceSplit
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.tuning import vmapped
 
 MODELS: dict[str, dict[str, Any]] = {
@@ -32,15 +33,15 @@ VALIDATION = 5 / 11
 """Rows to validate for each to train on: 5,000 and 11,000 in a search."""
 
 
-def noise(num_rows: int, *, device: torch.device) -> Data:
+def noise(num_rows: int, *, device: torch.device) -> DeviceSplit:
     """Random images with random labels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_rows, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (num_rows,), generator=generator)
-    return Data(images=images.to(device), labels=labels.to(device), background=-0.4)
+    return DeviceSplit(images=images.to(device), labels=labels.to(device), background=-0.4)
 
 
-def alone(recipe: Recipe, *, training: Data, validation: Data, device: torch.device) -> Iterator[object]:
+def alone(recipe: Recipe, *, training: DeviceSplit, validation: DeviceSplit, device: torch.device) -> Iterator[object]:
     """The epochs of `recipe` by itself."""
     model, optimizer = loop.new_run(recipe, device=device)
     return loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)

@@ -24,6 +24,8 @@ from mnist_pipe import paths, preflight
 from mnist_pipe.data.table import NormalizedSplit, read_normalized
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import ema, loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import recipe_of
 
 PEER_ACCURACY = 0.99
 
@@ -95,11 +97,11 @@ def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device:
     """Seconds of training, accuracy on the test split."""
     params = preflight.load_params(paths.PARAMS)
     chosen = params.recipes[point.recipe]
-    recipe = loop.recipe_of(chosen.model_dump(), found={}, models={}, seed=seed)
+    recipe = recipe_of(chosen.model_dump(), found={}, models={}, seed=seed)
     if point.num_epochs:
         recipe = replace(recipe, num_epochs=point.num_epochs)
-    training = loop.resident(splits["train"].first(chosen.train_rows), device=device)
-    few = loop.resident(splits["train"].first(10), device=device)  # the loop asks for an accuracy after each epoch
+    training = to_device(splits["train"].first(chosen.train_rows), device=device)
+    few = to_device(splits["train"].first(10), device=device)  # the loop asks for an accuracy after each epoch
     _synchronize(device)
     started = time.perf_counter()
     model, optimizer = loop.new_run(recipe, device=device)
@@ -121,7 +123,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _parameters(point: Point) -> int:
     recipe = preflight.load_params(paths.PARAMS).recipes[point.recipe]
-    model, _ = loop.new_run(loop.recipe_of(recipe.model_dump(), found={}, models={}), device=torch.device("cpu"))
+    model, _ = loop.new_run(recipe_of(recipe.model_dump(), found={}, models={}), device=torch.device("cpu"))
     return sum(parameter.numel() for parameter in model.parameters())
 
 

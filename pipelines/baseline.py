@@ -16,10 +16,12 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
 
     from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training import checkpoint, loop
+    from mnist_pipe.training.batches import to_device
+    from mnist_pipe.training.recipe import Recipe
 
-    recipe = loop.Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
+    recipe = Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
     cpu = torch.device("cpu")
-    training, validation = (loop.resident(read_normalized(path), device=cpu) for path in paths.TRAINING_SPLITS.values())
+    training, validation = (to_device(read_normalized(path), device=cpu) for path in paths.TRAINING_SPLITS.values())
     model, optimizer = loop.new_run(recipe, device=cpu)
     *_, metrics = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
     card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=paths.TRAINING_SPLITS)

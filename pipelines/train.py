@@ -25,6 +25,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training import loop, ray_train
+    from mnist_pipe.training.recipe import Recipe
 
     logger, path, place = get_run_logger(), paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
 
@@ -50,7 +51,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
             where="the cluster",
         )
         result = ray_train.fit(
-            loop.Recipe(**recipe),
+            Recipe(**recipe),
             training=_rows(path, place) if params.data == "stream" else read_normalized(path).first(train_rows),
             validation=read_normalized(paths.TRAINING_SPLITS["validation"]),
             name=run_name,
@@ -89,8 +90,9 @@ def write_candidate(
 
     from mnist_pipe.atomic import atomic_file, write_json
     from mnist_pipe.training import checkpoint, ema, loop
+    from mnist_pipe.training.recipe import Recipe
 
-    full = loop.Recipe(**recipe)
+    full = Recipe(**recipe)
     model, optimizer = loop.new_run(full, device=torch.device("cpu"))
     checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
     card = checkpoint.model_card(
@@ -108,7 +110,7 @@ def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str,
     """Train the best configuration that the search found, as long and as carefully as the recipe says."""
     from mnist_pipe.atomic import read_json
     from mnist_pipe.fingerprint import run_name as name_of
-    from mnist_pipe.training.loop import recipe_of
+    from mnist_pipe.training.recipe import recipe_of
 
     best = read_json(paths.BEST, fix="run: dvc repro search")["config"]
     run = {"precision": params.precision, "seed": params.seed}

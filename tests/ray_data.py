@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.training.loop import Recipe
+from mnist_pipe.training.recipe import Recipe
 from tests.test_loop import blobs
 
 RECIPE = Recipe(

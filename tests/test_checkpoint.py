@@ -12,6 +12,7 @@ from mnist_pipe import models
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.recipe import Recipe
 from tests.test_loop import CPU, RECIPE, blobs
 
 CARD = {"model": "convnet", "model_params": {"channels": [4, 8]}}
@@ -83,7 +84,7 @@ def test_weights_of_another_architecture_are_refused(saved: Path, tmp_path: Path
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: float, tmp_path: Path) -> None:
     changes = {"optimizer": name, "learning_rate": OPTIMIZERS[name].learning_rate[0], "average_decay": average_decay}
-    recipe = loop.Recipe(**{**RECIPE.to_dict(), **changes, "num_epochs": 2})
+    recipe = Recipe(**{**RECIPE.to_dict(), **changes, "num_epochs": 2})
     training, validation = blobs(160), blobs(50, seed=1)
     model, optimizer = loop.new_run(recipe, device=CPU)
     epochs = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)

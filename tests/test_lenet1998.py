@@ -14,6 +14,8 @@ from mnist_pipe.errors import InputError
 from mnist_pipe.models import lenet1998
 from mnist_pipe.models.lenet1998 import LeNet4, LeNet5RBF, ScaledTanh, Subsampling, TableConv, digit_codes
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import DeviceSplit
+from mnist_pipe.training.recipe import Recipe
 
 # Table I, a column for each of the 16 maps of C3, an X where it reads the map of S2 in that row.
 TABLE_1 = """
@@ -156,8 +158,8 @@ def test_goes_through_the_training_loop(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 10
     images = torch.randn(10, 1, 28, 28, generator=generator)[labels]
-    data = loop.Data(images=images, labels=labels, background=0.0)
-    recipe = loop.Recipe(
+    data = DeviceSplit(images=images, labels=labels, background=0.0)
+    recipe = Recipe(
         model=name,
         model_params={"rubbish": 10.0} if name == "lenet5_rbf" else {},
         optimizer="adamw",

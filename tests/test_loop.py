@@ -21,7 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mnist_pipe import models
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop, optimizers, sync_batchnorm
-from mnist_pipe.training.loop import Data, DivergedError, Recipe, World
+from mnist_pipe.training.batches import DeviceSplit, Ranks, to_device
+from mnist_pipe.training.loop import DivergedError
+from mnist_pipe.training.recipe import Recipe, recipe_of
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -38,7 +40,7 @@ RECIPE = Recipe(
 )
 
 
-def blobs(num_rows: int, *, seed: int = 0) -> Data:
+def blobs(num_rows: int, *, seed: int = 0) -> DeviceSplit:
     """Ten classes, each a bright square in a place of its own with noise: learnable in a few steps."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_rows) % 10
@@ -46,19 +48,19 @@ def blobs(num_rows: int, *, seed: int = 0) -> Data:
     for row, label in enumerate(labels.tolist()):
         y, x = 4 + 14 * (label // 5), 2 + 5 * (label % 5)
         images[row, 0, y : y + 5, x : x + 4] += 2.5
-    return Data(images=images, labels=labels, background=-0.4)
+    return DeviceSplit(images=images, labels=labels, background=-0.4)
 
 
 def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
     point = {**RECIPE.to_dict(), "train_rows": 100, "test_shifts": True}
-    assert loop.recipe_of(point, found={}, models={"convnet": {"channels": [9]}}) == RECIPE
-    other = loop.recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
+    assert recipe_of(point, found={}, models={"convnet": {"channels": [9]}}) == RECIPE
+    other = recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
     assert other == dataclasses.replace(RECIPE, model="mlp", model_params={"hidden": [3]}, batch_size=7, seed=5)
-    assert loop.recipe_of(point, found={"model": "linear"}, models={}).model_params == {}
+    assert recipe_of(point, found={"model": "linear"}, models={}).model_params == {}
 
 
 def run(
-    recipe: Recipe, *, training: Data, validation: Data, **arguments: Any
+    recipe: Recipe, *, training: DeviceSplit, validation: DeviceSplit, **arguments: Any
 ) -> tuple[list[dict[str, float]], torch.Tensor]:
     """Every epoch's metrics and the final weights as one vector."""
     model, optimizer = loop.new_run(recipe, device=CPU)
@@ -80,7 +82,7 @@ def test_a_split_on_the_cpu_is_not_copied(writeable: bool) -> None:
         index=rows.astype(np.uint32),
         provenance={"mean": 0.1, "std": 0.25},
     )
-    data = loop.resident(split.first(5), device=torch.device("cpu"))
+    data = to_device(split.first(5), device=torch.device("cpu"))
     assert torch.equal(data.images, torch.tensor(images[:5]).unsqueeze(1))
     assert data.labels.tolist() == [0, 1, 2, 3, 4]
     assert data.images.data_ptr() == images.ctypes.data
@@ -200,9 +202,9 @@ def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
             return result
 
         model, optimizer = runs[number]
-        world = World(rank=number, size=2, sum=total)
+        ranks = Ranks(rank=number, size=2, all_reduce=total)
         epochs = loop.train(
-            recipe, model=model, optimizer=optimizer, training=training, validation=validation, world=world
+            recipe, model=model, optimizer=optimizer, training=training, validation=validation, ranks=ranks
         )
         results[number] = next(epochs)
 
@@ -217,9 +219,9 @@ def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     model, optimizer = loop.new_run(recipe, device=CPU)
     parallel = DistributedDataParallel(sync_batchnorm.synchronize(model, device=CPU))
-    world = World(rank=rank, size=3, sum=lambda values: dist.all_reduce(values) or values)
+    ranks = Ranks(rank=rank, size=3, all_reduce=lambda values: dist.all_reduce(values) or values)
     data = blobs(64)
-    list(loop.train(recipe, model=parallel, optimizer=optimizer, training=data, validation=data, world=world))
+    list(loop.train(recipe, model=parallel, optimizer=optimizer, training=data, validation=data, ranks=ranks))
     if rank == 0:
         torch.save(model.state_dict(), f"{folder}/weights.pt")
     dist.destroy_process_group()

@@ -24,8 +24,10 @@ from mnist_pipe.cluster.ray_session import scale as scale_of
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
-from mnist_pipe.training.loop import DivergedError, Recipe
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.ray_train import TrainingResult
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards
 from tests import ray_data
 
@@ -112,7 +114,7 @@ def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
     training, validation = (
-        loop.resident(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))
+        to_device(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))
     )
     model, optimizer = loop.new_run(ray_data.RECIPE, device=cpu)
     history = list(

@@ -20,6 +20,7 @@ from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
 from mnist_pipe.tuning.search import TrialRecord, best_trial, ledger_key, read_ledger, search
 from mnist_pipe.tuning.trial import trial_recipe
 from tests import ray_data
@@ -215,8 +216,8 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
     assert statuses == {"finished", "diverged"}
     given = {"recipe": RECIPE, "model_params": {}, "num_epochs": 3, "seed": 0}
     device = torch.device("cpu")
-    training = loop.resident(ray_data.split(3200).first(1000), device=device)
-    validation = loop.resident(ray_data.split(501, seed=1), device=device)
+    training = to_device(ray_data.split(3200).first(1000), device=device)
+    validation = to_device(ray_data.split(501, seed=1), device=device)
     for record in records:
         recipe = trial_recipe(record.config, given)
         model, optimizer = loop.new_run(recipe, device=device)

@@ -20,7 +20,8 @@ from mnist_pipe.data import table
 from mnist_pipe.data.table import RowGroup, write_normalized
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.training import streaming
-from mnist_pipe.training.loop import ALONE, Recipe, World
+from mnist_pipe.training.batches import ALONE, Ranks
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Arrays, Buffer, Shards, Stream
 from tests import ray_data
 from tests.test_ray_train import ONE, TWO, fit
@@ -51,8 +52,8 @@ def test_the_workers_share_out_every_row_and_each_has_its_part_of_every_batch(
     batch_size = data.draw(st.integers(min(size, total), total))
     shares = []
     for rank in range(size):
-        world = World(rank=rank, size=size)
-        pieces = streaming.plan(groups_of(sizes), seed=seed, epoch=epoch, batch_size=batch_size, world=world)
+        ranks = Ranks(rank=rank, size=size)
+        pieces = streaming.plan(groups_of(sizes), seed=seed, epoch=epoch, batch_size=batch_size, ranks=ranks)
         shares.append(rows_of(pieces))
         assert len(shares[-1]) >= total // batch_size * len(range(rank, batch_size, size))
     assert sorted(row for share in shares for row in share) == list(range(total))
@@ -60,7 +61,7 @@ def test_the_workers_share_out_every_row_and_each_has_its_part_of_every_batch(
 
 def test_row_groups_come_in_another_order_in_another_epoch() -> None:
     orders = {
-        tuple(rows_of(streaming.plan(groups_of([2] * 6), seed=seed, epoch=epoch, batch_size=4, world=World())))
+        tuple(rows_of(streaming.plan(groups_of([2] * 6), seed=seed, epoch=epoch, batch_size=4, ranks=Ranks())))
         for seed in range(3)
         for epoch in range(3)
     }
@@ -132,13 +133,13 @@ def whole(folder: Path, cluster: Cluster) -> Shards:  # noqa: ARG001
 
 
 def batches(
-    source: Shards, epochs: range, *, batch_size: int = 1000, seed: int = 0, world: World = ALONE, num_epochs: int = 3
+    source: Shards, epochs: range, *, batch_size: int = 1000, seed: int = 0, ranks: Ranks = ALONE, num_epochs: int = 3
 ) -> list[list[int]]:
     """The rows of each batch of these epochs; their labels are checked."""
     found = []
     rows = Stream(source, seed=seed, num_epochs=num_epochs, device=CPU, buffer_rows=5000)
     for epoch in epochs:
-        for images, labels in rows.epoch(epoch, batch_size=batch_size, world=world, generator=torch.Generator()):
+        for images, labels in rows.epoch(epoch, batch_size=batch_size, ranks=ranks, generator=torch.Generator()):
             assert images.shape[1:] == (1, 28, 28)
             assert labels.dtype == torch.int64
             numbers = images[:, 0, 0, 0].int()
@@ -169,7 +170,7 @@ def test_a_batch_is_whole_or_dropped_and_may_be_all_the_data(whole: Shards) -> N
 
 
 def test_two_workers_divide_each_batch(whole: Shards) -> None:
-    shares = [batches(whole, range(1), batch_size=501, world=World(rank=rank, size=2)) for rank in range(2)]
+    shares = [batches(whole, range(1), batch_size=501, ranks=Ranks(rank=rank, size=2)) for rank in range(2)]
     assert [{len(batch) for batch in share} for share in shares] == [{251}, {250}]
     seen = [row for share in shares for batch in share for row in batch]
     assert len(set(seen)) == len(seen) == 501 * (ROWS // 501)

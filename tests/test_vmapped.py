@@ -12,8 +12,9 @@ import torch
 from mnist_pipe.errors import InputError
 from mnist_pipe.models import MODELS
 from mnist_pipe.training import loop
-from mnist_pipe.training.loop import Data, Recipe
+from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.tuning import vmapped
 from tests.test_loop import CPU, FirstCalls, blobs, run
 
@@ -34,7 +35,7 @@ TRAINING, VALIDATION = blobs(200), blobs(100, seed=1)
 
 
 def train(
-    recipes: Sequence[Recipe], *, training: Data = TRAINING, validation: Data = VALIDATION
+    recipes: Sequence[Recipe], *, training: DeviceSplit = TRAINING, validation: DeviceSplit = VALIDATION
 ) -> list[list[dict[str, float]]]:
     """Every member's epochs."""
     epochs = vmapped.train_pack(recipes, training=training, validation=validation, device=CPU)

@@ -249,7 +249,7 @@ class _Scorer:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Two and a half times as fast as the other layout, on a processor.
         self._network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._grey_levels = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # as `normalization.normalize` has them
+        self._grey_levels = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # as `normalize` has them
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         images = _images(rows, np.dtype(np.uint8 if self._is_raw else "<f4"))

@@ -1,4 +1,4 @@
-"""The training loop: plain torch, one process of `world`, the rows from memory or from a stream.
+"""The training loop: plain torch, one process of `ranks`, the rows from memory or from a stream.
 
 Every random draw comes from a generator seeded by (seed, epoch), so a run that resumes at an epoch goes on exactly as
 one that was never stopped, and ranks agree on every draw without a word between them.
@@ -6,12 +6,11 @@ one that was never stopped, and ranks agree on every draw without a word between
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from torch.nn import functional as F
 
 from mnist_pipe import models
 from mnist_pipe.data import augment
-from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
 from mnist_pipe.training import ema, optimizers
+from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.schedules import SCHEDULES
 
 
@@ -31,122 +31,6 @@ class DivergedError(PipelineError):
     """The loss is no longer a finite number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """Everything that decides a training run, apart from its data."""
-
-    model: str
-    """A key of MODELS."""
-    model_params: dict[str, Any] = field(default_factory=dict)
-    """Constructor arguments of the model."""
-    optimizer: str
-    """A key of OPTIMIZERS."""
-    learning_rate: float
-    """The peak of the schedule."""
-    weight_decay: float = 0.0
-    batch_size: int
-    """Images a step over all workers together."""
-    num_epochs: int
-    schedule: str = "one_cycle"
-    """A key of SCHEDULES."""
-    label_smoothing: float = 0.0
-    rotation_degrees: float = 0.0
-    """The largest random rotation."""
-    translation_pixels: float = 0.0
-    """The largest random shift."""
-    average_decay: float = 0.0
-    """What a step leaves of the moving average of the weights; 0 keeps none and takes the last weights."""
-    precision: str = "auto"
-    """auto, float32 or bfloat16."""
-    seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON and Ray take it; `Recipe(**d)` is the way back."""
-        return asdict(self)
-
-
-def recipe_of(
-    point: Mapping[str, Any], *, found: Mapping[str, Any], models: Mapping[str, dict[str, Any]], **run: Any
-) -> Recipe:
-    """The operating point `point`, a recipe of params.yaml, with what a search `found` in place of its own.
-
-    `models` has the constructor arguments of the models that are not the recipe's own; `run` sets the other fields.
-    """
-    values = {**point, **found}
-    own = values["model"] == point["model"]
-    values["model_params"] = point["model_params"] if own else models.get(values["model"], {})
-    names = {field.name for field in fields(Recipe)}
-    return Recipe(**{key: value for key, value in {**values, **run}.items() if key in names})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """A split on its device."""
-
-    images: Tensor
-    """(rows, 1, 28, 28) float32, standardised."""
-    labels: Tensor
-    """(rows,) int64."""
-    background: float
-    """The value of an empty pixel."""
-
-    @property
-    def num_rows(self) -> int:
-        """Of the split."""
-        return len(self.labels)
-
-    def epoch(
-        self,
-        number: int,  # noqa: ARG002
-        *,
-        batch_size: int,
-        world: World,
-        generator: torch.Generator,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches` says, the rows in an order that `generator` draws."""
-        order = torch.randperm(self.num_rows, generator=generator).to(self.labels.device)
-        for start in range(0, self.num_rows - batch_size + 1, batch_size):
-            rows = order[start : start + batch_size][world.mine]
-            yield self.images[rows], self.labels[rows]
-
-
-@dataclass(frozen=True, kw_only=True)
-class World:
-    """This process's place among the workers; the default is a run of one."""
-
-    rank: int = 0
-    size: int = 1
-    sum: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    """All-reduce, in place or not, of a small tensor."""
-
-    @property
-    def mine(self) -> slice:
-        """This process's rows of a batch."""
-        return slice(self.rank, None, self.size)
-
-
-class Batches(Protocol):
-    """Where a worker's training batches come from: a `Data` in memory, or a `stream.Stream`."""
-
-    @property
-    def num_rows(self) -> int:
-        """Of the whole training split, over all workers together."""
-
-    @property
-    def background(self) -> float:
-        """The value of an empty pixel."""
-
-    def epoch(
-        self, number: int, *, batch_size: int, world: World, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's rows of each of the `num_rows // batch_size` whole batches of epoch `number`, from 0.
-
-        A batch is (images, labels) as in `Data`. No row is in two batches or with two workers. A draw from `generator`
-        is the same with every worker.
-        """
-
-
-ALONE = World()
 _ROWS_AT_ONCE = {"cpu": 250, "cuda": 4096}  # without gradients; more of them leave the processors' caches
 
 
@@ -161,22 +45,6 @@ class Position:
 
 
 START = Position()
-
-
-def resident(split: NormalizedSplit, *, device: torch.device) -> Data:
-    """The split as tensors on `device`.
-
-    On the CPU the images stay where they are, which may be memory that nobody may write to, such as Ray's: a batch is a
-    copy.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        images = torch.from_numpy(split.images)
-    return Data(
-        images=images.to(device).unsqueeze(1),
-        labels=torch.tensor(split.labels, device=device, dtype=torch.int64),
-        background=-float(split.provenance["mean"]) / float(split.provenance["std"]),
-    )
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -237,9 +105,9 @@ def train(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     training: Batches,
-    validation: Data,
+    validation: DeviceSplit,
     start: Position = START,
-    world: World = ALONE,
+    ranks: Ranks = ALONE,
     is_leaving: Callable[[], bool] = lambda: False,
     save: Callable[[Position], None] = lambda _: None,
 ) -> Iterator[dict[str, float]]:
@@ -263,10 +131,10 @@ def train(
     for epoch in range(start.epoch, recipe.num_epochs):
         torch.manual_seed(_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
         order, chance = generators(recipe.seed, epoch)
-        batches = training.epoch(epoch, batch_size=batch_size, world=world, generator=order)
+        batches = training.epoch(epoch, batch_size=batch_size, ranks=ranks, generator=order)
         sums = torch.zeros(3, device=device, dtype=torch.float64)
         first_step = start.step if epoch == start.epoch else 0
-        if first_step and world.rank == 0:
+        if first_step and ranks.rank == 0:
             sums += torch.tensor(start.sums, device=device, dtype=sums.dtype)
         if augmented:  # of the whole epoch, so that they reach the device at once
             moves = augment.draw(
@@ -280,7 +148,7 @@ def train(
             if step < first_step:
                 continue
             if augmented:
-                mine = moves[step * batch_size : (step + 1) * batch_size][world.mine]
+                mine = moves[step * batch_size : (step + 1) * batch_size][ranks.rank_slice]
                 images = augment.affine(images, mine, background=training.background)
             with autocast(recipe.precision, device):
                 logits = model(images).float()
@@ -289,7 +157,7 @@ def train(
             loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
             # DDP takes the mean over the workers, whose shares may differ by a row: so weighted, it is the mean over
             # the rows of the whole batch. Of equal shares the weight is exactly 1.
-            weighted = loss * (len(labels) * world.size / batch_size)
+            weighted = loss * (len(labels) * ranks.size / batch_size)
             weighted.backward()  # type: ignore[no-untyped-call]
             multiplier = schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps))
             for group in optimizer.param_groups:
@@ -302,10 +170,10 @@ def train(
             # It stays on the device: no host sync within an epoch.
             sums += torch.stack([likely.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
             if is_leaving() and step + 1 < num_steps:
-                save(Position(epoch=epoch, step=step + 1, sums=tuple(world.sum(sums.clone()).tolist())))
-        train_loss, train_accuracy = _rates(world.sum(sums))
+                save(Position(epoch=epoch, step=step + 1, sums=tuple(ranks.all_reduce(sums.clone()).tolist())))
+        train_loss, train_accuracy = _rates(ranks.all_reduce(sums))
         with ema.averaged(optimizer):
-            validation_loss, validation_accuracy = evaluate(model, validation, world=world)
+            validation_loss, validation_accuracy = evaluate(model, validation, ranks=ranks)
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):
             loss_now = train_loss if not np.isfinite(train_loss) else validation_loss
             fix = "lower the learning rate"
@@ -329,16 +197,16 @@ def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
     )
 
 
-def evaluate(model: nn.Module, data: Data, *, world: World = ALONE) -> tuple[float, float]:
+def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tuple[float, float]:
     """Mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows, in float32."""
-    mine = slice(world.rank, None, world.size)
+    mine = slice(ranks.rank, None, ranks.size)
     images, labels = data.images[mine], data.labels[mine]
     sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
     num_rows = _ROWS_AT_ONCE[labels.device.type]
     for start in range(0, len(labels), num_rows):
         stop = start + num_rows
         sums += _score(_forward(model, images[start:stop]), labels[start:stop])
-    return _rates(world.sum(sums))
+    return _rates(ranks.all_reduce(sums))
 
 
 def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:

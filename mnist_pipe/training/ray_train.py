@@ -39,18 +39,9 @@ from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, describe, one_line
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training import checkpoint, sync_batchnorm
-from mnist_pipe.training.loop import (
-    START,
-    Batches,
-    DivergedError,
-    Position,
-    Recipe,
-    World,
-    new_run,
-    progress_line,
-    resident,
-    train,
-)
+from mnist_pipe.training.batches import Batches, Ranks, to_device
+from mnist_pipe.training.loop import START, DivergedError, Position, new_run, progress_line, train
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
 
 _RUN_ID = "run_id.json"
@@ -325,29 +316,29 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     check_code(config["code"])
     recipe, context, device = Recipe(**config["recipe"]), ray.train.get_context(), get_device()
     torch.set_num_threads(config["num_threads"])
-    world = World()
+    ranks = Ranks()
     if context.get_world_size() > 1:
-        world = World(rank=context.get_world_rank(), size=context.get_world_size(), sum=_all_reduce)
+        ranks = Ranks(rank=context.get_world_rank(), size=context.get_world_size(), all_reduce=_all_reduce)
     training: Batches
     if isinstance(config["training"], Shards):
         training = Stream(config["training"], seed=recipe.seed, num_epochs=recipe.num_epochs, device=device)
     else:
-        training = resident(ray.get(config["training"]), device=device)
-    validation = resident(ray.get(config["validation"]), device=device)
+        training = to_device(ray.get(config["training"]), device=device)
+    validation = to_device(ray.get(config["validation"]), device=device)
     model, optimizer = new_run(recipe, device=device)
     # What a worker prints is its actor's log in Ray's dashboard.
-    say = partial(print, f"{context.get_experiment_name()}, worker {world.rank + 1} of {world.size}:", flush=True)
+    say = partial(print, f"{context.get_experiment_name()}, worker {ranks.rank + 1} of {ranks.size}:", flush=True)
     done = _resume(config, model=model, optimizer=optimizer)
     history = done["history"]
     say(f"{recipe.model} {recipe.optimizer}, from epoch {len(history) + 1} on")
     parallel: torch.nn.Module = model
-    if world.size > 1:
+    if ranks.size > 1:
         sync_batchnorm.synchronize(model, device=device)
         # Every worker's buffers are the same already: their batch norm is synchronised.
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def save(at: Position, metrics: dict[str, Any]) -> None:
-        if world.rank > 0:
+        if ranks.rank > 0:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -362,8 +353,8 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         training=training,
         validation=validation,
         start=Position(epoch=done["epoch"], step=done["step"], sums=tuple(done["sums"])),
-        world=world,
-        is_leaving=_Preemption(world, device=device) if config["preemptible"] else lambda: False,
+        ranks=ranks,
+        is_leaving=_Preemption(ranks, device=device) if config["preemptible"] else lambda: False,
         save=lambda at: save(at, vars(at)),
     )
     try:
@@ -397,9 +388,9 @@ class _Preemption:
     measures, and all take its number of steps until the next time.
     """
 
-    def __init__(self, world: World, *, device: torch.device) -> None:
+    def __init__(self, ranks: Ranks, *, device: torch.device) -> None:
         self._device = device
-        self._world, self._steps, self._due, self._asked = world, 0, 1, time.monotonic()
+        self._ranks, self._steps, self._due, self._asked = ranks, 0, 1, time.monotonic()
         self._known: set[str] = set()
 
     def __call__(self) -> bool:
@@ -407,8 +398,8 @@ class _Preemption:
         if self._steps < self._due:
             return False
         now = time.monotonic()
-        pace = max(1, round(_ASK_SECONDS * self._due / max(now - self._asked, 1e-3))) if self._world.rank == 0 else 0
-        self._due = int(self._world.sum(torch.tensor([float(pace)], device=self._device)).item())
+        pace = max(1, round(_ASK_SECONDS * self._due / max(now - self._asked, 1e-3))) if self._ranks.rank == 0 else 0
+        self._due = int(self._ranks.all_reduce(torch.tensor([float(pace)], device=self._device)).item())
         self._steps, self._asked = 0, now
         info = ray.train.get_preemption_info()
         told = set(info.preempted_node_to_ranks) - self._known if info else set()

@@ -26,7 +26,7 @@ from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.data import table
 from mnist_pipe.data.table import SIDE, RowGroup
 from mnist_pipe.errors import CorruptDataError, describe
-from mnist_pipe.training.loop import World
+from mnist_pipe.training.batches import Ranks
 
 BUFFER_ROWS = 32_768
 """What a worker draws its batches from, 103 MB; more than 2 row groups as this project writes them."""
@@ -88,7 +88,7 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
     return Shards(groups=groups, provenance=provenances[0], filesystem=filesystem, node=node)
 
 
-def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, world: World) -> list[Piece]:
+def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, ranks: Ranks) -> list[Piece]:
     """What a worker reads in an epoch, in order.
 
     The row groups stand in an order that (seed, epoch) draws, and are cut among the workers in proportion to their rows
@@ -96,9 +96,9 @@ def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, 
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(groups)).tolist()
     num_rows = sum(group.num_rows for group in groups)
-    shares = [len(range(rank, batch_size, world.size)) for rank in range(world.size)]
-    before = sum(shares[: world.rank])
-    first, last = (num_rows * part // batch_size for part in (before, before + shares[world.rank]))
+    shares = [len(range(rank, batch_size, ranks.size)) for rank in range(ranks.size)]
+    before = sum(shares[: ranks.rank])
+    first, last = (num_rows * part // batch_size for part in (before, before + shares[ranks.rank]))
     pieces, row = [], 0
     for group in (groups[number] for number in order):
         start, stop = max(first - row, 0), min(last - row, group.num_rows)
@@ -168,20 +168,20 @@ class Stream:
         number: int,
         *,
         batch_size: int,
-        world: World,
+        ranks: Ranks,
         generator: torch.Generator,  # noqa: ARG002
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches` says. The draws depend on the seed, the epoch and the world, and not on what was read before.
+        """As `Batches` says. The draws depend on the seed, the epoch and the ranks, and not on what was read before.
 
         Raises:
             CorruptDataError: a page whose checksum does not hold.
             EnvironmentFault: the file system does not answer.
         """
         if number != self._next_epoch:
-            self._chunks = self._begin(number, batch_size=batch_size, world=world)
+            self._chunks = self._begin(number, batch_size=batch_size, ranks=ranks)
         self._next_epoch = number + 1
-        pieces = plan(self._source.groups, seed=self._seed, epoch=number, batch_size=batch_size, world=world)
-        share = len(range(world.rank, batch_size, world.size))
+        pieces = plan(self._source.groups, seed=self._seed, epoch=number, batch_size=batch_size, ranks=ranks)
+        share = len(range(ranks.rank, batch_size, ranks.size))
         chunks = _first_rows(self._chunks, sum(piece.stop - piece.start for piece in pieces))
         if share > self._buffer.num_rows:
             self._buffer = Buffer(share)
@@ -189,13 +189,13 @@ class Stream:
             chunks,
             batch_size=share,
             num_batches=self.num_rows // batch_size,
-            random=np.random.default_rng([self._seed, number, world.rank]),
+            random=np.random.default_rng([self._seed, number, ranks.rank]),
         ):
             yield self._on_device(images).unsqueeze(1), self._on_device(labels).long()
         for _ in chunks:  # the rows of no whole batch
             pass
 
-    def _begin(self, first_epoch: int, *, batch_size: int, world: World) -> Iterator[Arrays]:
+    def _begin(self, first_epoch: int, *, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
         """The rows of every epoch from `first_epoch` on: while one ends, the next is read ahead."""
         source, seed = self._source, self._seed
         num_parts = max(1, min(len(source.groups), _MAX_PARTS))
@@ -203,7 +203,7 @@ class Stream:
         parts = [(epoch, part) for epoch in range(first_epoch, self._num_epochs) for part in range(num_parts)]
 
         def read(epoch: int, part: int) -> Iterator[pa.Table]:
-            pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, world=world)
+            pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, ranks=ranks)
             for piece in pieces[len(pieces) * part // num_parts : len(pieces) * (part + 1) // num_parts]:
                 yield from table.read_row_group(
                     piece.group,
@@ -213,7 +213,7 @@ class Stream:
                     filesystem=source.filesystem,
                 )
 
-        for block in read_in_order(parts, read, node=source.node, sharers=world.size):
+        for block in read_in_order(parts, read, node=source.node, sharers=ranks.size):
             yield from table.normalized_rows(block)
 
     def _on_device(self, values: NDArray[Any]) -> Tensor:

@@ -12,7 +12,9 @@ from ray.tune.result import DONE
 
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ray_session import check_code
-from mnist_pipe.training.loop import DivergedError, Recipe, new_run, progress_line, recipe_of, resident, train
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.loop import DivergedError, new_run, progress_line, train
+from mnist_pipe.training.recipe import Recipe, recipe_of
 from mnist_pipe.tuning.vmapped import train_pack
 
 METRIC = "validation_accuracy"
@@ -57,8 +59,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(given["num_threads"])
         self._given = given
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._training = resident(given["training"], device=self._device)
-        self._validation = resident(given["validation"], device=self._device)
+        self._training = to_device(given["training"], device=self._device)
+        self._validation = to_device(given["validation"], device=self._device)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

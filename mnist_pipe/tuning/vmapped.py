@@ -23,7 +23,9 @@ from torch.nn import functional as F
 from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.errors import InputError, describe
-from mnist_pipe.training.loop import ALONE, Data, Recipe, autocast, generators, new_run
+from mnist_pipe.training.batches import ALONE, DeviceSplit
+from mnist_pipe.training.loop import autocast, generators, new_run
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.schedules import SCHEDULES
 
 MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
@@ -40,7 +42,7 @@ def shape(recipe: Recipe) -> str:
 
 
 def train_pack(
-    recipes: Sequence[Recipe], *, training: Data, validation: Data, device: torch.device
+    recipes: Sequence[Recipe], *, training: DeviceSplit, validation: DeviceSplit, device: torch.device
 ) -> Iterator[list[dict[str, float]]]:
     """Train `recipes` from their first step to their last, yielding each epoch's metrics, in the order of `recipes`.
 
@@ -64,7 +66,7 @@ def train_pack(
     diverged = np.zeros(num_members, dtype=bool)
     for epoch in range(recipe.num_epochs):
         order, chance = generators(recipe.seed, epoch)
-        batches = training.epoch(epoch, batch_size=batch_size, world=ALONE, generator=order)
+        batches = training.epoch(epoch, batch_size=batch_size, ranks=ALONE, generator=order)
         if augmentation.moves:
             moves = augmentation.draw(num_steps * batch_size, generator=chance)
         sums = torch.zeros(num_members, 2, device=device, dtype=torch.float64)
@@ -195,7 +197,7 @@ def _forward(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Te
 
 
 @torch.inference_mode()
-def _evaluate(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: Data) -> Tensor:
+def _evaluate(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: DeviceSplit) -> Tensor:
     """(members, 2): mean negative log-likelihood in nats and accuracy, as `loop.evaluate` has them."""
     model.eval()
     sums = torch.zeros(len(next(iter(weights.values()))), 2, device=data.labels.device, dtype=torch.float64)

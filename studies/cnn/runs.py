@@ -19,6 +19,8 @@ from mnist_pipe.evaluation.metrics import confusion_matrix
 from mnist_pipe.evaluation.significance import combined, mcnemar
 from mnist_pipe.params import BatchSize, Epochs, Section
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import Recipe
 from studies.common import fitting
 from studies.common.ledger import Config, Run
 
@@ -44,9 +46,9 @@ class Params(Section):
     """Train on the first so many rows; null takes all 60,000, as the report does."""
 
 
-def recipes(params: Params) -> dict[str, loop.Recipe]:
+def recipes(params: Params) -> dict[str, Recipe]:
     """What is trained, by name, with seed 0."""
-    control = loop.Recipe(
+    control = Recipe(
         model="cnn",
         optimizer="adam",
         learning_rate=0.001,
@@ -97,10 +99,10 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     report has them, and `test_loss` and `test_accuracy` after it. `known_loss` and `known_accuracy` are the last
     model's on as many training rows as the test split has, unmoved, so that the two can be compared.
     """
-    recipe = loop.Recipe(**{name: value for name, value in config.items() if name not in ("training", "train_rows")})
+    recipe = Recipe(**{name: value for name, value in config.items() if name not in ("training", "train_rows")})
     training, test = fitting.whole(splits).first(config["train_rows"]), splits["test"]
     model, history = fitting.fit(recipe, training=training, watched=test)
-    known = loop.resident(training.first(len(test.labels)), device=fitting.device())
+    known = to_device(training.first(len(test.labels)), device=fitting.device())
     known_loss, known_accuracy = loop.evaluate(model, known)
     return {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -12,6 +12,8 @@ from torch import nn
 
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import ema, loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import Recipe
 
 
 def device() -> torch.device:
@@ -42,7 +44,7 @@ def pixels(split: NormalizedSplit) -> NDArray[np.float32]:
 
 
 def fit(
-    recipe: loop.Recipe, *, training: NormalizedSplit, watched: NormalizedSplit
+    recipe: Recipe, *, training: NormalizedSplit, watched: NormalizedSplit
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train by `recipe` and return the model and an entry for each epoch, as `loop.train` yields them.
 
@@ -52,7 +54,7 @@ def fit(
         DivergedError: the loss is not finite.
     """
     model, optimizer = loop.new_run(recipe, device=device())
-    rows, others = (loop.resident(split, device=device()) for split in (training, watched))
+    rows, others = (to_device(split, device=device()) for split in (training, watched))
     history = list(loop.train(recipe, model=model, optimizer=optimizer, training=rows, validation=others))
     ema.swap(optimizer)
     return model, history

@@ -20,6 +20,8 @@ from mnist_pipe.evaluation.metrics import wilson_interval
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.params import Epochs, Section
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import device, fit, pixels, whole
 from studies.common.ledger import Config, Run
 
@@ -52,9 +54,9 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
     ]
 
 
-def recipe_of(config: Config) -> loop.Recipe:
+def recipe_of(config: Config) -> Recipe:
     """The recipe `best` of `params.yaml`, with the study's channels and epochs."""
-    return loop.Recipe(
+    return Recipe(
         model="convnet",
         model_params={"channels": config["channels"], "convolutions": 2},
         optimizer="muon",
@@ -75,7 +77,7 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     training, test = whole(splits), splits["test"]
     watched = splits["validation"].first(1000)  # which it knows by heart
     model, history = fit(recipe_of(config), training=training, watched=watched)
-    background = loop.resident(test, device=device()).background
+    background = to_device(test, device=device()).background
     one = loop.logits(model, test.images)
     five = loop.logits(ShiftAveraged(model, background=background), test.images)
     return {

@@ -32,6 +32,8 @@ from mnist_pipe.params import (
     Smoothing,
 )
 from mnist_pipe.training import loop, optimizers
+from mnist_pipe.training.batches import ALONE, DeviceSplit, to_device
+from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.schedules import SCHEDULES
 from studies.common.deskew import slant
 from studies.common.fitting import device, fit, pixels, predicted, whole
@@ -96,7 +98,7 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
 
 def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
     """Train one model on all 60,000 training rows and measure it on the test rows."""
-    recipe = loop.Recipe(**config["recipe"], seed=config["seed"])
+    recipe = Recipe(**config["recipe"], seed=config["seed"])
     training, test = whole(splits), splits["test"]
     if config["task"] == "regress":
         return _regressed(recipe, training=training, test=test)
@@ -166,7 +168,7 @@ def num_parameters(model: str, model_params: Mapping[str, Any], *, side: int, po
 
 def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, down: float = 0.0) -> NormalizedSplit:
     """Every image turned clockwise and then shifted; what comes in from outside is paper."""
-    data = loop.resident(split, device=torch.device("cpu"))
+    data = to_device(split, device=torch.device("cpu"))
     move = torch.tensor([[math.radians(degrees), right, down]])
     parts = [
         augment.affine(part, move.expand(len(part), 3), background=data.background)
@@ -175,7 +177,7 @@ def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, d
     return replace(split, images=torch.cat(parts).squeeze(1).numpy())
 
 
-def regress(recipe: loop.Recipe, *, training: loop.Data, targets: Tensor) -> nn.Module:
+def regress(recipe: Recipe, *, training: DeviceSplit, targets: Tensor) -> nn.Module:
     """The recipe's model with one linear output in place of ten, trained on the squared error to (rows,) `targets`."""
     model, _ = loop.new_run(recipe, device=device())
     model.output = nn.Linear(cast(nn.Linear, model.output).in_features, 1).to(device())
@@ -189,7 +191,7 @@ def regress(recipe: loop.Recipe, *, training: loop.Data, targets: Tensor) -> nn.
     model.train()
     for epoch in range(recipe.num_epochs):
         order, _ = loop.generators(recipe.seed, epoch)
-        for images, wanted in rows.epoch(epoch, batch_size=recipe.batch_size, world=loop.ALONE, generator=order):
+        for images, wanted in rows.epoch(epoch, batch_size=recipe.batch_size, ranks=ALONE, generator=order):
             with loop.autocast(recipe.precision, device()):
                 found = model(images)
             F.mse_loss(found.float().squeeze(1), wanted).backward()  # type: ignore[no-untyped-call]
@@ -243,7 +245,7 @@ def unpacked(text: str, dtype: type[np.generic]) -> NDArray[Any]:
 
 
 def _classified(
-    recipe: loop.Recipe,
+    recipe: Recipe,
     *,
     training: NormalizedSplit,
     test: NormalizedSplit,
@@ -283,11 +285,11 @@ def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[s
     }
 
 
-def _regressed(recipe: loop.Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> dict[str, Any]:
+def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> dict[str, Any]:
     known, wanted = (slant(pixels(split)) for split in (training, test))
     centre, spread = known.mean(), known.std()
     targets = torch.tensor((known - centre) / spread, dtype=torch.float32)
-    model = regress(recipe, training=loop.resident(training, device=device()), targets=targets)
+    model = regress(recipe, training=to_device(training, device=device()), targets=targets)
     found = loop.logits(model, test.images)[:, 0] * spread + centre
     errors = found - wanted
     return {

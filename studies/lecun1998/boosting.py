@@ -13,13 +13,15 @@ from torch import nn
 from mnist_pipe.data import augment
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import fit, predicted
 
 _IMAGES_AT_ONCE = 1000
 
 
 def train(
-    recipe: loop.Recipe,
+    recipe: Recipe,
     *,
     training: NormalizedSplit,
     watched: NormalizedSplit,
@@ -54,12 +56,12 @@ def added(networks: Sequence[nn.Module], split: NormalizedSplit) -> NDArray[np.f
 
 def filtered(
     training: NormalizedSplit,
-    recipe: loop.Recipe,
+    recipe: Recipe,
     passes: range,
     keep: Callable[[NormalizedSplit], NDArray[np.bool_]],
 ) -> NormalizedSplit:
     """What `keep` lets through of a distorted copy of the training rows for each of the passes."""
-    data = loop.resident(training, device=torch.device("cpu"))
+    data = to_device(training, device=torch.device("cpu"))
     found = []
     for number in passes:
         _, chance = loop.generators(recipe.seed, recipe.num_epochs + number)  # no copy is one that was trained on

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.models.lenet1998 import LeNet4
 from mnist_pipe.params import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
-from mnist_pipe.training import loop
+from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.recipe import Recipe
 from studies.common.deskew import deslanted
 from studies.common.fitting import fit, pixels, predicted, whole
 from studies.common.ledger import Config, Run
@@ -311,7 +312,7 @@ def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) ->
 def hidden(model: LeNet4, split: NormalizedSplit) -> Tensor:
     """(rows, 120) what the last hidden layer makes of the images."""
     device = next(model.parameters()).device
-    parts = torch.split(loop.resident(split, device=device).images, 250)
+    parts = torch.split(to_device(split, device=device).images, 250)
     return torch.cat([model.features(part).cpu() for part in parts])
 
 
@@ -345,10 +346,10 @@ METHODS: dict[str, Callable[[Config, NormalizedSplit, NormalizedSplit], tuple[Fo
 }
 
 
-def _recipe(config: Config) -> loop.Recipe:
+def _recipe(config: Config) -> Recipe:
     network = NETWORKS[config["name"]]
     criterion = {name: config[name] for name in ("rubbish",) if name in config}
-    return loop.Recipe(
+    return Recipe(
         model=network.model,
         model_params=network.arguments | criterion,
         precision="float32",  # with so few maps bfloat16 is no faster

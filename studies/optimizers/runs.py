@@ -27,7 +27,9 @@ from torch import nn
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
 from mnist_pipe.training import loop, optimizers
+from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.recipe import Recipe
 from studies.common import fitting
 from studies.common.ledger import Config, Run
 from studies.optimizers import side_by_side
@@ -214,9 +216,9 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     The last accuracy is that of the network as `models.lenet5` computes it, in float32; those before are shown only.
     """
     device = fitting.device()
-    training, test = (loop.resident(_on_unit_scale(splits[name]), device=device) for name in ("train", "test"))
+    training, test = (to_device(_on_unit_scale(splits[name]), device=device) for name in ("train", "test"))
     names, is_linear = list(config["learning_rates"]), config["phase"] != "rectified"
-    recipe = loop.Recipe(
+    recipe = Recipe(
         model="lenet5",
         model_params=MODEL if is_linear else {**MODEL, "convolutions": "relu"},
         optimizer=names[0],

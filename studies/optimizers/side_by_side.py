@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_pipe.training.loop import ALONE, Data, Recipe, generators
+from mnist_pipe.training.batches import ALONE, DeviceSplit
+from mnist_pipe.training.loop import generators
+from mnist_pipe.training.recipe import Recipe
 from studies.optimizers import lenets
 
 _ROWS_AT_ONCE = 250  # without gradients
@@ -70,7 +72,7 @@ class LeNets(Networks):
 
 
 def train(
-    nets: Networks, optimizers: Sequence[torch.optim.Optimizer], *, training: Data, recipe: Recipe
+    nets: Networks, optimizers: Sequence[torch.optim.Optimizer], *, training: DeviceSplit, recipe: Recipe
 ) -> Iterator[list[float]]:
     """Train by `recipe`, but for its optimizer and rate: `optimizers` has one for each member.
 
@@ -79,7 +81,7 @@ def train(
     for epoch in range(recipe.num_epochs):
         order, _ = generators(recipe.seed, epoch)
         losses = torch.zeros(len(nets.weights), device=nets.weights.device, dtype=torch.float64)
-        for images, labels in training.epoch(epoch, batch_size=recipe.batch_size, world=ALONE, generator=order):
+        for images, labels in training.epoch(epoch, batch_size=recipe.batch_size, ranks=ALONE, generator=order):
             logits = nets.logits(images)
             loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
             loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -91,7 +93,7 @@ def train(
 
 
 @torch.inference_mode()
-def accuracies(nets: Networks, data: Data) -> list[float]:
+def accuracies(nets: Networks, data: DeviceSplit) -> list[float]:
     """Each member's share of the rows that it gets right."""
     hits = torch.zeros(len(nets.weights), device=nets.weights.device)
     for start in range(0, data.num_rows, _ROWS_AT_ONCE):

@@ -15,6 +15,7 @@ from scipy.stats import binomtest
 from mnist_pipe import models, paths
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop
+from mnist_pipe.training.recipe import Recipe
 from studies.cnn import findings, runs
 from studies.common import catalogue
 from studies.common.ledger import Run
@@ -80,8 +81,8 @@ def _done(labels: np.ndarray, wrong: dict[str, dict[int, int]], *, known: dict[s
     ]
 
 
-def _recipe(config: dict[str, Any]) -> loop.Recipe:
-    return loop.Recipe(**{key: value for key, value in config.items() if key not in ("training", "train_rows")})
+def _recipe(config: dict[str, Any]) -> Recipe:
+    return Recipe(**{key: value for key, value in config.items() if key not in ("training", "train_rows")})
 
 
 def test_the_plan_is_every_training_with_every_seed_the_longest_first() -> None:

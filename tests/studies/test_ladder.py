@@ -14,6 +14,8 @@ from torch import nn
 from mnist_pipe import models
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop
+from mnist_pipe.training.batches import DeviceSplit, to_device
+from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.ladder import findings, runs
@@ -136,7 +138,7 @@ def test_a_packed_array_comes_back() -> None:
     assert (runs.unpacked(runs.packed(values), np.float16).reshape(10, 3) == values).all()
 
 
-def _linear_task() -> tuple[loop.Data, NDArray[np.float32]]:
+def _linear_task() -> tuple[DeviceSplit, NDArray[np.float32]]:
     """Rows of noise, and targets that are linear in them but for a little noise."""
     random = np.random.default_rng(0)
     images = np.zeros((600, 28, 28), np.float32)
@@ -144,12 +146,12 @@ def _linear_task() -> tuple[loop.Data, NDArray[np.float32]]:
     targets = images[:, 10:13, 10:13].sum((1, 2)) / 3 + random.normal(0, 0.1, 600)
     index, labels = np.arange(600, dtype=np.uint32), np.zeros(600, np.uint8)
     split = NormalizedSplit(images=images, labels=labels, index=index, provenance={"mean": 0.0, "std": 1.0})
-    return loop.resident(split, device=torch.device("cpu")), targets.astype(np.float32)
+    return to_device(split, device=torch.device("cpu")), targets.astype(np.float32)
 
 
 def test_the_linear_regressor_finds_the_least_squares_solution() -> None:
     data, targets = _linear_task()
-    recipe = loop.Recipe(
+    recipe = Recipe(
         model="linear", optimizer="adam", learning_rate=0.02, batch_size=50, num_epochs=40, schedule="triangle"
     )
     model = runs.regress(recipe, training=data, targets=torch.tensor(targets))
@@ -160,7 +162,7 @@ def test_the_linear_regressor_finds_the_least_squares_solution() -> None:
 
 def test_a_regressor_has_one_output_and_the_features_of_the_classifier() -> None:
     data, targets = _linear_task()
-    recipe = loop.Recipe(
+    recipe = Recipe(
         model="convnet", model_params=SMALL, optimizer="adam", learning_rate=0.01, batch_size=300, num_epochs=1
     )
     model = runs.regress(recipe, training=data, targets=torch.tensor(targets))

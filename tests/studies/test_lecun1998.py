@@ -16,7 +16,7 @@ from sklearn.svm import SVC
 
 from mnist_pipe import paths
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.training import loop
+from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import pixels
 from studies.common.ledger import Run
 from studies.common.published import Published
@@ -291,7 +291,7 @@ def test_the_reduced_database_has_digits_of_16_pixels() -> None:
 
 
 def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
-    recipe = loop.Recipe(
+    recipe = Recipe(
         model="linear", optimizer="sgd", learning_rate=0.1, batch_size=10, num_epochs=1, translation_pixels=1.0
     )
     kept = boosting.filtered(split, recipe, range(2), lambda rows: rows.labels == 3)
@@ -305,7 +305,7 @@ def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
 
 
 def test_three_networks_are_boosted(split: NormalizedSplit) -> None:
-    recipe = loop.Recipe(
+    recipe = Recipe(
         model="linear",
         optimizer="sgd",
         learning_rate=0.001,

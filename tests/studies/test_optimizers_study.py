@@ -20,8 +20,8 @@ from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.models.lenet5 import AveragedConv2d
 from mnist_pipe.training import loop
-from mnist_pipe.training.loop import Recipe
 from mnist_pipe.training.optimizers import OPTIMIZERS
+from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.optimizers import findings, runs, side_by_side

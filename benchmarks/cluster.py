@@ -34,8 +34,11 @@ from mnist_pipe.training import ray_train
 from mnist_pipe.training.loop import Recipe
 
 times = []
-def note(_):
-    times.append(time.perf_counter())
+class Clock(ray_train.Progress):
+    def on_start(self, addresses):
+        times.append(time.perf_counter())
+    def on_epoch(self, metrics):
+        times.append(time.perf_counter())
 
 with connected("benchmark") as available:
     ray_train.fit(
@@ -43,7 +46,7 @@ with connected("benchmark") as available:
         training=read_normalized(paths.TRAINING_SPLITS["train"]).first({rows}),
         validation=read_normalized(paths.TRAINING_SPLITS["validation"]).first(1000),
         name="benchmark-{name}", storage=storage.project_storage(Path.cwd()), state=Path("state-{name}"),
-        scale=scale_of(available, num_workers={workers}, use_gpu=False), on_epoch=note, on_start=note,
+        scale=scale_of(available, num_workers={workers}, use_gpu=False), progress=Clock(),
     )
 print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times[1:])]))
 """

@@ -24,22 +24,28 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.table import read_normalized
-    from mnist_pipe.training import loop, ray_train
+    from mnist_pipe.training import ray_train
+    from mnist_pipe.training.loop import progress_line
     from mnist_pipe.training.recipe import Recipe
 
-    logger, path, place = get_run_logger(), paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
+    info, num_epochs = get_run_logger().info, recipe["num_epochs"]
 
-    def show(metrics: dict[str, float]) -> None:
-        logger.info("%s", loop.progress_line(metrics, num_epochs=recipe["num_epochs"]))
+    class Log(ray_train.Progress):
+        """The run's progress as lines of the flow's log."""
 
-    def show_start(addresses: list[str]) -> None:
-        logger.info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
+        def on_start(self, addresses: list[str]) -> None:
+            info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
 
-    def show_save(at: dict[str, Any]) -> None:
-        logger.info("a machine is leaving: saved epoch %d, step %d", at["epoch"] + 1, at["step"])
+        def on_epoch(self, metrics: dict[str, float]) -> None:
+            info("%s", progress_line(metrics, num_epochs=num_epochs))
 
-    def show_wait() -> None:
-        logger.info("waiting for machines: none is free")
+        def on_save(self, position: dict[str, Any]) -> None:
+            info("a machine is leaving: saved epoch %d, step %d", position["epoch"] + 1, position["step"])
+
+        def on_wait(self) -> None:
+            info("waiting for machines: no worker has started yet")
+
+    path, place = paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
 
     with ray_session.connected(run_name) as available:
         preflight.check_workers(
@@ -58,10 +64,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
             storage=place,
             state=state_of(run_name),
             scale=ray_session.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
-            on_epoch=show,
-            on_start=show_start,
-            on_save=show_save,
-            on_wait=show_wait,
+            progress=Log(),
         )
     return {"history": result.history, "num_workers": len(result.addresses)}
 

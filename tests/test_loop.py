@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe import models
 from mnist_pipe.data.table import NormalizedSplit
-from mnist_pipe.training import loop, optimizers, sync_batchnorm
+from mnist_pipe.training import loop, numerics, optimizers, sync_batchnorm
 from mnist_pipe.training.batches import DeviceSplit, Ranks, to_device
 from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.recipe import Recipe, recipe_of
@@ -161,17 +162,17 @@ def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
     saved: list[tuple[loop.Position, dict[str, Any], dict[str, Any]]] = []
     steps = itertools.count(1)
 
-    def save(at: loop.Position) -> None:
-        saved.append((at, copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())))
+    def save(position: Callable[[], loop.Position]) -> None:
+        if next(steps) != 16:
+            return
+        saved.append((position(), copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())))
         raise Gone
 
     training, validation = blobs(320), blobs(100, seed=1)
     whole, expected = run(RECIPE, training=training, validation=validation)
     model, optimizer = loop.new_run(RECIPE, device=CPU)
     data: dict[str, Any] = {"training": training, "validation": validation}
-    epochs = loop.train(
-        RECIPE, model=model, optimizer=optimizer, **data, is_leaving=lambda: next(steps) == 17, save=save
-    )
+    epochs = loop.train(RECIPE, model=model, optimizer=optimizer, **data, after_step=save)
     first = next(epochs)
     with pytest.raises(Gone):
         next(epochs)
@@ -253,7 +254,7 @@ def test_a_diverging_run_ends_with_the_epoch_it_diverged_in() -> None:
 def test_auto_precision_is_bfloat16_only_where_the_processor_computes_in_it() -> None:
     with open("/proc/cpuinfo") as stream:  # noqa: PTH123
         flags = stream.read()
-    assert loop.computes_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    assert numerics.computes_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
 def test_logits_of_arrays_are_the_models() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -102,24 +99,6 @@ def test_without_decay_it_is_the_librarys_own(name: str) -> None:
     _steps(model, optimizer, num_steps=5)
     for ours, theirs in zip(model.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_none_imports_what_torch_compiles_with() -> None:
-    """The import takes 1.1 s, of every process that trains."""
-    code = (
-        "import sys, torch\n"
-        "from mnist_pipe.training.optimizers import OPTIMIZERS, build\n"
-        "for name in OPTIMIZERS:\n"
-        "    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))\n"
-        "    optimizer = build(name, model, learning_rate=0.01, weight_decay=0.1)\n"
-        "    optimizer.zero_grad()\n"
-        "    model(torch.ones(5, 3)).sum().backward()\n"
-        "    optimizer.step()\n"
-        "    optimizer.load_state_dict(optimizer.state_dict())\n"
-        "print('torch._dynamo' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
 
 
 def test_the_range_of_learning_rates_is_a_range(name: str) -> None:

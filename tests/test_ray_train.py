@@ -6,8 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError
-from mnist_pipe.training.ray_train import TrainingResult
+from mnist_pipe.training.ray_train import Progress, TrainingResult
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards
 from tests import ray_data
@@ -49,14 +47,31 @@ def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker
 ONE, TWO = workers(1), workers(2)
 
 DRIVER = """
-import sys
+import sys, threading
 from pathlib import Path
 from mnist_pipe.cluster.ray_session import connected
-from tests.test_ray_train import fit
-def show(metrics): print("epoch", metrics["epoch"])
+from tests.test_ray_train import Recorder, fit
+class Shown(Recorder):
+    def on_epoch(self, metrics):
+        print("epoch", metrics["epoch"], flush=True)
+        if "--stop" in sys.argv: threading.Event().wait()  # until the test kills this process
 with connected("a-test"):
-    fit(Path(sys.argv[1]), on_epoch=show)
+    fit(Path(sys.argv[1]), progress=Shown())
 """
+
+
+class Recorder(Progress):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.starts: list[list[str]] = []
+
+    def on_start(self, addresses: list[str]) -> None:
+        self.starts.append(addresses)
+
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        self.epochs.append(metrics)
 
 
 def fit(
@@ -65,7 +80,7 @@ def fit(
     recipe: Recipe = ray_data.RECIPE,
     training: NormalizedSplit | Shards | None = None,
     scale: Scale = ONE,
-    **handlers: Any,
+    progress: Progress | None = None,
 ) -> TrainingResult:
     """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
     return ray_train.fit(
@@ -76,7 +91,7 @@ def fit(
         storage=storage.open_uri(str(folder)),
         state=folder / "state",
         scale=scale,
-        **handlers,
+        progress=progress or Recorder(),
     )
 
 
@@ -123,18 +138,23 @@ def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
     assert history == reference.history
 
 
+def test_local_mode_is_the_plain_loop_in_this_process(
+    reference: TrainingResult, folder: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    recorder = Recorder()
+    result = fit(tmp_path, scale=scale_of(cluster, num_workers=0, use_gpu=False), progress=recorder)
+    assert recorder.epochs == result.history
+    for ours, theirs in zip(result.history, reference.history, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)  # with as many threads as there are CPUs
+    torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=1e-3, atol=1e-3)
+    assert not (tmp_path / "ray").exists()
+
+
 def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
-    seen: list[dict[str, float]] = []
-    started: list[list[str]] = []
-    lock = threading.Lock()  # it cannot be sent to a process: callbacks stay in this one
-
-    def see(metrics: dict[str, float]) -> None:
-        with lock:
-            seen.append(metrics)
-
-    result = fit(tmp_path, scale=TWO, on_epoch=see, on_start=started.append)
-    assert seen == result.history
-    assert [len(addresses) for addresses in started] == [2]
+    recorder = Recorder()
+    result = fit(tmp_path, scale=TWO, progress=recorder)
+    assert recorder.epochs == result.history
+    assert [len(addresses) for addresses in recorder.starts] == [2]
     for ours, theirs in zip(result.history, reference.history, strict=True):
         # Sums are added in another order, and the difference grows with the steps.
         assert ours == pytest.approx(theirs, rel=0.02, abs=0.002)
@@ -147,16 +167,19 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 ) -> None:
     killed: list[int] = []
 
-    def kill_at_two(metrics: dict[str, float]) -> None:
-        if metrics["epoch"] == 2 and not killed:
-            descendants = psutil.Process().children(recursive=True)
-            found = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
-            for worker in found:
-                killed.append(worker.pid)
-                worker.kill()
+    class Killer(Recorder):
+        def on_epoch(self, metrics: dict[str, float]) -> None:
+            if metrics["epoch"] == 2 and not killed:
+                descendants = psutil.Process().children(recursive=True)
+                found = [process for process in descendants if "RayTrainWorker" in " ".join(process.cmdline())]
+                for worker in found:
+                    killed.append(worker.pid)
+                    worker.kill()
 
-    result = fit(tmp_path, on_epoch=kill_at_two)
+    killer = Killer()
+    result = fit(tmp_path, progress=killer)
     assert killed
+    assert len(killer.starts) == 2
     assert result.history == reference.history
     assert torch.equal(weights(tmp_path), weights(folder))
 
@@ -165,12 +188,9 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     assert reference.history
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    first = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 90
-    while progress(tmp_path) is None:
-        assert first.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    first = subprocess.Popen([*command, "--stop"], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "epoch 1\n"
     # All at once, as when the power goes: Ray's workers would train on for a while without their driver.
     for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -235,6 +255,7 @@ def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pyte
     ("nodes", "gpus", "grows", "asked", "expected"),
     [
         ((8,), 0, False, ("auto", "auto"), workers(1, cpus_per_worker=2)),
+        ((8,), 0, False, (0, "auto"), workers(0, cpus_per_worker=2)),
         ((64,), 4, False, ("auto", "auto"), workers(4, use_gpu=True)),
         ((64,), 4, False, (2, "auto"), workers(2, use_gpu=True)),
         ((8,), 4, False, (2, False), workers(2)),

@@ -137,9 +137,9 @@ def batches(
 ) -> list[list[int]]:
     """The rows of each batch of these epochs; their labels are checked."""
     found = []
-    rows = Stream(source, seed=seed, num_epochs=num_epochs, device=CPU, buffer_rows=5000)
+    rows = Stream(source, num_epochs=num_epochs, device=CPU, buffer_rows=5000)
     for epoch in epochs:
-        for images, labels in rows.epoch(epoch, batch_size=batch_size, ranks=ranks, generator=torch.Generator()):
+        for images, labels in rows.epoch(epoch, seed=seed, batch_size=batch_size, ranks=ranks):
             assert images.shape[1:] == (1, 28, 28)
             assert labels.dtype == torch.int64
             numbers = images[:, 0, 0, 0].int()

@@ -37,7 +37,6 @@ _SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # stock 600: so long a hung worker goes unnoticed
     # Stock 60: for so long Ray waits for a machine that it does not know yet to be dead, and has to ask again.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",  # the controller is in our process
     "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # stock 30: so long a hung worker is asked to leave its group
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
@@ -93,6 +92,7 @@ class Scale:
     """How many workers of which kind."""
 
     min_workers: int
+    """0 where the loop runs in the driver's own process."""
     max_workers: int
     """Above `min_workers` the run is elastic: it takes what there is, now and after a machine has left or joined."""
     use_gpu: bool
@@ -102,7 +102,7 @@ class Scale:
 
 
 def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
-    """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its processors.
+    """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its CPUs; 0 is this process.
 
     Where machines come and go `auto` is elastic down to one worker, and the upper bound of a range may be more than
     there is now.
@@ -120,7 +120,7 @@ def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu
         min_workers=least,
         max_workers=most,
         use_gpu=gpu,
-        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // most)),
+        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // max(1, most))),
         num_nodes=len(available.nodes),
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,16 +30,9 @@ class DeviceSplit:
         """Of the split."""
         return len(self.labels)
 
-    def epoch(
-        self,
-        number: int,  # noqa: ARG002
-        *,
-        batch_size: int,
-        ranks: Ranks,
-        generator: torch.Generator,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches` says, the rows in an order that `generator` draws."""
-        order = torch.randperm(self.num_rows, generator=generator).to(self.labels.device)
+    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `Batches` says, the rows in an order that (seed, epoch) draws."""
+        order = torch.randperm(self.num_rows, generator=generators(seed, number)[0]).to(self.labels.device)
         for start in range(0, self.num_rows - batch_size + 1, batch_size):
             rows = order[start : start + batch_size][ranks.rank_slice]
             yield self.images[rows], self.labels[rows]
@@ -70,13 +64,10 @@ class Batches(Protocol):
     def background(self) -> float:
         """The value of an empty pixel."""
 
-    def epoch(
-        self, number: int, *, batch_size: int, ranks: Ranks, generator: torch.Generator
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
         """This worker's rows of each of the `num_rows // batch_size` whole batches of epoch `number`, from 0.
 
-        A batch is (images, labels) as in `DeviceSplit`. No row is in two batches or with two workers. A draw from
-        `generator` is the same with every worker.
+        A batch is (images, labels) as in `DeviceSplit`. No row is in two batches or with two workers.
         """
 
 
@@ -97,3 +88,14 @@ def to_device(split: NormalizedSplit, *, device: torch.device) -> DeviceSplit:
         labels=torch.tensor(split.labels, device=device, dtype=torch.int64),
         background=-float(split.provenance["mean"]) / float(split.provenance["std"]),
     )
+
+
+def generators(seed: int, epoch: int) -> tuple[torch.Generator, torch.Generator]:
+    """What draws the order of an epoch's rows, and what draws how each of them is moved."""
+    order, chance = (torch.Generator().manual_seed(derived_seed(seed, epoch, which)) for which in (1, 2))
+    return order, chance
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed of 63 bits that depends on all `numbers` and their order."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

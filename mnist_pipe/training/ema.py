@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 KEY = "average"
 
@@ -24,7 +25,7 @@ def update(optimizer: torch.optim.Optimizer, *, decay: float) -> None:
             state[KEY] = parameter.detach().clone(memory_format=torch.preserve_format)
         parameters.append(parameter)
         averages.append(state[KEY])
-    torch._foreach_lerp_(averages, parameters, 1 - decay)
+    get_ema_multi_avg_fn(decay)(averages, parameters, len(averages))  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -7,10 +7,9 @@ one that was never stopped, and ranks agree on every draw without a word between
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from torch.nn import functional as F
 from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.errors import PipelineError, describe
-from mnist_pipe.training import ema, optimizers
-from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks
+from mnist_pipe.training import ema, numerics, optimizers
+from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks, derived_seed, generators
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.schedules import SCHEDULES
 
@@ -47,47 +46,10 @@ class Position:
 START = Position()
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a recipe's precision; `auto` is bfloat16 only where the hardware computes in it."""
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
-
-
-def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is arithmetic here and not emulation, which is slower than float32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _choose_kernels() -> None:
-    """Call every function that MKL computes for us once, in one thread.
-
-    MKL chooses a function's kernel at its first call. When two threads make that call at once, one of them may compute
-    its share with a less exact kernel (pytorch/pytorch#188792): the same seed then gives other bits, once in a while.
-    """
-    for function in (torch.sqrt, torch.tanh, torch.cos, torch.sin):
-        function(torch.ones(1))
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what a step frees, which the next one needs.
-
-    It gives the end of its heap back to the system, which then has to clear the pages again, when more than twice the
-    largest block that was ever freed is free: so until the first large one is, at every step, and two epochs of the
-    standard recipe cost 990,000 page faults. This one is never touched and costs nothing.
-    """
-    torch.empty(31 << 20, dtype=torch.uint8)  # of more than 32 MB glibc takes no note
-
-
 def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The model and its optimizer at step 0; the same seed gives the same weights on every machine."""
-    _choose_kernels()
-    _keep_memory()
+    numerics.choose_kernels()
+    numerics.keep_memory()
     torch.manual_seed(recipe.seed)
     model = models.build(recipe.model, **recipe.model_params)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -99,6 +61,143 @@ def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.o
     return model, optimizer
 
 
+class Learner(Protocol):
+    """What the loop trains: one network, or the stacked networks of many recipes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Leading dimensions of every figure: () of one network, (members,) of many."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
+        """(num_rows, 3) rotation and shifts of an epoch's images on the device, or None where no image moves."""
+
+    def start_epoch(self) -> None:
+        """Enter training mode."""
+
+    def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: Batch) -> Tensor:
+        """One optimizer step on this worker's rows of a batch.
+
+        Returns (..., 3): the summed loss, the hits and the number of these rows, on the device.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What a step must know of its batch beside this worker's rows."""
+
+    size: int
+    """Rows of all workers together."""
+    multiplier: float
+    """What the schedule makes of the peak learning rate at this step."""
+    background: float
+    """The value of an empty pixel."""
+
+
+class Network:
+    """One network and its optimizer, as the loop trains them; the step is here."""
+
+    shape = ()
+
+    def __init__(
+        self, recipe: Recipe, *, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE
+    ) -> None:
+        self._recipe, self._model, self._optimizer, self._ranks = recipe, model, optimizer, ranks
+        self.device = next(model.parameters()).device
+
+    def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
+        """As `Learner` says; of the whole epoch, so that they reach the device at once."""
+        recipe = self._recipe
+        if not (recipe.rotation_degrees or recipe.translation_pixels):
+            return None
+        return augment.draw(
+            num_rows,
+            rotation_degrees=recipe.rotation_degrees,
+            translation_pixels=recipe.translation_pixels,
+            generator=generator,
+        ).to(self.device)
+
+    def start_epoch(self) -> None:
+        """Enter training mode."""
+        self._model.train()
+
+    def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: Batch) -> Tensor:
+        """As `Learner` says."""
+        recipe, optimizer = self._recipe, self._optimizer
+        if moves is not None:
+            images = augment.affine(images, moves, background=batch.background)
+        with numerics.autocast(recipe.precision, self.device):
+            logits = self._model(images).float()
+        log_probabilities = logits.log_softmax(1)
+        likely = F.nll_loss(log_probabilities, labels)
+        loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
+        # DDP takes the mean over the workers, whose shares may differ by a row: so weighted, it is the mean over the
+        # rows of the whole batch. Of equal shares the weight is exactly 1.
+        weighted = loss * (len(labels) * self._ranks.size / batch.size)
+        weighted.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * batch.multiplier
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if recipe.average_decay:
+            ema.update(optimizer, decay=recipe.average_decay)
+        correct = (logits.detach().argmax(1) == labels).sum()
+        return torch.stack([likely.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
+
+
+def epochs(
+    learner: Learner,
+    recipe: Recipe,
+    *,
+    training: Batches,
+    start: Position = START,
+    ranks: Ranks = ALONE,
+    after_step: Callable[[Callable[[], Position]], None] = lambda _: None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Train epoch by epoch from `start`, yielding each epoch's number, from 1, with the learner as it then is.
+
+    Beside it stand the epoch's figures, (..., 2) on the CPU: mean negative log-likelihood in nats and accuracy of the
+    rows as they were trained on, over all workers.
+
+    `after_step` is called after every step but an epoch's last, with a function that returns the run's position. All
+    workers must call that function at the same step: it sums over them.
+    """
+    schedule = SCHEDULES[recipe.schedule]
+    batch_size = min(recipe.batch_size, training.num_rows)
+    num_steps = training.num_rows // batch_size
+    for epoch in range(start.epoch, recipe.num_epochs):
+        torch.manual_seed(derived_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
+        batches = training.epoch(epoch, seed=recipe.seed, batch_size=batch_size, ranks=ranks)
+        sums = torch.zeros(*learner.shape, 3, device=learner.device, dtype=torch.float64)
+        first_step = start.step if epoch == start.epoch else 0
+        if first_step and ranks.rank == 0:
+            sums += torch.tensor(start.sums, device=sums.device, dtype=sums.dtype)
+        moves = learner.draw(num_steps * batch_size, generator=generators(recipe.seed, epoch)[1])
+        learner.start_epoch()
+        for step, (images, labels) in enumerate(batches):
+            if step < first_step:
+                continue
+            batch = Batch(
+                size=batch_size,
+                multiplier=schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps)),
+                background=training.background,
+            )
+            mine = None if moves is None else moves[step * batch_size : (step + 1) * batch_size][ranks.rank_slice]
+            # They stay on the device: no host sync within an epoch.
+            sums += learner.step(images, labels, moves=mine, batch=batch)
+            if step + 1 < num_steps:
+                after_step(partial(_position, epoch, step + 1, sums, ranks))
+        sums = ranks.all_reduce(sums).cpu()
+        yield epoch + 1, sums[..., :2] / sums[..., 2:]
+
+
+def _position(epoch: int, step: int, sums: Tensor, ranks: Ranks) -> Position:
+    return Position(epoch=epoch, step=step, sums=tuple(ranks.all_reduce(sums.clone()).tolist()))
+
+
 def train(
     recipe: Recipe,
     *,
@@ -108,12 +207,9 @@ def train(
     validation: DeviceSplit,
     start: Position = START,
     ranks: Ranks = ALONE,
-    is_leaving: Callable[[], bool] = lambda: False,
-    save: Callable[[Position], None] = lambda _: None,
+    after_step: Callable[[Callable[[], Position]], None] = lambda _: None,
 ) -> Iterator[dict[str, float]]:
-    """Train epoch by epoch from `start`, yielding each epoch's metrics with the model as it then is.
-
-    After each step `is_leaving` is asked, and where it says yes, on every worker at the same step, `save` is called.
+    """Train one network by `epochs`, yielding each epoch's metrics with the model as it then is.
 
     With an average of the weights, it is what is validated.
 
@@ -123,65 +219,19 @@ def train(
     Raises:
         DivergedError: the loss of an epoch is not finite.
     """
-    schedule = SCHEDULES[recipe.schedule]
-    device = next(model.parameters()).device
-    batch_size = min(recipe.batch_size, training.num_rows)
-    num_steps = training.num_rows // batch_size
-    augmented = bool(recipe.rotation_degrees or recipe.translation_pixels)
-    for epoch in range(start.epoch, recipe.num_epochs):
-        torch.manual_seed(_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
-        order, chance = generators(recipe.seed, epoch)
-        batches = training.epoch(epoch, batch_size=batch_size, ranks=ranks, generator=order)
-        sums = torch.zeros(3, device=device, dtype=torch.float64)
-        first_step = start.step if epoch == start.epoch else 0
-        if first_step and ranks.rank == 0:
-            sums += torch.tensor(start.sums, device=device, dtype=sums.dtype)
-        if augmented:  # of the whole epoch, so that they reach the device at once
-            moves = augment.draw(
-                num_steps * batch_size,
-                rotation_degrees=recipe.rotation_degrees,
-                translation_pixels=recipe.translation_pixels,
-                generator=chance,
-            ).to(device)
-        model.train()
-        for step, (images, labels) in enumerate(batches):
-            if step < first_step:
-                continue
-            if augmented:
-                mine = moves[step * batch_size : (step + 1) * batch_size][ranks.rank_slice]
-                images = augment.affine(images, mine, background=training.background)
-            with autocast(recipe.precision, device):
-                logits = model(images).float()
-            log_probabilities = logits.log_softmax(1)
-            likely = F.nll_loss(log_probabilities, labels)
-            loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
-            # DDP takes the mean over the workers, whose shares may differ by a row: so weighted, it is the mean over
-            # the rows of the whole batch. Of equal shares the weight is exactly 1.
-            weighted = loss * (len(labels) * ranks.size / batch_size)
-            weighted.backward()  # type: ignore[no-untyped-call]
-            multiplier = schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps))
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * multiplier
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            if recipe.average_decay:
-                ema.update(optimizer, decay=recipe.average_decay)
-            correct = (logits.detach().argmax(1) == labels).sum()
-            # It stays on the device: no host sync within an epoch.
-            sums += torch.stack([likely.detach() * len(labels), correct, torch.full_like(correct, len(labels))])
-            if is_leaving() and step + 1 < num_steps:
-                save(Position(epoch=epoch, step=step + 1, sums=tuple(ranks.all_reduce(sums.clone()).tolist())))
-        train_loss, train_accuracy = _rates(ranks.all_reduce(sums))
+    learner = Network(recipe, model=model, optimizer=optimizer, ranks=ranks)
+    for epoch, figures in epochs(learner, recipe, training=training, start=start, ranks=ranks, after_step=after_step):
+        train_loss, train_accuracy = figures.tolist()
         with ema.averaged(optimizer):
             validation_loss, validation_accuracy = evaluate(model, validation, ranks=ranks)
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):
             loss_now = train_loss if not np.isfinite(train_loss) else validation_loss
             fix = "lower the learning rate"
             raise DivergedError(
-                describe("training", "the loss", "stay finite", got=f"{loss_now} in epoch {epoch + 1}", fix=fix)
+                describe("training", "the loss", "stay finite", got=f"{loss_now} in epoch {epoch}", fix=fix)
             )
         yield {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "train_loss": train_loss,
             "train_accuracy": train_accuracy,
             "validation_loss": validation_loss,
@@ -199,26 +249,27 @@ def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
 
 def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tuple[float, float]:
     """Mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows, in float32."""
-    mine = slice(ranks.rank, None, ranks.size)
-    images, labels = data.images[mine], data.labels[mine]
+    images, labels = data.images[ranks.rank_slice], data.labels[ranks.rank_slice]
     sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
-    num_rows = _ROWS_AT_ONCE[labels.device.type]
-    for start in range(0, len(labels), num_rows):
-        stop = start + num_rows
-        sums += _score(_forward(model, images[start:stop]), labels[start:stop])
-    return _rates(ranks.all_reduce(sums))
+    for rows in chunks(len(labels), _ROWS_AT_ONCE[labels.device.type]):
+        sums += _score(_forward(model, images[rows]), labels[rows])
+    loss, correct, seen = ranks.all_reduce(sums).tolist()
+    return loss / seen, correct / seen
 
 
 def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """(n, 10) logits of (n, 28, 28) standardised images, in float32 on the model's device."""
-    _choose_kernels()
+    numerics.choose_kernels()
     device = next(model.parameters()).device
     parts = []
-    num_rows = _ROWS_AT_ONCE[device.type]
-    for start in range(0, len(images), num_rows):
-        batch = torch.tensor(images[start : start + num_rows], device=device).unsqueeze(1)
-        parts.append(_forward(model, batch).cpu())
+    for rows in chunks(len(images), _ROWS_AT_ONCE[device.type]):
+        parts.append(_forward(model, torch.tensor(images[rows], device=device).unsqueeze(1)).cpu())
     return torch.cat(parts).numpy()
+
+
+def chunks(num_rows: int, size: int) -> Iterator[slice]:
+    """The slices that cut `num_rows` rows into chunks of `size`, the last perhaps shorter."""
+    return (slice(start, start + size) for start in range(0, num_rows, size))
 
 
 @torch.inference_mode()
@@ -235,18 +286,3 @@ def _score(outputs: Tensor, labels: Tensor) -> Tensor:
     loss = F.cross_entropy(outputs, labels, reduction="sum")
     correct = (outputs.argmax(1) == labels).sum()
     return torch.stack([loss, correct, torch.tensor(len(labels), device=labels.device)]).double()
-
-
-def _rates(sums: Tensor) -> tuple[float, float]:
-    loss, correct, seen = sums.tolist()
-    return loss / seen, correct / seen
-
-
-def generators(seed: int, epoch: int) -> tuple[torch.Generator, torch.Generator]:
-    """What draws the order of an epoch's rows, and what draws how each of them is moved."""
-    order, chance = (torch.Generator().manual_seed(_seed(seed, epoch, which)) for which in (1, 2))
-    return order, chance
-
-
-def _seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING
 
 from mnist_pipe.errors import unknown
@@ -25,27 +23,13 @@ class OptimizerSpec:
     """Log-uniform [low, high] of the peak rate under a one-cycle schedule."""
 
 
-@cache
-def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """`kind` without torch's wrappers for `torch.compile`, under which nothing here runs.
-
-    The first call of each would import torch._dynamo: 1.1 s of every process that trains.
-    """
-    import torch
-
-    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
-    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
-    return type(kind.__name__, (kind,), methods)
-
-
 def _torch(name: str, **arguments: float | bool | tuple[float, float]) -> Callable[..., torch.optim.Optimizer]:
     """An optimizer of torch.optim over two groups: weights decay; biases and norms, which are vectors, do not."""
 
     def build(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         import torch
 
-        constructor = _eager(getattr(torch.optim, name))
+        constructor: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
         parameters = list(model.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
@@ -59,7 +43,7 @@ def _torch(name: str, **arguments: float | bool | tuple[float, float]) -> Callab
 def _muon(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
     from mnist_pipe.training.muon import Muon
 
-    return _eager(Muon)(model, lr=learning_rate, weight_decay=weight_decay)
+    return Muon(model, lr=learning_rate, weight_decay=weight_decay)
 
 
 OPTIMIZERS = {

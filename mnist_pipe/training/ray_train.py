@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import queue
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,20 +18,18 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2._internal import constants
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.callback import ControllerCallback, ReportCallback, WorkerGroupCallback
-from ray.train.v2._internal.execution.controller.controller import TrainController
-from ray.train.v2._internal.execution.controller.state import (
-    InitializingState,
-    ReschedulingState,
-    RestartingState,
-    TrainControllerState,
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    FailureConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
 )
-from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,14 +44,26 @@ from mnist_pipe.training.loop import START, DivergedError, Position, new_run, pr
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
 
-_RUN_ID = "run_id.json"
-"""In the folder of an attempt: under which name Ray has reserved its processors."""
-_WAIT_SECONDS = 0.5
-"""Between two looks at what the cluster has left for us."""
-_WAITS = 20
-"""So many looks, and somebody is told that we wait."""
-_ASK_SECONDS = 2.0
-"""Between two questions whether a machine is about to go; Ray gives it 30 s."""
+_NOTICE_SECONDS = 15.0
+"""Time without workers after which the user is told that the run waits for machines."""
+_PREEMPTION_POLL_SECONDS = 2.0
+"""Time between two questions whether a machine is about to leave; Ray gives it 30 s."""
+
+
+class Progress:
+    """Follows a run: each method is called in a thread of the driver, and does nothing unless a subclass defines it."""
+
+    def on_start(self, addresses: list[str]) -> None:
+        """The workers have started, at these addresses by rank; again after a worker was lost or one has joined."""
+
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        """An epoch has ended, as `loop.train` yields it, and its checkpoint is in the storage."""
+
+    def on_save(self, position: dict[str, Any]) -> None:
+        """A checkpoint was taken within an epoch, at this `Position`, because a machine is about to leave."""
+
+    def on_wait(self) -> None:
+        """The run has been without workers for a while: others may have the machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +85,7 @@ def fit(
     storage: Storage,
     state: Path,
     scale: Scale,
-    on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
-    on_start: Callable[[list[str]], None] = lambda _: None,
-    on_save: Callable[[dict[str, Any]], None] = lambda _: None,
-    on_wait: Callable[[], None] = lambda: None,
+    progress: Progress,
 ) -> TrainingResult:
     """Train `recipe` with Ray Train, from the newest valid checkpoint of `name` on; its last one is copied to `state`.
 
@@ -85,9 +94,10 @@ def fit(
 
     Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
     file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
-    and our own, verified checkpoints do not depend on it. `on_epoch` is called with the metrics of each epoch whose
-    checkpoint is in the storage, `on_start` with the workers' addresses each time they start, `on_save` when a
-    checkpoint was taken because a machine is about to go, and `on_wait` where others have the machines.
+    and our own, verified checkpoints do not depend on it.
+
+    Without workers (`scale.max_workers` is 0) the loop runs in this process, by Ray Train's local mode, which is for
+    debugging: it keeps its last checkpoint in `state` alone and does not resume.
 
     Raises:
         DivergedError: the loss is no longer finite.
@@ -96,187 +106,167 @@ def fit(
         InputError: there are fewer images in a batch than workers.
         PipelineError: the workers failed more often than they may be restarted.
     """
-    from ray.train.torch import TorchConfig
-
     check_storage(scale.num_nodes)
     if recipe.batch_size < scale.max_workers:
         rule = f"be at least the number of workers, {scale.max_workers}"
         fix = "set search.space.batch_size or train.num_workers"
         raise InputError(describe("train", "batch_size", rule, got=recipe.batch_size, fix=fix))
-    resume_from = restore(storage, name=name, into=state)
-    earlier = attempts(storage, name)
-    for attempt in earlier:
-        _release(storage.read_json(f"{attempt}/{_RUN_ID}"))
-    teller = _Teller(on_epoch=on_epoch, on_start=on_start, on_save=on_save, on_wait=on_wait)
-    # Workers would get these in a runtime environment, for which Ray has no process at hand. Theirs was started so.
-    constants.ENV_VARS_TO_PROPAGATE.clear()
+    is_local = scale.max_workers == 0
+    resume_from = None if is_local else restore(storage, name=name, into=state)
     rows = training if isinstance(training, Shards) else ray.put(training)
     validation_rows = ray.put(validation)
     del training, validation  # Ray has them
-    trainer = _Trainer(
-        _worker,
-        train_loop_config={
-            "recipe": recipe.to_dict(),
-            "training": rows,
-            "validation": validation_rows,
-            "storage": storage,
-            "resume_from": resume_from,
-            "num_threads": scale.cpus_per_worker,
-            "preemptible": scale.num_nodes > 1,
-            "code": code_version(),
-        },
-        torch_config=TorchConfig(timeout_s=60),  # stock 1800: so long a worker waits for one that hangs
-        scaling_config=ScalingConfig(
-            num_workers=_elastic(scale),
-            use_gpu=scale.use_gpu,
-            resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
-            placement_strategy="SPREAD",
-            elastic_resize_monitor_interval_s=20,
-        ),
-        run_config=RunConfig(
-            name=f"{name}.{len(earlier)}",
-            storage_filesystem=storage.filesystem,
-            storage_path=storage.path("ray"),
-            # Two are kept, so that one is whole at every moment.
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-            # The stock values are no retry for a lost worker and endless ones for the controller, whose failures are
-            # the 10 s that a start may wait: for 5 min others may have what a run of a fixed size needs.
-            failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
-            callbacks=[teller],
-        ),
-    )
-    run_id = trainer.train_run_context.run_id
-    storage.write_json(f"ray/{trainer.run_config.name}/{_RUN_ID}", run_id)
-    try:
-        result = trainer.fit()
-    except (ray.exceptions.RayError, ray.train.TrainingFailedError) as fault:
-        for known in getattr(fault, "worker_failures", {}).values():
-            if isinstance(known, PipelineError):
-                raise known from None
-        cause = one_line(fault)[-300:]
-        raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
-    finally:
-        _release(run_id)
+    with _Listener(progress, is_local=is_local) as listener:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "recipe": recipe.to_dict(),
+                "training": rows,
+                "validation": validation_rows,
+                "storage": storage,
+                "resume_from": resume_from,
+                "local_state": state if is_local else None,
+                "events": listener.events,
+                "num_threads": scale.cpus_per_worker,
+                "preemptible": scale.num_nodes > 1,
+                "code": code_version(),
+            },
+            torch_config=TorchConfig(timeout_s=60),  # Ray's default is 1800: how long a worker waits for a hung one
+            scaling_config=ScalingConfig(
+                num_workers=_num_workers(scale),
+                use_gpu=scale.use_gpu,
+                resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
+                placement_strategy="SPREAD",
+                elastic_resize_monitor_interval_s=20,
+            ),
+            run_config=RunConfig(
+                name=f"{name}.{len(attempts(storage, name))}",
+                storage_filesystem=storage.filesystem,
+                storage_path=storage.path("ray"),
+                # Two are kept, so that one is whole at every moment.
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+                # By default Ray never retries after a lost worker, and for ever after a failure of the controller.
+                # Those are the 10 s that a start may wait: for 5 min others may have what a fixed size needs.
+                failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
+                callbacks=[_Forward(listener.events)],
+            ),
+        )
+        try:
+            result = _fit(trainer)
+        except (ray.exceptions.RayError, TrainingFailedError) as fault:
+            for known in getattr(fault, "worker_failures", {}).values():
+                if isinstance(known, PipelineError):
+                    raise known from None
+            cause = one_line(fault)[-300:]
+            raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
-    restored = restore(storage, name=name, into=state)
-    assert restored is not None
-    return TrainingResult(history=outcome["history"], addresses=teller.addresses)
+    if not is_local:
+        restored = restore(storage, name=name, into=state)
+        assert restored is not None
+    return TrainingResult(history=outcome["history"], addresses=listener.addresses)
 
 
-class _Workers(WorkerGroup):  # type: ignore[misc]  # Ray exports no types
-    """Workers whose controller is no actor; stock each gets a handle of it, to ask it for what all have reported.
+def _fit(trainer: TorchTrainer) -> Result:
+    """`trainer.fit()`, ended by Ctrl-C or SIGTERM in Ray's own way, which gives back what the run has reserved.
 
-    Nor do they get the callbacks of the run, which are for the controller: to unpickle them a worker would import what
-    they close over, which for ours is Prefect.
+    Ray handles SIGINT while it trains: it aborts the run, leaves by `sys.exit(0)`, and keeps its handler installed.
     """
-
-    def _init_train_context_on_workers(
-        self, workers: list[Any], sync_actor: Any, train_context_args: dict[str, list[Any]]
-    ) -> None:
-        run = self._train_run_context
-        run = replace(run, run_config=replace(run.run_config, callbacks=[]))
-        started = [
-            worker.actor.init_train_context.remote(
-                train_run_context=run,
-                distributed_context=worker.distributed_context,
-                synchronization_actor=sync_actor,
-                storage_context=self._storage_context,
-                worker_callbacks=self._worker_callbacks_to_propagate,
-                controller_actor=None,
-                **{name: values[number] for name, values in train_context_args.items()},
-            )
-            for number, worker in enumerate(workers)
-        ]
-        ray.get(started)
-        self._decorate_worker_log_file_paths(workers)
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return trainer.fit()
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    except Exception:
+        raise
+    except BaseException:
+        if is_main and signal.getsignal(signal.SIGINT) is not before:
+            with suppress(SystemExit):
+                signal.raise_signal(signal.SIGINT)
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, before)
 
 
-class _Controller(TrainController):  # type: ignore[misc]
-    worker_group_cls = _Workers
+class _Forward(UserCallback):  # type: ignore[misc]  # Ray exports no types
+    """Puts what Ray's controller learns into the queue that the driver reads."""
 
+    def __init__(self, events: Queue) -> None:
+        self._events = events
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray Train with its controller in this process.
-
-    Stock the controller is an actor, another gives back what a dead controller has reserved, a third hands out Ray Data
-    that we do not pass, and what the controller learns needs a queue, a fourth, to come here. Each is a process that
-    imports for a second or two before the first worker starts. In this process the controller ends with its run, and
-    Ray takes back what the driver has reserved.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = PlacementGroupCleanerCallback | DatasetsCallback
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, unused)]
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        controller = _Controller(**arguments)
-        # Not `asyncio.run`, which would tell the controller of a Ctrl-C only when it next waits.
-        loop = asyncio.new_event_loop()
-        try:
-            loop.run_until_complete(controller.run())
-        finally:
-            loop.close()
-        return controller.get_result()
-
-
-class _Teller(ControllerCallback, WorkerGroupCallback, ReportCallback):  # type: ignore[misc]
-    """Tells what Ray's controller learns."""
-
-    def __init__(
+    def after_report(
         self,
-        *,
-        on_epoch: Callable[[dict[str, float]], None],
-        on_start: Callable[[list[str]], None],
-        on_save: Callable[[dict[str, Any]], None],
-        on_wait: Callable[[], None],
+        run_context: Any,  # noqa: ARG002
+        metrics: list[dict[str, Any]],
+        checkpoint: Checkpoint | None,  # noqa: ARG002
     ) -> None:
-        self._on_epoch, self._on_start, self._on_save, self._on_wait = on_epoch, on_start, on_save, on_wait
-        self._waits = 0
+        """After the checkpoint is in the storage: an epoch that is shown is never trained again."""
+        self._events.put(("report", metrics[0]))
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
+        """Workers are lost, and others will be waited for."""
+        self._events.put(("lost", None))
+
+
+class _Listener(AbstractContextManager["_Listener"]):
+    """Reads the events of a run in a thread, and calls its `Progress`."""
+
+    def __init__(self, progress: Progress, *, is_local: bool) -> None:
+        self._progress, self._workers = progress, dict[int, str]()
+        self._thread = threading.Thread(target=self._listen, daemon=True, name="training-progress")
+        # On this node: with another one the run would not be lost.
+        here = None if is_local else {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        self.events: Any = queue.Queue() if is_local else Queue(actor_options={"num_cpus": 0, "label_selector": here})
+        """(`worker`, (rank, size, address)), (`report`, metrics), (`lost`, None) and (`end`, None)."""
         self.addresses: list[str] = []
         """Where the workers of the last start are, by rank."""
 
-    def after_worker_group_training_start(self, worker_group: WorkerGroup) -> None:
-        workers = sorted(worker_group.get_workers(), key=lambda worker: worker.distributed_context.world_rank)
-        self.addresses = [str(worker.metadata.node_ip) for worker in workers]
-        self._waits = 0
-        self._on_start(self.addresses)
+    def __enter__(self) -> _Listener:
+        self._thread.start()
+        return self
 
-    def after_report(self, training_report: Any, metrics: list[dict[str, Any]]) -> None:  # noqa: ARG002
-        """After the checkpoint is in the storage: an epoch that is shown is never trained again."""
-        first = metrics[0]
-        (self._on_save if "step" in first else self._on_epoch)(first)
+    def __exit__(self, *_: object) -> None:
+        with suppress(ray.exceptions.RayError):  # Ray is gone, and the thread has ended with it
+            self.events.put(("end", None))
+        self._thread.join()
+        if isinstance(self.events, Queue):
+            self.events.shutdown()
 
-    def after_controller_state_update(
-        self, previous_state: TrainControllerState, current_state: TrainControllerState
-    ) -> None:
-        """Wait while others have the machines.
+    def _listen(self) -> None:
+        notice_at: float | None = time.monotonic() + _NOTICE_SECONDS
+        while True:
+            try:
+                kind, content = self.events.get(timeout=1.0)
+            except queue.Empty:
+                if notice_at is not None and time.monotonic() >= notice_at:
+                    notice_at = None
+                    self._progress.on_wait()
+                continue
+            except ray.exceptions.RayError:
+                return
+            match kind:
+                case "worker":
+                    notice_at = None
+                    self._start(*content)
+                case "report" if "step" in content:
+                    self._progress.on_save(content)
+                case "report":
+                    self._progress.on_epoch(content)
+                case "lost":
+                    notice_at = time.monotonic() + _NOTICE_SECONDS
+                case "end":
+                    return
 
-        In an elastic run Ray would ask again without a pause, with a whole processor, and nobody would know what it
-        does.
-        """
-        if not isinstance(current_state, InitializingState | RestartingState | ReschedulingState):
-            return
-        before = self._waits
-        if current_state is previous_state:  # there was nothing to do
-            time.sleep(_WAIT_SECONDS)
-            self._waits += 1
-        elif isinstance(current_state, ReschedulingState):  # Ray itself has waited
-            self._waits += _WAITS
-        if before < _WAITS <= self._waits:
-            self._on_wait()
-
-
-def _release(run_id: str | None) -> None:
-    """Give back what Ray Train has reserved for a run.
-
-    It does so itself, but not where its driver is stopped or killed in mid-run. What is reserved an elastic run counts
-    as taken, so that one that starts soon after would wait until the reservation is 180 s old.
-    """
-    with suppress(ValueError, ray.exceptions.RayError):  # the cluster is gone, and its reservations with it
-        coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=5)
+    def _start(self, rank: int, size: int, address: str) -> None:
+        if rank in self._workers:  # of workers that are gone
+            self._workers = {}
+        self._workers[rank] = address
+        if len(self._workers) == size:
+            self.addresses = [self._workers.pop(number) for number in range(size)]
+            self._progress.on_start(self.addresses)
 
 
 def restore(storage: Storage, *, name: str, into: Path) -> str | None:
@@ -304,7 +294,8 @@ def restore(storage: Storage, *, name: str, into: Path) -> str | None:
     return farthest[1] if farthest else None
 
 
-def _elastic(scale: Scale) -> int | tuple[int, int]:
+def _num_workers(scale: Scale) -> int | tuple[int, int]:
+    """As `ScalingConfig` takes it: a number, or the bounds of an elastic run."""
     fixed = scale.min_workers == scale.max_workers
     return scale.max_workers if fixed else (scale.min_workers, scale.max_workers)
 
@@ -319,9 +310,10 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     ranks = Ranks()
     if context.get_world_size() > 1:
         ranks = Ranks(rank=context.get_world_rank(), size=context.get_world_size(), all_reduce=_all_reduce)
+    config["events"].put(("worker", (ranks.rank, ranks.size, ray.util.get_node_ip_address())))
     training: Batches
     if isinstance(config["training"], Shards):
-        training = Stream(config["training"], seed=recipe.seed, num_epochs=recipe.num_epochs, device=device)
+        training = Stream(config["training"], num_epochs=recipe.num_epochs, device=device)
     else:
         training = to_device(ray.get(config["training"]), device=device)
     validation = to_device(ray.get(config["validation"]), device=device)
@@ -341,10 +333,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         if ranks.rank > 0:
             ray.train.report(metrics)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            progress = {**vars(at), "history": history}
-            checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=progress)
+        with _checkpoint_folder(config["local_state"]) as folder:
+            state = {**vars(at), "history": history}
+            checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=state)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        if config["local_state"]:  # where Ray calls no callback
+            config["events"].put(("report", metrics))
 
     epochs = train(
         recipe,
@@ -354,8 +348,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         validation=validation,
         start=Position(epoch=done["epoch"], step=done["step"], sums=tuple(done["sums"])),
         ranks=ranks,
-        is_leaving=_Preemption(ranks, device=device) if config["preemptible"] else lambda: False,
-        save=lambda at: save(at, vars(at)),
+        after_step=_Preemption(ranks, device=device, save=save) if config["preemptible"] else lambda _: None,
     )
     try:
         for metrics in epochs:
@@ -366,6 +359,11 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         # A retry would diverge again, so this is a result and not a failure.
         return {"history": history, "diverged": str(fault)}
     return {"history": history, "diverged": None}
+
+
+def _checkpoint_folder(local_state: Path | None) -> AbstractContextManager[Path | str]:
+    """A folder that is gone after its upload; in local mode, which uploads nothing, the one that stays."""
+    return nullcontext(local_state) if local_state else tempfile.TemporaryDirectory()
 
 
 def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -382,29 +380,33 @@ def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.
 
 
 class _Preemption:
-    """Whether a machine of this run has been told to go: true once for each such word, about every two seconds asked.
+    """Saves a checkpoint when a machine of this run is about to leave; called after each step.
 
     To ask is a barrier over all workers, too slow for each step, and all must ask at the same step: so the first worker
     measures, and all take its number of steps until the next time.
     """
 
-    def __init__(self, ranks: Ranks, *, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, ranks: Ranks, *, device: torch.device, save: Callable[[Position, dict[str, Any]], None]) -> None:
+        self._device, self._save = device, save
         self._ranks, self._steps, self._due, self._asked = ranks, 0, 1, time.monotonic()
         self._known: set[str] = set()
 
-    def __call__(self) -> bool:
+    def __call__(self, position: Callable[[], Position]) -> None:
         self._steps += 1
         if self._steps < self._due:
-            return False
+            return
         now = time.monotonic()
-        pace = max(1, round(_ASK_SECONDS * self._due / max(now - self._asked, 1e-3))) if self._ranks.rank == 0 else 0
+        pace = 0
+        if self._ranks.rank == 0:
+            pace = max(1, round(_PREEMPTION_POLL_SECONDS * self._due / max(now - self._asked, 1e-3)))
         self._due = int(self._ranks.all_reduce(torch.tensor([float(pace)], device=self._device)).item())
         self._steps, self._asked = 0, now
         info = ray.train.get_preemption_info()
-        told = set(info.preempted_node_to_ranks) - self._known if info else set()
-        self._known |= told
-        return bool(told)
+        leaving = set(info.preempted_node_to_ranks) - self._known if info else set()
+        self._known |= leaving
+        if leaving:
+            at = position()
+            self._save(at, dict(vars(at)))
 
 
 def _all_reduce(values: Tensor) -> Tensor:

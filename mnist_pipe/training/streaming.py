@@ -154,23 +154,16 @@ class Stream:
     """The batches of a worker, as `loop.Batches` says."""
 
     def __init__(
-        self, source: Shards, *, seed: int, num_epochs: int, device: torch.device, buffer_rows: int = BUFFER_ROWS
+        self, source: Shards, *, num_epochs: int, device: torch.device, buffer_rows: int = BUFFER_ROWS
     ) -> None:
         self.num_rows = source.num_rows
         self.background = -float(source.provenance["mean"]) / float(source.provenance["std"])
-        self._source, self._seed, self._num_epochs, self._device = source, seed, num_epochs, device
+        self._source, self._num_epochs, self._device = source, num_epochs, device
         self._buffer = Buffer(min(buffer_rows, self.num_rows))
         self._next_epoch = -1
         self._chunks: Iterator[Arrays] = iter(())
 
-    def epoch(
-        self,
-        number: int,
-        *,
-        batch_size: int,
-        ranks: Ranks,
-        generator: torch.Generator,  # noqa: ARG002
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
         """As `Batches` says. The draws depend on the seed, the epoch and the ranks, and not on what was read before.
 
         Raises:
@@ -178,9 +171,9 @@ class Stream:
             EnvironmentFault: the file system does not answer.
         """
         if number != self._next_epoch:
-            self._chunks = self._begin(number, batch_size=batch_size, ranks=ranks)
+            self._chunks = self._begin(number, seed=seed, batch_size=batch_size, ranks=ranks)
         self._next_epoch = number + 1
-        pieces = plan(self._source.groups, seed=self._seed, epoch=number, batch_size=batch_size, ranks=ranks)
+        pieces = plan(self._source.groups, seed=seed, epoch=number, batch_size=batch_size, ranks=ranks)
         share = len(range(ranks.rank, batch_size, ranks.size))
         chunks = _first_rows(self._chunks, sum(piece.stop - piece.start for piece in pieces))
         if share > self._buffer.num_rows:
@@ -189,15 +182,15 @@ class Stream:
             chunks,
             batch_size=share,
             num_batches=self.num_rows // batch_size,
-            random=np.random.default_rng([self._seed, number, ranks.rank]),
+            random=np.random.default_rng([seed, number, ranks.rank]),
         ):
             yield self._on_device(images).unsqueeze(1), self._on_device(labels).long()
         for _ in chunks:  # the rows of no whole batch
             pass
 
-    def _begin(self, first_epoch: int, *, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
+    def _begin(self, first_epoch: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
         """The rows of every epoch from `first_epoch` on: while one ends, the next is read ahead."""
-        source, seed = self._source, self._seed
+        source = self._source
         num_parts = max(1, min(len(source.groups), _MAX_PARTS))
         # One reader for each worker: it decodes 300,000 rows a second, and few models train as many.
         parts = [(epoch, part) for epoch in range(first_epoch, self._num_epochs) for part in range(num_parts)]

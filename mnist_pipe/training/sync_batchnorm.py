@@ -59,6 +59,15 @@ class _Normalize(torch.autograd.Function):
 class SyncBatchNorm2d(nn.BatchNorm2d):
     """`nn.BatchNorm2d` whose statistics in training are those of every worker's rows together."""
 
+    @classmethod
+    def of(cls, norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
+        """A synchronised batch norm with the parameters and the buffers of `norm`, not copies of them."""
+        found = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+        found.weight, found.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers():
+            found.register_buffer(name, buffer)
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
@@ -82,7 +91,8 @@ def synchronize(model: nn.Module, *, device: torch.device) -> nn.Module:
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted
-    for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.BatchNorm2d:
+                parent.add_module(name, SyncBatchNorm2d.of(child))
     return model

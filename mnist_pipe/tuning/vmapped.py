@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.errors import InputError, describe
-from mnist_pipe.training.batches import ALONE, DeviceSplit
-from mnist_pipe.training.loop import autocast, generators, new_run
+from mnist_pipe.training import loop, numerics
+from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
-from mnist_pipe.training.schedules import SCHEDULES
 
 MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
 """The fields of `Recipe` that members of one pack may have of their own."""
@@ -54,54 +53,72 @@ def train_pack(
     """
     _check(recipes)
     assert not recipes[0].average_decay
-    recipe, num_members = recipes[0], len(recipes)
-    # At rate and decay 1 the groups say what each parameter takes of a member's own: see `_Optimizer`.
-    model, optimizer = new_run(replace(recipe, learning_rate=1.0, weight_decay=1.0), device=device)
-    weights, buffers = _stack(model, num_members)
-    stepper = _Optimizer(optimizer, model=model, weights=weights, recipes=recipes)
-    augmentation = _Augmentation(recipes, device=device)
-    schedule = SCHEDULES[recipe.schedule]
-    batch_size = min(recipe.batch_size, training.num_rows)
-    num_steps = training.num_rows // batch_size
-    diverged = np.zeros(num_members, dtype=bool)
-    for epoch in range(recipe.num_epochs):
-        order, chance = generators(recipe.seed, epoch)
-        batches = training.epoch(epoch, batch_size=batch_size, ranks=ALONE, generator=order)
-        if augmentation.moves:
-            moves = augmentation.draw(num_steps * batch_size, generator=chance)
-        sums = torch.zeros(num_members, 2, device=device, dtype=torch.float64)
-        model.train()
-        for step, (images, labels) in enumerate(batches):
-            if augmentation.moves:
-                mine = moves[step * batch_size : (step + 1) * batch_size]
-                images = augmentation(images, mine, background=training.background)
-            with autocast(recipe.precision, device):
-                logits = _forward(model, weights, buffers, images).float()
-            # A sum over members, whose terms share no weight: each member's gradients are those of its own mean loss.
-            loss = F.cross_entropy(
-                logits.flatten(0, 1),
-                labels.repeat(num_members),
-                label_smoothing=recipe.label_smoothing,
-                reduction="sum",
-            )
-            (loss / batch_size).backward()  # type: ignore[no-untyped-call]
-            stepper.step(schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps)))
-            sums += _score(logits.detach(), labels)
-        in_training = (sums / (num_steps * batch_size)).cpu().numpy()
-        in_validation = _evaluate(model, weights, buffers, validation).cpu().numpy()
+    pack, diverged = Pack(recipes, device=device), np.zeros(len(recipes), dtype=bool)
+    for epoch, figures in loop.epochs(pack, recipes[0], training=training):
+        in_training, in_validation = figures.numpy(), pack.evaluate(validation).cpu().numpy()
         diverged |= ~(np.isfinite(in_training[:, 0]) & np.isfinite(in_validation[:, 0]))
         yield [
-            {"epoch": epoch + 1, "validation_accuracy": 0.0, "diverged": 1}
+            {"epoch": epoch, "validation_accuracy": 0.0, "diverged": 1}
             if diverged[member]
             else {
-                "epoch": epoch + 1,
+                "epoch": epoch,
                 "train_loss": float(in_training[member, 0]),
                 "train_accuracy": float(in_training[member, 1]),
                 "validation_loss": float(in_validation[member, 0]),
                 "validation_accuracy": float(in_validation[member, 1]),
             }
-            for member in range(num_members)
+            for member in range(len(recipes))
         ]
+
+
+class Pack:
+    """The networks of recipes that differ in `MEMBERS_DIFFER_IN` alone, as `loop.epochs` trains them."""
+
+    def __init__(self, recipes: Sequence[Recipe], *, device: torch.device) -> None:
+        self.shape, self.device = (len(recipes),), device
+        self._recipe = recipes[0]
+        # At rate and decay 1 the groups say what each parameter takes of a member's own: see `_Optimizer`.
+        self._model, optimizer = loop.new_run(replace(recipes[0], learning_rate=1.0, weight_decay=1.0), device=device)
+        self._weights, self._buffers = _stack(self._model, len(recipes))
+        self._optimizer = _Optimizer(optimizer, model=self._model, weights=self._weights, recipes=recipes)
+        self._augmentation = _Augmentation(recipes, device=device)
+
+    def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
+        """As `loop.Learner` says: one draw for all members, which each of them scales."""
+        if not self._augmentation.moves:
+            return None
+        return augment.draw(num_rows, rotation_degrees=math.degrees(1), translation_pixels=1, generator=generator)
+
+    def start_epoch(self) -> None:
+        """Enter training mode."""
+        self._model.train()
+
+    def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:
+        """As `loop.Learner` says."""
+        if moves is not None:
+            images = self._augmentation(images, moves, background=batch.background)
+        with numerics.autocast(self._recipe.precision, self.device):
+            logits = _forward(self._model, self._weights, self._buffers, images).float()
+        # A sum over members, whose terms share no weight: each member's gradients are those of its own mean loss.
+        loss = F.cross_entropy(
+            logits.flatten(0, 1),
+            labels.repeat(len(logits)),
+            label_smoothing=self._recipe.label_smoothing,
+            reduction="sum",
+        )
+        (loss / batch.size).backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step(batch.multiplier)
+        return _score(logits.detach(), labels)
+
+    @torch.inference_mode()
+    def evaluate(self, data: DeviceSplit) -> Tensor:
+        """(members, 2): mean negative log-likelihood in nats and accuracy, as `loop.evaluate` has them."""
+        self._model.eval()
+        sums = torch.zeros(*self.shape, 3, device=self.device, dtype=torch.float64)
+        for rows in loop.chunks(data.num_rows, 1000):
+            logits = _forward(self._model, self._weights, self._buffers, data.images[rows])
+            sums += _score(logits, data.labels[rows])
+        return sums[..., :2] / sums[..., 2:]
 
 
 def packs(recipes: Sequence[Recipe], *, device: torch.device, num_processes: int) -> list[list[int]]:
@@ -134,7 +151,7 @@ def max_members(recipe: Recipe, *, device: torch.device) -> int:
         model = models.build(recipe.model, **recipe.model_params)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if device.type != "cuda":
-        is_dense = not any(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+        is_dense = not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules())
         return _MAX_ON_PROCESSOR if is_dense and num_parameters <= _MAX_PARAMETERS_ON_PROCESSOR else 1
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(_MAX_ON_GPU, free // 2 // _member_bytes(model, batch_size=recipe.batch_size)))
@@ -170,9 +187,10 @@ def _check(recipes: Sequence[Recipe]) -> None:
 
 def _stack(model: nn.Module, num_members: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """`num_members` copies of the parameters and of the buffers, (members, ...) each; dense layers become packed."""
-    for module in model.modules():
-        if type(module) is nn.Linear and module.bias is not None:
-            module.__class__ = _PackedLinear
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear and child.bias is not None:
+                parent.add_module(name, _PackedLinear(child))
     weights = {
         name: _copies(parameter.detach(), num_members).requires_grad_() for name, parameter in model.named_parameters()
     }
@@ -196,22 +214,12 @@ def _forward(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Te
     return logits
 
 
-@torch.inference_mode()
-def _evaluate(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], data: DeviceSplit) -> Tensor:
-    """(members, 2): mean negative log-likelihood in nats and accuracy, as `loop.evaluate` has them."""
-    model.eval()
-    sums = torch.zeros(len(next(iter(weights.values()))), 2, device=data.labels.device, dtype=torch.float64)
-    for start in range(0, data.num_rows, 1000):
-        stop = start + 1000
-        sums += _score(_forward(model, weights, buffers, data.images[start:stop]), data.labels[start:stop])
-    return sums / data.num_rows
-
-
 def _score(logits: Tensor, labels: Tensor) -> Tensor:
-    """(members, 2): summed negative log-likelihood and number correct of (members, rows, 10) logits."""
+    """(members, 3): summed negative log-likelihood, number correct and number of (members, rows, 10) logits."""
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
     correct = logits.argmax(2) == labels
-    return torch.stack([losses.view(correct.shape).sum(1), correct.sum(1)], dim=1).double()
+    seen = torch.full((len(logits),), len(labels), device=labels.device)
+    return torch.stack([losses.view(correct.shape).sum(1), correct.sum(1), seen], dim=1).double()
 
 
 def _of_each_member(values: Tensor, weight: Tensor) -> Tensor:
@@ -231,10 +239,6 @@ class _Augmentation:
         # A processor is faster with what fits its cache, a GPU with one large operation.
         self._together = 1 if device.type == "cpu" else len(recipes)
         self._images = torch.empty(0, device=device)  # one for all steps, since new memory is slow to touch
-
-    def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor:
-        """(num_rows, 3): one draw for all members, which each of them scales."""
-        return augment.draw(num_rows, rotation_degrees=math.degrees(1), translation_pixels=1, generator=generator)
 
     def __call__(self, images: Tensor, unit: Tensor, *, background: float) -> Tensor:
         """(members, rows, 1, 28, 28) of (rows, 1, 28, 28), moved as drawn, until the next call."""
@@ -273,10 +277,15 @@ class _Dense(torch.autograd.Function):
         return torch.baddbmm(bias.unsqueeze(1), values.movedim(in_dims[0], 0), weight.mT), 0
 
 
-class _PackedLinear(nn.Linear):
-    """`nn.Linear` whose (rows, inputs) are many members', or one for all of them."""
+class _PackedLinear(nn.Module):
+    """`linear`, whose (rows, inputs) are many members', or one for all of them."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, values: Tensor) -> Tensor:
+        """(rows, outputs) of (rows, inputs)."""
         result: Tensor = _Dense.apply(values, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result
 

@@ -31,10 +31,9 @@ from mnist_pipe.params import (
     Seed,
     Smoothing,
 )
-from mnist_pipe.training import loop, optimizers
-from mnist_pipe.training.batches import ALONE, DeviceSplit, to_device
+from mnist_pipe.training import loop, numerics, optimizers
+from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe
-from mnist_pipe.training.schedules import SCHEDULES
 from studies.common.deskew import slant
 from studies.common.fitting import device, fit, pixels, predicted, whole
 from studies.common.ledger import Config, Run
@@ -184,23 +183,33 @@ def regress(recipe: Recipe, *, training: DeviceSplit, targets: Tensor) -> nn.Mod
     optimizer = optimizers.build(
         recipe.optimizer, model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
-    peaks = [group["lr"] for group in optimizer.param_groups]
-    rows = replace(training, labels=targets.to(device()))
-    num_steps = recipe.num_epochs * (rows.num_rows // recipe.batch_size)
-    step = 0
-    model.train()
-    for epoch in range(recipe.num_epochs):
-        order, _ = loop.generators(recipe.seed, epoch)
-        for images, wanted in rows.epoch(epoch, batch_size=recipe.batch_size, ranks=ALONE, generator=order):
-            with loop.autocast(recipe.precision, device()):
-                found = model(images)
-            F.mse_loss(found.float().squeeze(1), wanted).backward()  # type: ignore[no-untyped-call]
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * SCHEDULES[recipe.schedule](step / num_steps)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            step += 1
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    learner = _Regressor(recipe, model=model, optimizer=optimizer)
+    for _ in loop.epochs(learner, recipe, training=replace(training, labels=targets.to(device()))):
+        pass
     return model
+
+
+class _Regressor(loop.Network):
+    """A network with one output, as `loop.epochs` trains it on the squared error."""
+
+    def __init__(self, recipe: Recipe, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        super().__init__(recipe, model=model, optimizer=optimizer)
+        self._recipe, self._model, self._optimizer = recipe, model, optimizer
+
+    def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:
+        """As `loop.Learner` says, with a squared error for the loss and without hits."""
+        assert moves is None
+        with numerics.autocast(self._recipe.precision, self.device):
+            found = self._model(images)
+        loss = F.mse_loss(found.float().squeeze(1), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * batch.multiplier
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return torch.stack([loss.detach() * len(labels), torch.zeros_like(loss), torch.full_like(loss, len(labels))])
 
 
 def class_means(split: NormalizedSplit) -> NDArray[np.float64]:

@@ -13,7 +13,7 @@ from torch import nn
 from mnist_pipe.data import augment
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.training import loop
-from mnist_pipe.training.batches import to_device
+from mnist_pipe.training.batches import generators, to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import fit, predicted
 
@@ -64,7 +64,7 @@ def filtered(
     data = to_device(training, device=torch.device("cpu"))
     found = []
     for number in passes:
-        _, chance = loop.generators(recipe.seed, recipe.num_epochs + number)  # no copy is one that was trained on
+        _, chance = generators(recipe.seed, recipe.num_epochs + number)  # no copy is one that was trained on
         moves = augment.draw(
             data.num_rows,
             rotation_degrees=recipe.rotation_degrees,

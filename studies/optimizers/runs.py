@@ -26,7 +26,7 @@ from torch import nn
 
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
-from mnist_pipe.training import loop, optimizers
+from mnist_pipe.training import loop, numerics, optimizers
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
@@ -227,7 +227,7 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
         **{key: config[key] for key in ("num_epochs", "batch_size", "seed")},
     )
     model, _ = loop.new_run(recipe, device=device)
-    dtype = torch.bfloat16 if loop.computes_bfloat16(device) else torch.float32
+    dtype = torch.bfloat16 if numerics.computes_bfloat16(device) else torch.float32
     kind = side_by_side.LeNets if is_linear else side_by_side.Networks
     nets = kind([model] * len(names), dtype=dtype)
     steppers = [

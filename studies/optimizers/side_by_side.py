@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mnist_pipe.training.batches import ALONE, DeviceSplit
-from mnist_pipe.training.loop import generators
+from mnist_pipe.training import loop
+from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
 from studies.optimizers import lenets
 
@@ -76,27 +76,41 @@ def train(
 ) -> Iterator[list[float]]:
     """Train by `recipe`, but for its optimizer and rate: `optimizers` has one for each member.
 
-    Rows and their order are those of `loop.train`. Yields each epoch's training losses, one a member, in nats.
+    Yields each epoch's training losses, one a member, in nats.
     """
-    for epoch in range(recipe.num_epochs):
-        order, _ = generators(recipe.seed, epoch)
-        losses = torch.zeros(len(nets.weights), device=nets.weights.device, dtype=torch.float64)
-        for images, labels in training.epoch(epoch, batch_size=recipe.batch_size, ranks=ALONE, generator=order):
-            logits = nets.logits(images)
-            loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
-            loss.sum().backward()  # type: ignore[no-untyped-call]
-            for optimizer in optimizers:
-                optimizer.step()
-            nets.weights.grad.zero_()  # type: ignore[union-attr]
-            losses += loss.detach()
-        yield (losses / (training.num_rows // recipe.batch_size)).tolist()
+    for _, figures in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training):
+        yield figures[:, 0].tolist()
+
+
+class _SideBySide:
+    """The networks, each with an optimizer of its own, as `loop.epochs` trains them."""
+
+    def __init__(self, nets: Networks, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.shape, self.device = (len(nets.weights),), nets.weights.device
+        self._nets, self._optimizers = nets, optimizers
+
+    def draw(self, num_rows: int, *, generator: torch.Generator) -> None:
+        """No image moves."""
+
+    def start_epoch(self) -> None:
+        """Nothing: the networks behave in training as they do afterwards."""
+
+    def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:  # noqa: ARG002
+        """As `loop.Learner` says, without hits; the rates are constant."""
+        logits = self._nets.logits(images)
+        loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self._nets.weights.grad.zero_()  # type: ignore[union-attr]
+        seen = torch.full_like(loss, len(labels)).double()
+        return torch.stack([loss.detach().double() * seen, torch.zeros_like(seen), seen], dim=1)
 
 
 @torch.inference_mode()
 def accuracies(nets: Networks, data: DeviceSplit) -> list[float]:
     """Each member's share of the rows that it gets right."""
     hits = torch.zeros(len(nets.weights), device=nets.weights.device)
-    for start in range(0, data.num_rows, _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+    for rows in loop.chunks(data.num_rows, _ROWS_AT_ONCE):
         hits += (nets.logits(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
     return (hits / data.num_rows).tolist()

@@ -19,7 +19,7 @@ from mnist_pipe import models
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.models.lenet5 import AveragedConv2d
-from mnist_pipe.training import loop
+from mnist_pipe.training import loop, numerics
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
@@ -102,7 +102,7 @@ def test_in_bfloat16_they_are_as_exact_as_autocast() -> None:
     F.cross_entropy(network(data.images), data.labels).backward()
     exact = gradient(network)
     network.zero_grad()
-    with loop.autocast("bfloat16", CPU):
+    with numerics.autocast("bfloat16", CPU):
         logits = network(data.images).float()
     F.cross_entropy(logits, data.labels).backward()
     ours, theirs = (float((found - exact).norm()) for found in (together.weights.grad[0], gradient(network)))  # type: ignore[index]

@@ -31,10 +31,11 @@ from mnist_pipe.data.table import read_normalized
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.cluster.ray_session import scale as scale_of
 from mnist_pipe.training import ray_train
+from mnist_pipe.training.progress import Progress
 from mnist_pipe.training.loop import Recipe
 
 times = []
-class Clock(ray_train.Progress):
+class Clock(Progress):
     def on_start(self, addresses):
         times.append(time.perf_counter())
     def on_epoch(self, metrics):

@@ -105,6 +105,7 @@ def fit_seconds(
     settings: dict[str, Any], *, available: Any, num_workers: int, cpus_per_worker: int | None = None
 ) -> tuple[float, float]:
     """Seconds of the whole run through Ray Train, and the mean of its epochs after the first."""
+    from benchmarks.clock import Clock
     from mnist_pipe.cluster import ray_session
     from mnist_pipe.training import ray_train
     from mnist_pipe.training.recipe import Recipe
@@ -113,12 +114,7 @@ def fit_seconds(
     scale = ray_session.scale(available, num_workers=num_workers, use_gpu=False)
     if cpus_per_worker is not None:
         scale = replace(scale, cpus_per_worker=cpus_per_worker)
-    times: list[float] = []
-
-    class Clock(ray_train.Progress):
-        def on_epoch(self, metrics: dict[str, float]) -> None:  # noqa: ARG002
-            times.append(time.perf_counter())
-
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         ray_train.fit(
@@ -129,10 +125,10 @@ def fit_seconds(
             storage=storage.project_storage(Path(folder)),
             state=Path(folder) / "state",
             scale=scale,
-            progress=Clock(),
+            progress=clock,
         )
         seconds = time.perf_counter() - started
-    return seconds, (times[-1] - times[0]) / (len(times) - 1)
+    return seconds, (clock.times[-1] - clock.times[0]) / (len(clock.times) - 1)
 
 
 def _stock(settings: dict[str, Any]) -> float:

@@ -16,6 +16,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.clock import Clock
 from mnist_pipe import paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Scale, connected
@@ -34,7 +35,7 @@ def run(
     recipe: Recipe, *, training: NormalizedSplit | streaming.Shards, validation: NormalizedSplit, scale: Scale
 ) -> tuple[list[float], float]:
     """Seconds to the first report and between reports, and the last validation accuracy."""
-    times = [time.perf_counter()]
+    clock, started = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = ray_train.fit(
             recipe,
@@ -44,9 +45,9 @@ def run(
             storage=storage.open_uri(folder),
             state=Path(folder) / "state",
             scale=scale,
-            on_epoch=lambda _: times.append(time.perf_counter()),
+            progress=clock,
         )
-    seconds = [after - before for before, after in pairwise(times)]
+    seconds = [after - before for before, after in pairwise([started, *clock.times])]
     return seconds, result.history[-1]["validation_accuracy"]
 
 

@@ -26,11 +26,12 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     from mnist_pipe.data.table import read_normalized
     from mnist_pipe.training import ray_train
     from mnist_pipe.training.loop import progress_line
+    from mnist_pipe.training.progress import Progress
     from mnist_pipe.training.recipe import Recipe
 
     info, num_epochs = get_run_logger().info, recipe["num_epochs"]
 
-    class Log(ray_train.Progress):
+    class Log(Progress):
         """The run's progress as lines of the flow's log."""
 
         def on_start(self, addresses: list[str]) -> None:

@@ -24,7 +24,8 @@ from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError
-from mnist_pipe.training.ray_train import Progress, TrainingResult
+from mnist_pipe.training.progress import Progress
+from mnist_pipe.training.ray_train import TrainingResult
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards
 from tests import ray_data

@@ -1,1 +1,1 @@
-"""From tensors to weights: plain torch in `loop`, Ray Train in `ray_train`."""
+"""From tensors to weights: plain torch in `loop`, Ray Train around it in `ray_train`."""

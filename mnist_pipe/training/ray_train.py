@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import shutil
 import signal
 import tempfile
@@ -26,10 +25,8 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
-    UserCallback,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.queue import Queue
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,29 +38,12 @@ from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training import checkpoint, sync_batchnorm
 from mnist_pipe.training.batches import Batches, Ranks, to_device
 from mnist_pipe.training.loop import START, DivergedError, Position, new_run, progress_line, train
+from mnist_pipe.training.progress import Forward, Listener, Progress
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
 
-_NOTICE_SECONDS = 15.0
-"""Time without workers after which the user is told that the run waits for machines."""
 _PREEMPTION_POLL_SECONDS = 2.0
 """Time between two questions whether a machine is about to leave; Ray gives it 30 s."""
-
-
-class Progress:
-    """Follows a run: each method is called in a thread of the driver, and does nothing unless a subclass defines it."""
-
-    def on_start(self, addresses: list[str]) -> None:
-        """The workers have started, at these addresses by rank; again after a worker was lost or one has joined."""
-
-    def on_epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch has ended, as `loop.train` yields it, and its checkpoint is in the storage."""
-
-    def on_save(self, position: dict[str, Any]) -> None:
-        """A checkpoint was taken within an epoch, at this `Position`, because a machine is about to leave."""
-
-    def on_wait(self) -> None:
-        """The run has been without workers for a while: others may have the machines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +96,7 @@ def fit(
     rows = training if isinstance(training, Shards) else ray.put(training)
     validation_rows = ray.put(validation)
     del training, validation  # Ray has them
-    with _Listener(progress, is_local=is_local) as listener:
+    with Listener(progress, is_local=is_local) as listener:
         trainer = TorchTrainer(
             _worker,
             train_loop_config={
@@ -148,7 +128,7 @@ def fit(
                 # By default Ray never retries after a lost worker, and for ever after a failure of the controller.
                 # Those are the 10 s that a start may wait: for 5 min others may have what a fixed size needs.
                 failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
-                callbacks=[_Forward(listener.events)],
+                callbacks=[Forward(listener.events)],
             ),
         )
         try:
@@ -189,84 +169,6 @@ def _fit(trainer: TorchTrainer) -> Result:
     finally:
         if is_main:
             signal.signal(signal.SIGINT, before)
-
-
-class _Forward(UserCallback):  # type: ignore[misc]  # Ray exports no types
-    """Puts what Ray's controller learns into the queue that the driver reads."""
-
-    def __init__(self, events: Queue) -> None:
-        self._events = events
-
-    def after_report(
-        self,
-        run_context: Any,  # noqa: ARG002
-        metrics: list[dict[str, Any]],
-        checkpoint: Checkpoint | None,  # noqa: ARG002
-    ) -> None:
-        """After the checkpoint is in the storage: an epoch that is shown is never trained again."""
-        self._events.put(("report", metrics[0]))
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Workers are lost, and others will be waited for."""
-        self._events.put(("lost", None))
-
-
-class _Listener(AbstractContextManager["_Listener"]):
-    """Reads the events of a run in a thread, and calls its `Progress`."""
-
-    def __init__(self, progress: Progress, *, is_local: bool) -> None:
-        self._progress, self._workers = progress, dict[int, str]()
-        self._thread = threading.Thread(target=self._listen, daemon=True, name="training-progress")
-        # On this node: with another one the run would not be lost.
-        here = None if is_local else {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        self.events: Any = queue.Queue() if is_local else Queue(actor_options={"num_cpus": 0, "label_selector": here})
-        """(`worker`, (rank, size, address)), (`report`, metrics), (`lost`, None) and (`end`, None)."""
-        self.addresses: list[str] = []
-        """Where the workers of the last start are, by rank."""
-
-    def __enter__(self) -> _Listener:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(ray.exceptions.RayError):  # Ray is gone, and the thread has ended with it
-            self.events.put(("end", None))
-        self._thread.join()
-        if isinstance(self.events, Queue):
-            self.events.shutdown()
-
-    def _listen(self) -> None:
-        notice_at: float | None = time.monotonic() + _NOTICE_SECONDS
-        while True:
-            try:
-                kind, content = self.events.get(timeout=1.0)
-            except queue.Empty:
-                if notice_at is not None and time.monotonic() >= notice_at:
-                    notice_at = None
-                    self._progress.on_wait()
-                continue
-            except ray.exceptions.RayError:
-                return
-            match kind:
-                case "worker":
-                    notice_at = None
-                    self._start(*content)
-                case "report" if "step" in content:
-                    self._progress.on_save(content)
-                case "report":
-                    self._progress.on_epoch(content)
-                case "lost":
-                    notice_at = time.monotonic() + _NOTICE_SECONDS
-                case "end":
-                    return
-
-    def _start(self, rank: int, size: int, address: str) -> None:
-        if rank in self._workers:  # of workers that are gone
-            self._workers = {}
-        self._workers[rank] = address
-        if len(self._workers) == size:
-            self.addresses = [self._workers.pop(number) for number in range(size)]
-            self._progress.on_start(self.addresses)
 
 
 def restore(storage: Storage, *, name: str, into: Path) -> str | None:

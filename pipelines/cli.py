@@ -54,24 +54,17 @@ def _deploy(root: Path, _: argparse.Namespace) -> int:
 def _dashboards(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import dashboards
 
-    exit_code = 0
-    for name, page in dashboards.check(root).items():
-        failed = isinstance(page, PipelineError)
-        _report(name, str(page) if isinstance(page, PipelineError) else f"{page.url}   {page.login}", failed=failed)
-        exit_code = EnvironmentFault.exit_code if failed else exit_code
-    return exit_code
+    codes = [
+        _report(name, page if isinstance(page, PipelineError) else f"{page.url}   {page.login}")
+        for name, page in dashboards.check(root).items()
+    ]
+    return EnvironmentFault.exit_code if any(codes) else 0
 
 
 def _doctor(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
-    exit_code = 0
-    for name, found in doctor.examine(root):
-        failed = isinstance(found, PipelineError)
-        _report(name, str(found), failed=failed)
-        if isinstance(found, PipelineError):
-            exit_code = max(exit_code, found.exit_code)
-    return exit_code
+    return max(_report(name, found) for name, found in doctor.examine(root))
 
 
 def _predict(root: Path, options: argparse.Namespace) -> int:
@@ -200,9 +193,11 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _report(name: str, text: str, *, failed: bool) -> None:
-    """One thing that was checked; a text of several lines stays in its column."""
-    print(f"{'FAIL' if failed else 'ok':4}  {name:13}  {text.replace(chr(10), chr(10) + ' ' * 21)}")
+def _report(name: str, found: str | PipelineError) -> int:
+    """Print one thing that was checked, and return its exit code; a text of several lines stays in its column."""
+    code = found.exit_code if isinstance(found, PipelineError) else 0
+    print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
+    return code
 
 
 def _print(rows: list[tuple[str, str]]) -> None:

@@ -24,7 +24,6 @@ from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import State, mlflow_server, tensorboard
 from mnist_pipe.local.services.process import is_free
 from tests.support.services import (
-    authorization,
     clean_variables,
     command,
     dead_server,
@@ -124,12 +123,12 @@ def test_mlflow_lets_in_only_those_with_the_password(root: Path) -> None:
         assert request(server.url + path)[0] == 401, path
         assert request(server.url + path, authorization=http_probe.basic(f"{user}:{'0' * 64}"))[0] == 401, path
     for path in ("/", "/api/2.0/mlflow/experiments/search?max_results=1"):
-        assert request(server.url + path, authorization=authorization(server))[0] == 200, path
+        assert request(server.url + path, authorization=services.authorization(server))[0] == 200, path
 
 
 def test_a_web_page_cannot_reach_mlflow_under_another_name(root: Path) -> None:
     server = recorded(root)["mlflow"]
-    ours = authorization(server)
+    ours = services.authorization(server)
     assert request(server.url, authorization=ours, Host="evil.example")[0] == 403
     path = f"{server.url}/api/2.0/mlflow/experiments/create"
     data = b'{"name": "evil"}'
@@ -239,7 +238,7 @@ def client(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def publish(root: Path, value: object) -> None:
     """Set the Prefect variable as `mnist-pipe deploy` does, or remove it."""
     server = recorded(root)["prefect"]
-    header = authorization(server)
+    header = services.authorization(server)
     token = json.loads(request(f"{server.address}/csrf-token?client=tests", authorization=header)[1])["token"]
     csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
     where = f"{server.address}/variables/name/{dashboards.PUBLISHED}"

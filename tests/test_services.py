@@ -24,7 +24,6 @@ from mnist_pipe.local.services import Service, State, prefect_server, ray_head
 from mnist_pipe.local.services.process import is_free
 from tests.conftest import ROOT
 from tests.support.services import (
-    authorization,
     clean_variables,
     command,
     dead_server,
@@ -103,14 +102,14 @@ def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
     for path in ("admin/version", "admin/settings", "csrf-token?client=x"):
         assert request(f"{server.address}/{path}")[0] == 401, path
         assert request(f"{server.address}/{path}", authorization="Basic bm86bm8=")[0] == 401, path
-        assert request(f"{server.address}/{path}", authorization=authorization(server))[0] == 200, path
+        assert request(f"{server.address}/{path}", authorization=services.authorization(server))[0] == 200, path
     assert request(f"{server.address}/flows/count", data=b"{}")[0] == 403
 
 
 @pytest.mark.ray
 def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path) -> None:
     server = recorded(root)["prefect"]
-    status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=authorization(server))
+    status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=services.authorization(server))
     assert (status, json.loads(body)) == (403, {"detail": "Missing CSRF token."})
     for origin, allowed in (("http://evil.example", None), (server.url, server.url)):
         reply = httpx.get(f"{server.address}/health", headers={"Origin": origin}, timeout=10)
@@ -124,7 +123,7 @@ def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
     for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
         assert request(head.url + path)[0] == 401, path
         assert request(head.url + path, authorization="Bearer " + "0" * 64)[0] == 403, path
-        assert request(head.url + path, authorization=authorization(head))[0] == 200, path
+        assert request(head.url + path, authorization=services.authorization(head))[0] == 200, path
     assert request(head.url + "/api/jobs/", data=b'{"entrypoint": "id"}')[0] == 401
 
 
@@ -265,7 +264,10 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
-    roots = [new_root(path) for path in (tmp_path / "a", tmp_path / "b") if path.mkdir() is None]
+    roots = []
+    for path in (tmp_path / "a", tmp_path / "b"):
+        path.mkdir()
+        roots.append(new_root(path))
     try:
         both = [command(root, "up") for root in roots]
         assert [process.wait(timeout=280) for process in both] == [0, 0]
@@ -319,7 +321,9 @@ def test_the_machines_of_a_cluster_turn_off_the_same_telemetry() -> None:
 
 
 def test_two_projects_have_two_secrets(tmp_path: Path) -> None:
-    first, second = (services.environment(tmp_path / name) for name in ("a", "b") if (tmp_path / name).mkdir() is None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (services.environment(tmp_path / name) for name in ("a", "b"))
     assert first["PREFECT_API_AUTH_STRING"] != second["PREFECT_API_AUTH_STRING"]
 
 

@@ -171,8 +171,7 @@ def _services(root: Path) -> str:
     found = services.status(root)
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
-            start = services.starter(name)
-            fix = f"run: {start}" if state is State.DEAD else f"run: mnist-pipe down, then {start}"
+            fix = f"run: {services.starter(name, state)}"
             raise EnvironmentFault(describe(service.log, name, "answer", got=f"a service that {state}", fix=fix))
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 

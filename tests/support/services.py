@@ -16,7 +16,6 @@ import psutil
 import pytest
 
 from mnist_pipe import atomic, paths
-from mnist_pipe.local import services
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import Service
 from mnist_pipe.local.services.process import is_free
@@ -61,14 +60,9 @@ def recorded(root: Path) -> dict[str, Service]:
     return {name: Service(**record) for name, record in atomic.read_json(root / paths.SERVICES).items()}
 
 
-def authorization(service: Service) -> str:
-    """The header that lets its owner in."""
-    return services.PROGRAMS[service.name].authorization(service)
-
-
 def family(*pids: int) -> list[psutil.Process]:
     """The living processes of these sessions, and everything below them."""
-    found = {}
+    found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
             if os.getsid(process.pid) in pids:

@@ -19,12 +19,12 @@ import psutil
 from mnist_pipe import atomic, paths
 from mnist_pipe.errors import EnvironmentFault, describe
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
-from mnist_pipe.local.services.environment import environment, no_proxy, quiet, ray_environment
+from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, ray_environment
 from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, State, read, write
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "down", "environment", "how", "ray_environment", "starter", "status", "up",
+    "authorization", "down", "environment", "how", "ray_environment", "starter", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -94,16 +94,21 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
 def how(name: str, state: State, service: Service | None) -> str:
     """How a service is, in a line: where it is and how to log in, or what to do."""
     if service is None:
-        return f"{state}; start it with: {starter(name)}"
+        return f"{state}; start it with: {starter(name, state)}"
     if state is State.RUNNING:
         return f"{service.url}   {PROGRAMS[name].login(service)}"
-    fix = starter(name) if state is State.DEAD else f"mnist-pipe down, then {starter(name)}"
-    return f"{state}; see {os.path.relpath(service.log)} and run: {fix}"
+    return f"{state}; see {os.path.relpath(service.log)} and run: {starter(name, state)}"
 
 
-def starter(name: str) -> str:
-    """The command that starts the service of that name."""
-    return "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
+def authorization(service: Service) -> str:
+    """The HTTP header that lets its owner in; empty where it asks for nothing."""
+    return PROGRAMS[service.name].authorization(service)
+
+
+def starter(name: str, state: State) -> str:
+    """The commands that start the service of that name, in whatever state it is."""
+    command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
+    return f"mnist-pipe down, then {command}" if state is State.SILENT else command
 
 
 def _is_current(root: Path, service: Service) -> bool:
@@ -121,7 +126,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     launch = PROGRAMS[name].plan(root)
     inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
     with log.open("ab") as stream:
-        env = {**inherited, **quiet(), **no_proxy(), **launch.variables}
+        env = {**inherited, **QUIET, **no_proxy(), **launch.variables}
         started[name] = process.spawn(root, launch.command, env=env, log=stream)
     records[name] = Service(
         name=name,

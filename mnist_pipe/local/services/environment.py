@@ -14,6 +14,12 @@ from mnist_pipe.local.services import prefect_server, ray_head
 from mnist_pipe.local.services.process import connects, is_running
 from mnist_pipe.local.services.program import read
 
+QUIET = {
+    **telemetry.OFF,
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a Ray Train worker prints goes to its log, and to no logger on the way
+}
+"""What every process of the project sets, the services too."""
+
 
 def environment(root: Path) -> dict[str, str]:
     """What a stage's process must set before it imports prefect or ray.
@@ -42,7 +48,7 @@ def ray_environment(root: Path) -> dict[str, str]:
         EnvironmentFault: the user's RAY_ADDRESS does not answer within 3 seconds.
     """
     root = root.resolve()
-    variables = quiet()
+    variables = dict(QUIET)
     address = os.environ.get("RAY_ADDRESS")
     if address and address != "local":
         _check_cluster(address)
@@ -51,12 +57,6 @@ def ray_environment(root: Path) -> dict[str, str]:
         if (head := read(root).get("ray")) and is_running(head) and connects(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
     return _not_set(variables) | no_proxy()
-
-
-def quiet() -> dict[str, str]:
-    """What every process of the project sets, the services too."""
-    # What a Ray Train worker prints goes to its log, and to no logger on the way.
-    return {**telemetry.OFF, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
 
 
 def no_proxy() -> dict[str, str]:

@@ -8,33 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from mnist_pipe import paths
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError, describe, message_and_code
+from mnist_pipe import command_line, paths
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, PipelineError, describe
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; what the user can mend is told in one line."""
-    options = None
-    try:
-        options = _parser().parse_args(arguments)
-        run, _ = COMMANDS[options.command]
-        code = run(paths.find_root(Path.cwd()), options)
-        sys.stdout.flush()  # a buffered line meets its reader here and not at exit, where nobody could catch the fault
-        return code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        # The reader has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (PipelineError, OSError) as fault:
-        if getattr(options, "debug", False):
-            raise
-        text, code = message_and_code(fault)
-        print(text, file=sys.stderr)
-        return code
+    return command_line.run(_parser(), lambda options: options.run(paths.find_root(Path.cwd()), options), arguments)
 
 
 def _up(root: Path, _: argparse.Namespace) -> int:
@@ -72,24 +54,17 @@ def _deploy(root: Path, _: argparse.Namespace) -> int:
 def _dashboards(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import dashboards
 
-    exit_code = 0
-    for name, page in dashboards.check(root).items():
-        failed = isinstance(page, PipelineError)
-        _report(name, str(page) if isinstance(page, PipelineError) else f"{page.url}   {page.login}", failed=failed)
-        exit_code = EnvironmentFault.exit_code if failed else exit_code
-    return exit_code
+    codes = [
+        _report(name, page if isinstance(page, PipelineError) else f"{page.url}   {page.login}")
+        for name, page in dashboards.check(root).items()
+    ]
+    return EnvironmentFault.exit_code if any(codes) else 0
 
 
 def _doctor(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
-    exit_code = 0
-    for name, found in doctor.examine(root):
-        failed = isinstance(found, PipelineError)
-        _report(name, str(found), failed=failed)
-        if isinstance(found, PipelineError):
-            exit_code = max(exit_code, found.exit_code)
-    return exit_code
+    return max(_report(name, found) for name, found in doctor.examine(root))
 
 
 def _predict(root: Path, options: argparse.Namespace) -> int:
@@ -109,14 +84,10 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
 def _score(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services, supervisor
 
-    if _SUPERVISED not in os.environ:
-        os.environ[_SUPERVISED] = "1"
-        arguments = [options.input, str(options.output), *(["--model", options.model] if options.model else [])]
-        debug = ["--debug"] if getattr(options, "debug", False) else []
-        return supervisor.supervise([sys.executable, "-m", "pipelines.cli", *debug, "score", *arguments])
-    supervisor.die_with_parent()
+    if (code := supervisor.run_again("pipelines.cli", options.arguments)) is not None:
+        return code
     os.environ.update(services.ray_environment(root))
-    with nullcontext() if getattr(options, "debug", False) else _errors_to(root / services.LOGS / "score.log"):
+    with nullcontext() if options.debug else _errors_to(root / services.LOGS / "score.log"):
         from mnist_pipe.cluster import storage
         from mnist_pipe.inference import batch
 
@@ -222,9 +193,11 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def _report(name: str, text: str, *, failed: bool) -> None:
-    """One thing that was checked; a text of several lines stays in its column."""
-    print(f"{'FAIL' if failed else 'ok':4}  {name:13}  {text.replace(chr(10), chr(10) + ' ' * 21)}")
+def _report(name: str, found: str | PipelineError) -> int:
+    """Print one thing that was checked, and return its exit code; a text of several lines stays in its column."""
+    code = found.exit_code if isinstance(found, PipelineError) else 0
+    print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
+    return code
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
@@ -232,14 +205,7 @@ def _print(rows: list[tuple[str, str]]) -> None:
         print(f"{name:12} {text}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One line, without the usage that argparse puts before it."""
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
 _STOP = ("stop", "mnist-pipe down")
-_SUPERVISED = "MNIST_PIPE_SUPERVISED"
 COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
     "down": (_down, "stop what `up` started"),
@@ -253,16 +219,13 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
 }
 
 
-def _parser() -> _Parser:
-    shared = _Parser(add_help=False)
-    # SUPPRESS: without it a command's default would undo a --debug that stands before the command.
-    shared.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-    parser = _Parser(
-        prog="mnist-pipe", parents=[shared], description="Look after the local services and the registered champion."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    for name, (_, explanation) in COMMANDS.items():
-        command = commands.add_parser(name, parents=[shared], help=explanation, description=explanation)
+def _parser() -> command_line.Parser:
+    description = "Look after the local services and the registered champion."
+    parser = command_line.Parser(prog="mnist-pipe", description=description)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (run, explanation) in COMMANDS.items():
+        command = commands.add_parser(name, help=explanation, description=explanation)
+        command.set_defaults(run=run)
         if name == "predict":
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")

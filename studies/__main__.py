@@ -9,29 +9,24 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mnist_pipe.errors import message_and_code
+from mnist_pipe import command_line
 from studies import STUDIES
 from studies.common import catalogue
 
 
 def main() -> int:
-    """Parse the command line and show the study."""
-    parser = argparse.ArgumentParser(prog="python -m studies", description=__doc__.split("\n")[0])
+    """Show the study that the command line names."""
+    parser = command_line.Parser(prog="python -m studies", description=__doc__.split("\n")[0])
     parser.add_argument("study", help=f"one of {', '.join(STUDIES)}")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    arguments = parser.parse_args()
-    try:
-        catalogue.check(arguments.study, where="python -m studies")
+    return command_line.run(parser, _show)
 
-        from studies.common import report
 
-        print(f"{arguments.study}: {report.report(arguments.study)}")
-    except Exception as fault:
-        if arguments.debug:
-            raise
-        text, code = message_and_code(fault)
-        print(text, file=sys.stderr)
-        return code
+def _show(options: argparse.Namespace) -> int:
+    catalogue.check(options.study, where="python -m studies")
+
+    from studies.common import report
+
+    print(f"{options.study}: {report.report(options.study)}")
     return 0
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
+from mnist_pipe import telemetry
 from mnist_pipe.data.table import RawSplit
 
 ROOT = Path(__file__).parents[1]
 
 # As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **telemetry.OFF}.items():
+    os.environ.setdefault(name, value)
 
 # The machine is shared, so no deadline; the same examples each time, so that a red run can be repeated.
 settings.register_profile("mnist-pipe", deadline=None, derandomize=True, database=None)

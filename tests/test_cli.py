@@ -118,6 +118,7 @@ def test_nothing_heavy_is_imported_for_a_quick_command() -> None:
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+@pytest.mark.timing
 @pytest.mark.usefixtures("project")
 def test_status_takes_half_a_second_at_most() -> None:
     def seconds() -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,9 +14,12 @@ from pathlib import Path
 import pytest
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.cluster import storage
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
 from mnist_pipe.local import doctor, services
+from mnist_pipe.local.services import prefect_server
 from tests.conftest import ROOT
+from tests.support.services import dead_server
 
 MiniMount = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -196,11 +198,8 @@ def test_a_lock_that_a_killed_dvc_left_half_written_is_a_fault(project: Path) ->
 
 
 def test_a_taken_port_is_told_and_no_fault(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as listener:
-        listener.bind((services.LOOPBACK, 0))
-        listener.listen()
-        port = listener.getsockname()[1]
-        monkeypatch.setattr(services, "PREFECT_PORT", port)
+    with dead_server(silent=True) as port:
+        monkeypatch.setattr(prefect_server, "PORT", port)
         found = dict(doctor.examine(project))["ports"]
     assert isinstance(found, str)
     assert str(port) in found
@@ -231,7 +230,7 @@ def test_too_few_open_files_are_a_fault(project: Path) -> None:
 
 
 def test_a_storage_that_is_not_there_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MNIST_PIPE_STORAGE", str(project / "none"))
+    monkeypatch.setenv(storage.VARIABLE, str(project / "none"))
     found = dict(doctor.examine(project))["storage"]
     assert str(found) == (
         f"MNIST_PIPE_STORAGE: {project}/none must name a directory that exists, but got none; make the directory"

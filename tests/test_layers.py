@@ -22,7 +22,7 @@ MODULES = {
 }
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "atomic", "paths", "hardware", "fingerprint", "lineage", "params"},
+    {"errors", "command_line", "telemetry", "atomic", "paths", "hardware", "fingerprint", "lineage", "params"},
     {"cluster"},
     {"data", "models"},
     {"evaluation", "training"},
@@ -104,6 +104,13 @@ def test_importing_the_library_has_no_effect(tmp_path: Path) -> None:
 
 def test_there_is_no_utils() -> None:
     assert not {name for name in MODULES if name.split(".")[-1] in ("utils", "helpers", "misc")}
+
+
+@pytest.mark.parametrize("name", [*STAGES, "study"])
+def test_each_stage_has_its_flow(name: str) -> None:
+    from pipelines.__main__ import load_flow
+
+    assert load_flow(name).name == name
 
 
 def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:

@@ -2,147 +2,85 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
-from mnist_pipe import atomic, paths
+from mnist_pipe import atomic, paths, telemetry
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault
 from mnist_pipe.local import services
-from mnist_pipe.local.services import Service, State
+from mnist_pipe.local.services import Service, State, prefect_server, ray_head
+from mnist_pipe.local.services.process import is_free
+from tests.conftest import ROOT
+from tests.support.services import (
+    clean_variables,
+    command,
+    dead_server,
+    family,
+    new_root,
+    recorded,
+    request,
+    run,
+    run_twice_at_once,
+    taken,
+    wait_until,
+    works_in,
+)
+
+__all__ = ["clean_variables"]  # a fixture
 
 NAMES = ("prefect", "ray")
 
 
-@pytest.fixture(autouse=True)
-def clean_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the person who runs the tests has set must not decide them."""
-    for name in list(os.environ):
-        if name.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_", "DO_NOT_")) or name.lower().endswith("_proxy"):
-            monkeypatch.delenv(name)
-
-
-def new_root(folder: Path) -> Path:
-    for name in ("params.yaml", "dvc.yaml"):
-        (folder / name).touch()
-    return folder
-
-
-def command(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`mnist-pipe` as a person runs it: a process that has ended before anything is looked at."""
-    program = [sys.executable, "-m", "pipelines.cli", *arguments]
-    return subprocess.Popen(program, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def run(root: Path, *arguments: str) -> str:
-    process = command(root, *arguments)
-    output, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, output
-    return output
-
-
-def recorded(root: Path) -> dict[str, Service]:
-    return {name: Service(**record) for name, record in atomic.read_json(root / paths.SERVICES).items()}
-
-
-def family(*pids: int) -> list[psutil.Process]:
-    """The living processes of these sessions, and everything below them."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) in pids:
-                found |= {p.pid: p for p in (process, *process.children(recursive=True))}
-        except (psutil.NoSuchProcess, ProcessLookupError):
-            continue
-    return [p for p in found.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-
-
-def works_in(process: psutil.Process, folder: Path) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder
-    except psutil.Error:
-        return False
-
-
-def request(url: str, *, authorization: str = "", data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Status and body of a GET, or of a POST where there is data."""
-    if authorization:
-        headers["Authorization"] = authorization
-    if data is not None:
-        headers["Content-Type"] = "application/json"
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=10) as reply:
-            return reply.status, reply.read()
-    except urllib.error.HTTPError as fault:
-        return fault.code, fault.read()
-
-
-@contextmanager
-def taken(*ports: int) -> Iterator[None]:
-    """Each of these loopback ports is somebody's while the block runs."""
-    with ExitStack() as stack:
-        for port in filter(services.is_free, ports):
-            listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, else it lingers
-            listener.bind((services.LOOPBACK, port))
-            listener.listen()
-        yield
-
-
-def basic(service: Service) -> str:
-    return "Basic " + base64.b64encode(Path(service.secret).read_bytes()).decode()
-
-
-def bearer(service: Service) -> str:
-    return "Bearer " + Path(service.secret).read_text()
-
-
-def run_twice_at_once(root: Path, name: str) -> None:
-    """Two people run the same command at once, and are told the same."""
-    both = [command(root, name), command(root, name)]
-    outputs = [process.communicate(timeout=250)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
-    assert outputs[0] == outputs[1]
-
-
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project whose services two impatient people have started at once, on a machine whose ports are taken."""
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, set[int], dict[str, Service]]]:
+    """A project whose services two impatient people have started at once, on a machine whose ports are taken.
+
+    With the first processes that were there then, and what was recorded of them.
+    """
     root = new_root(tmp_path_factory.mktemp("project"))
-    with taken(services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT):
+    with taken(prefect_server.PORT, ray_head.PORT, ray_head.DASHBOARD_PORT):
         try:
             run_twice_at_once(root, "up")
-            yield root
+            working = (p for p in psutil.process_iter() if works_in(p, root))
+            yield root, {p.pid for p in working if os.getsid(p.pid) == p.pid}, recorded(root)
         finally:
             run(root, "down")
+
+
+@pytest.fixture
+def root(started: tuple[Path, set[int], dict[str, Service]]) -> Path:
+    """The same project, with services that run, whatever the test before has done to them."""
+    root, _, _ = started
+    if any(state is not State.RUNNING for state, _ in services.status(root).values()):
+        run(root, "up")
+    return root
 
 
 @pytest.mark.ray
 def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
     found = recorded(root)
-    assert found["prefect"].port > services.PREFECT_PORT
-    assert found["ray"].port > services.RAY_PORT
-    assert services.DASHBOARD_PORT not in found["ray"].ports
+    assert found["prefect"].port > prefect_server.PORT
+    assert found["ray"].port > ray_head.PORT
+    assert ray_head.DASHBOARD_PORT not in found["ray"].ports
 
 
 @pytest.mark.ray
-def test_two_that_start_at_once_start_one_of_each(root: Path) -> None:
-    first_processes = {p.pid for p in psutil.process_iter() if works_in(p, root) and os.getsid(p.pid) == p.pid}
-    assert first_processes == {service.pid for service in recorded(root).values()}
+def test_two_that_start_at_once_start_one_of_each(started: tuple[Path, set[int], dict[str, Service]]) -> None:
+    _, first_processes, found = started
+    assert set(found) == set(NAMES)
+    assert first_processes == {service.pid for service in found.values()}
 
 
 @pytest.mark.ray
@@ -164,19 +102,19 @@ def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
     for path in ("admin/version", "admin/settings", "csrf-token?client=x"):
         assert request(f"{server.address}/{path}")[0] == 401, path
         assert request(f"{server.address}/{path}", authorization="Basic bm86bm8=")[0] == 401, path
-        assert request(f"{server.address}/{path}", authorization=basic(server))[0] == 200, path
+        assert request(f"{server.address}/{path}", authorization=services.authorization(server))[0] == 200, path
     assert request(f"{server.address}/flows/count", data=b"{}")[0] == 403
 
 
 @pytest.mark.ray
 def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path) -> None:
     server = recorded(root)["prefect"]
-    status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=basic(server))
+    status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=services.authorization(server))
     assert (status, json.loads(body)) == (403, {"detail": "Missing CSRF token."})
     for origin, allowed in (("http://evil.example", None), (server.url, server.url)):
-        asked = urllib.request.Request(f"{server.address}/health", headers={"Origin": origin})
-        with urllib.request.urlopen(asked, timeout=10) as reply:
-            assert reply.headers["Access-Control-Allow-Origin"] == allowed
+        reply = httpx.get(f"{server.address}/health", headers={"Origin": origin}, timeout=10)
+        assert reply.status_code == 200
+        assert reply.headers.get("Access-Control-Allow-Origin") == allowed
 
 
 @pytest.mark.ray
@@ -185,7 +123,7 @@ def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
     for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
         assert request(head.url + path)[0] == 401, path
         assert request(head.url + path, authorization="Bearer " + "0" * 64)[0] == 403, path
-        assert request(head.url + path, authorization=bearer(head))[0] == 200, path
+        assert request(head.url + path, authorization=services.authorization(head))[0] == 200, path
     assert request(head.url + "/api/jobs/", data=b'{"entrypoint": "id"}')[0] == 401
 
 
@@ -272,10 +210,7 @@ def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> No
     assert [state for state, _ in services.status(root).values()] == [State.SILENT, State.RUNNING]
     for service in before.values():
         os.kill(service.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 30
-    while any(state is not State.DEAD for state, _ in services.status(root).values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: all(state is State.DEAD for state, _ in services.status(root).values()), seconds=30)
     assert not services.environment(root).keys() & {"PREFECT_API_URL", "RAY_ADDRESS"}
     run(root, "up")
     after = recorded(root)
@@ -297,7 +232,7 @@ def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
         assert len(family(*(service.pid for service in found.values()))) > 10
         assert run(root, "down") == "stopped prefect and ray\n"
         assert family(*(service.pid for service in found.values())) == []
-        assert all(services.is_free(port) for service in found.values() for port in service.ports)
+        assert all(is_free(port) for service in found.values() for port in service.ports)
         assert not Path(found["ray"].folder).exists()
         assert not (root / paths.SERVICES).exists()
         assert stranger.poll() is None
@@ -329,7 +264,10 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
 @pytest.mark.slow
 @pytest.mark.ray
 def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
-    roots = [new_root(path) for path in (tmp_path / "a", tmp_path / "b") if path.mkdir() is None]
+    roots = []
+    for path in (tmp_path / "a", tmp_path / "b"):
+        path.mkdir()
+        roots.append(new_root(path))
     try:
         both = [command(root, "up") for root in roots]
         assert [process.wait(timeout=280) for process in both] == [0, 0]
@@ -377,8 +315,15 @@ def test_environment_turns_off_telemetry_and_pickles_and_makes_secrets(tmp_path:
     assert modes["prefect"] == modes["ray"] == 0o600
 
 
+def test_the_machines_of_a_cluster_turn_off_the_same_telemetry() -> None:
+    [line] = re.findall(r"^export (DO_NOT_TRACK=.*)$", (ROOT / "deploy/settings").read_text(), re.MULTILINE)
+    assert dict(setting.split("=") for setting in line.split()) == telemetry.OFF
+
+
 def test_two_projects_have_two_secrets(tmp_path: Path) -> None:
-    first, second = (services.environment(tmp_path / name) for name in ("a", "b") if (tmp_path / name).mkdir() is None)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (services.environment(tmp_path / name) for name in ("a", "b"))
     assert first["PREFECT_API_AUTH_STRING"] != second["PREFECT_API_AUTH_STRING"]
 
 
@@ -389,10 +334,7 @@ def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as listener:
-        listener.bind((services.LOOPBACK, 0))
-        listener.listen()
-        port = listener.getsockname()[1]
+    with dead_server(silent=True) as port:
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
         variables = services.environment(tmp_path)
     # Such a cluster has other nodes, which could not reach a driver on loopback.
@@ -403,34 +345,39 @@ def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_a_prefect_server_that_does_not_answer_is_a_fault_within_seconds(
+def test_a_prefect_server_that_does_not_answer_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
-    with socket.socket() as listener:
-        listener.bind((services.LOOPBACK, 0))
-        if silent:
-            listener.listen()
-        port = listener.getsockname()[1]
+    with dead_server(silent=silent) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://me:hidden@127.0.0.1:{port}/api")
-        started = time.monotonic()
         with pytest.raises(EnvironmentFault) as caught:
             services.environment(tmp_path)
-    assert time.monotonic() - started < 10
     assert str(caught.value) == (
         f"PREFECT_API_URL: http://127.0.0.1:{port}/api must answer, but got no reply; "
         "start that server or unset the variable"
     )
 
 
+@pytest.mark.timing
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+def test_such_a_server_is_given_up_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    with dead_server(silent=silent) as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        started = time.monotonic()
+        with pytest.raises(EnvironmentFault):
+            services.environment(tmp_path)
+    assert time.monotonic() - started < 10
+
+
 def test_a_cluster_that_does_not_answer_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as unused:
-        unused.bind((services.LOOPBACK, 0))
-        address = f"127.0.0.1:{unused.getsockname()[1]}"
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(EnvironmentFault) as caught:
-        services.environment(tmp_path)
+    with dead_server(silent=False) as port:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(EnvironmentFault) as caught:
+            services.environment(tmp_path)
     fix = "start that cluster or unset the variable"
-    assert str(caught.value) == f"RAY_ADDRESS: {address} must answer, but got no reply; {fix}"
+    assert str(caught.value) == f"RAY_ADDRESS: 127.0.0.1:{port} must answer, but got no reply; {fix}"
 
 
 def test_a_proxy_is_not_asked_for_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
 from mnist_pipe.cluster.handoff import WORK_POOL
@@ -28,8 +24,8 @@ from mnist_pipe.errors import (
     public_url,
     without_credentials,
 )
-from mnist_pipe.local import services
-from mnist_pipe.local.services import LOOPBACK, PROBE_SECONDS, Service, State
+from mnist_pipe.local import http_probe, services
+from mnist_pipe.local.services import PROGRAMS, Service, State
 
 PUBLISHED = "mnist_pipe_dashboards"
 """The Prefect variable that names the cluster's other pages: {"ray": "http://..:8265", "mlflow": "http://..:5000"}."""
@@ -70,7 +66,7 @@ def check(root: Path) -> dict[str, Page | PipelineError]:
 def _prefect(root: Path) -> Page:
     api = os.environ.get("PREFECT_API_URL")
     if not api:
-        return _joined("prefect", root, probe="api/admin/version")
+        return _joined("prefect", root)
     return _server(api)
 
 
@@ -82,21 +78,22 @@ def _server(api: str) -> Page:
         url=os.environ.get("PREFECT_UI_URL") or url.removesuffix("/api"),
         login="password: PREFECT_API_AUTH_STRING" if credentials else "no password: PREFECT_API_AUTH_STRING is not set",
         probe=f"{url}/admin/version",
-        authorization=services.basic(credentials) if credentials else "",
+        authorization=http_probe.basic(credentials) if credentials else "",
     )
 
 
 def _ray(root: Path) -> Page:
-    path, variable = "nodes?view=summary", "RAY_API_SERVER_ADDRESS"
+    variable = "RAY_API_SERVER_ADDRESS"
     given = os.environ.get(variable) or _published("ray", variable=variable)
     if not given:
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             fix = "set it to the address of the dashboard of the cluster that RAY_ADDRESS names"
             raise EnvironmentFault(describe(variable, "", "be set", got="nothing", fix=fix))
-        return _joined("ray", root, probe=path)
+        return _joined("ray", root)
     url, _ = _address(given, where=variable)
     token, login = _ray_token()
-    return Page(url=url, login=login, probe=f"{url}/{path}", authorization=services.bearer(token) if token else "")
+    probe = f"{url}/{PROGRAMS['ray'].probe}"
+    return Page(url=url, login=login, probe=probe, authorization=http_probe.bearer(token) if token else "")
 
 
 def _ray_token() -> tuple[str, str]:
@@ -112,11 +109,11 @@ def _ray_token() -> tuple[str, str]:
 
 def _tensorboard(root: Path) -> Page:
     [service] = services.up(root, names=("tensorboard",))
-    return _local(service, probe="data/runs")
+    return _local(service)
 
 
 def _mlflow(root: Path) -> Page:
-    path, variable = "api/2.0/mlflow/experiments/search?max_results=1", "MLFLOW_TRACKING_URI"
+    variable = "MLFLOW_TRACKING_URI"
     given = os.environ.get(variable) or _published("mlflow", variable=variable)
     if not given.startswith(("http://", "https://")):
         if services.status(root).get("mlflow", (State.STOPPED, None))[0] is not State.RUNNING:
@@ -124,7 +121,7 @@ def _mlflow(root: Path) -> Page:
 
             mlflow_registry.prepare(root)
         [service] = services.up(root, names=("mlflow",))
-        return _local(service, probe=path)
+        return _local(service)
     url, credentials = _address(given, where=variable)
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     login = f"user and password: {variable if credentials else ', '.join(names)}"
@@ -133,8 +130,8 @@ def _mlflow(root: Path) -> Page:
     return Page(
         url=url,
         login=login if credentials else f"no password: {names[0]} is not set",
-        probe=f"{url}/{path}",
-        authorization=services.basic(credentials) if credentials else "",
+        probe=f"{url}/{PROGRAMS['mlflow'].probe}",
+        authorization=http_probe.basic(credentials) if credentials else "",
     )
 
 
@@ -146,20 +143,21 @@ _PAGES: dict[str, Callable[[Path], Page]] = {
 }
 
 
-def _joined(name: str, root: Path, *, probe: str) -> Page:
+def _joined(name: str, root: Path) -> Page:
     """The page of what `mnist-pipe up` started."""
     state, service = services.status(root)[name]
     if service is None or state is not State.RUNNING:
         raise EnvironmentFault(services.how(name, state, service))
-    return _local(service, probe=probe)
+    return _local(service)
 
 
-def _local(service: Service, *, probe: str) -> Page:
+def _local(service: Service) -> Page:
+    program = PROGRAMS[service.name]
     return Page(
         url=service.url,
-        login=services.login(service),
-        probe=f"{service.url}/{probe}",
-        authorization=services.authorization(service),
+        login=program.login(service),
+        probe=f"{service.url}/{program.probe}",
+        authorization=program.authorization(service),
     )
 
 
@@ -200,40 +198,12 @@ def _address(given: str, *, where: str) -> tuple[str, str]:
 
 def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
     """The reply to the page's credentials; `missing`, where that is given, when there is none under that address."""
-
-    def ask() -> bytes | str:
-        try:
-            with _opener(url).open(request, timeout=PROBE_SECONDS) as reply:
-                return bytes(reply.read())
-        except HTTPError as fault:
-            return missing if fault.code == 404 and missing is not None else f"{fault.code} {fault.reason}"
-        except (OSError, HTTPException) as fault:
-            cause = fault.reason if isinstance(fault, URLError) else fault
-            if isinstance(cause, TimeoutError):
-                return ""
-            return one_line(getattr(cause, "strerror", None) or cause).lower() or type(cause).__name__
-        except ValueError:  # whose text would show the header
-            return "an address or credentials that HTTP does not allow"
-
-    request = urllib.request.Request(url, headers={"Authorization": page.authorization} if page.authorization else {})
-    reply = services.soon(ask)
-    if isinstance(reply, bytes):
-        return reply
-    if reply and reply[:3] in ("401", "403"):
-        raise EnvironmentFault(describe(page.url, "the page", "accept the credentials", got=reply, fix=page.login))
-    got = reply or f"no reply within {PROBE_SECONDS:.0f} seconds"
-    fix = "check the address, and whether the server runs"
-    raise EnvironmentFault(describe(page.url, "the page", "answer", got=got, fix=fix))
-
-
-def _opener(url: str) -> urllib.request.OpenerDirector:
-    """Asks no proxy for loopback, and follows no redirect: another server must not get the credentials."""
-
-    class Staying(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
-            return None
-
-    handlers: list[urllib.request.BaseHandler] = [Staying()]
-    if urlsplit(url).hostname == LOOPBACK:
-        handlers.append(urllib.request.ProxyHandler({}))
-    return urllib.request.build_opener(*handlers)
+    reply = http_probe.get(url, authorization=page.authorization)
+    if reply.is_success:
+        return reply.body
+    if reply.status == 404 and missing is not None:
+        return missing
+    rule, fix = "answer", "check the address, and whether the server runs"
+    if reply.status in (401, 403):
+        rule, fix = "accept the credentials", page.login
+    raise EnvironmentFault(describe(page.url, "the page", rule, got=reply.reason, fix=fix))

@@ -18,7 +18,7 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.errors import EnvironmentFault, PipelineError, describe
 from mnist_pipe.local import services
-from mnist_pipe.local.services import State
+from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
 FREE_BYTES = 2_000_000_000
@@ -127,7 +127,7 @@ def _shared_memory(_: Path) -> str:
     if not folder.is_dir():
         return "none; Ray keeps its objects in /tmp"
     total = shutil.disk_usage(folder).total
-    if total < services.OBJECT_STORE_BYTES:
+    if total < ray_head.OBJECT_STORE_BYTES:
         return f"{_megabytes(total)}: Ray keeps its objects in /tmp, which is slower; in Docker pass --shm-size=2g"
     return _megabytes(total)
 
@@ -160,8 +160,8 @@ def _dvc_lock(root: Path) -> str:
 def _ports(root: Path) -> str:
     """None needs to be free, because `up` moves on; it helps to know that it will."""
     ours = {port for _, service in services.status(root).values() if service for port in service.ports}
-    wanted = (services.PREFECT_PORT, services.RAY_PORT, services.DASHBOARD_PORT)
-    taken = [port for port in wanted if port not in ours and not services.is_free(port)]
+    wanted = (prefect_server.PORT, ray_head.PORT, ray_head.DASHBOARD_PORT)
+    taken = [port for port in wanted if port not in ours and not process.is_free(port)]
     if taken:
         return f"{', '.join(map(str, taken))} taken by another program; `mnist-pipe up` uses the next free ones"
     return f"{', '.join(map(str, wanted))} free or ours"
@@ -171,8 +171,7 @@ def _services(root: Path) -> str:
     found = services.status(root)
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
-            start = services.starter(name)
-            fix = f"run: {start}" if state is State.DEAD else f"run: mnist-pipe down, then {start}"
+            fix = f"run: {services.starter(name, state)}"
             raise EnvironmentFault(describe(service.log, name, "answer", got=f"a service that {state}", fix=fix))
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from mnist_pipe import paths
+from mnist_pipe import paths, telemetry
 from mnist_pipe.atomic import MANIFEST, atomic_file, digest, locked, read_json, verify_manifest
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
 from mnist_pipe.evaluation.predictions import read_predictions
@@ -235,7 +235,7 @@ def _reading(root: Path) -> Iterator[MlflowClient | None]:
 @contextmanager
 def _store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     """A client of the store; a writer has it alone among this project's processes, and makes it where there is none."""
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    os.environ.update(telemetry.OFF)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # a fault is raised, so nothing is left to log
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")

@@ -35,6 +35,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mnist_pipe import telemetry
+
 ROOT = Path(__file__).parents[2]
 HOSTS = ("client", "head", "node1", "node2", "storage")
 NETWORK = "10.77.0"
@@ -56,7 +58,6 @@ _PREFIX = "mnist-pipe"
 _RESTARTS = 2
 _BAD_INPUT = 2
 _CLONE_NEWNET = 0x40000000
-_QUIET = ("DO_NOT_TRACK", "DVC_NO_ANALYTICS", "MLFLOW_DISABLE_TELEMETRY")
 
 
 @dataclass(kw_only=True)
@@ -448,7 +449,7 @@ class Bed:
             "HOME": str(self.folder / "homes" / host),
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(ROOT),  # every host imports the code under test
-            **dict.fromkeys(_QUIET, "true"),
+            **telemetry.OFF,
         }
 
     def _storage_credentials(self) -> dict[str, str]:

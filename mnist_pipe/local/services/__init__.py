@@ -1,0 +1,174 @@
+"""The local services: start, find, stop. All listen on loopback alone and, but for TensorBoard, ask for a secret.
+
+`mnist-pipe up` starts what a stage joins, Prefect and Ray; `mnist-pipe dashboards` what only shows, TensorBoard and
+MLflow. A service is a module here and one entry of `PROGRAMS`. Nothing here imports prefect, ray or mlflow. They are
+started as processes of their own session, so that they outlive the shell and never see its Ctrl-C, and are recorded in
+`.state/services.json`, so that only what was started here is ever ended.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from mnist_pipe import atomic, paths
+from mnist_pipe.errors import EnvironmentFault, describe
+from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
+from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, ray_environment
+from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, State, read, write
+
+__all__ = [
+    "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
+    "authorization", "down", "environment", "how", "ray_environment", "starter", "status", "up",
+]  # fmt: skip
+
+PROGRAMS: dict[str, Program] = {
+    "prefect": prefect_server.PROGRAM,
+    "ray": ray_head.PROGRAM,
+    "tensorboard": tensorboard.PROGRAM,
+    "mlflow": mlflow_server.PROGRAM,
+}
+JOINED = ("prefect", "ray")  # what a stage joins
+START_SECONDS = 120.0  # a first start on a busy two-core machine takes about 20
+
+_LOCK = paths.STATE / "services.lock"
+_LAUNCHES = 3  # another program can take the chosen port before the service binds it
+_TAIL_LINES = 12
+
+
+def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
+    """Start what is not running yet, wait until everything answers, and return it. Calling it twice changes nothing.
+
+    A service that shows something else than it would now, because the storage changed, is started anew.
+
+    Raises:
+        EnvironmentFault: a service did not start; whatever this call had started is ended again.
+    """
+    root = root.resolve()
+    with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
+        records = read(root)
+        started: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            for name in names:
+                if not (name in records and process.is_running(records[name]) and _is_current(root, records[name])):
+                    _launch(root, name, records, started)
+            _wait(root, names, records, started)
+        except BaseException:
+            for name in started:
+                process.end(records.pop(name))
+            write(root, records)
+            raise
+        return [records[name] for name in names]
+
+
+def down(root: Path) -> list[Service]:
+    """End what was started here, with everything that it started in turn, and return what was still running."""
+    root = root.resolve()
+    with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
+        records = read(root)
+        running = [records[name] for name in PROGRAMS if name in records and process.is_running(records[name])]
+        for name in list(records):
+            process.end(records.pop(name))
+            write(root, records)
+    return running
+
+
+def status(root: Path) -> dict[str, tuple[State, Service | None]]:
+    """How Prefect and Ray are, and the others where they were started, with what was recorded of them."""
+    records = read(root.resolve())
+    found: dict[str, tuple[State, Service | None]] = dict.fromkeys(JOINED, (State.STOPPED, None))
+    for name in filter(records.__contains__, PROGRAMS):
+        service = records[name]
+        state = State.DEAD
+        if process.is_running(service):
+            state = State.RUNNING if PROGRAMS[name].answers(service) else State.SILENT
+        found[name] = (state, service)
+    return found
+
+
+def how(name: str, state: State, service: Service | None) -> str:
+    """How a service is, in a line: where it is and how to log in, or what to do."""
+    if service is None:
+        return f"{state}; start it with: {starter(name, state)}"
+    if state is State.RUNNING:
+        return f"{service.url}   {PROGRAMS[name].login(service)}"
+    return f"{state}; see {os.path.relpath(service.log)} and run: {starter(name, state)}"
+
+
+def authorization(service: Service) -> str:
+    """The HTTP header that lets its owner in; empty where it asks for nothing."""
+    return PROGRAMS[service.name].authorization(service)
+
+
+def starter(name: str, state: State) -> str:
+    """The commands that start the service of that name, in whatever state it is."""
+    command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
+    return f"mnist-pipe down, then {command}" if state is State.SILENT else command
+
+
+def _is_current(root: Path, service: Service) -> bool:
+    """Whether it shows what one started now would show."""
+    shows = PROGRAMS[service.name].shows
+    return shows is None or service.address == shows(root)
+
+
+def _launch(root: Path, name: str, records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Start one service in place of its record. The record is on disk before anything else can go wrong."""
+    if name in records:
+        process.end(records[name])  # what a killed service left behind
+    log = root / LOGS / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    launch = PROGRAMS[name].plan(root)
+    inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
+    with log.open("ab") as stream:
+        env = {**inherited, **QUIET, **no_proxy(), **launch.variables}
+        started[name] = process.spawn(root, launch.command, env=env, log=stream)
+    records[name] = Service(
+        name=name,
+        pid=started[name].pid,
+        created=psutil.Process(started[name].pid).create_time(),
+        port=launch.port,
+        address=launch.address,
+        url=launch.url,
+        secret=str(root / SECRETS / name) if PROGRAMS[name].has_secret else "",
+        log=str(log),
+        folder=launch.folder,
+    )
+    write(root, records)
+
+
+def _wait(
+    root: Path, names: Sequence[str], records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]
+) -> None:
+    """Until every service answers; one that lost its port to another program is started again on the next."""
+    deadline = time.monotonic() + START_SECONDS
+    launches = dict.fromkeys(names, 1)
+    waiting = set(names)
+    while waiting:
+        for name in sorted(waiting):
+            service = records[name]
+            code = started[name].poll() if name in started else None
+            if code is None and PROGRAMS[name].answers(service):
+                waiting.discard(name)
+            elif code is not None and launches[name] < _LAUNCHES and not all(map(process.is_free, service.ports)):
+                launches[name] += 1
+                _launch(root, name, records, started)
+            elif code is not None or time.monotonic() > deadline:
+                got = "silence" if code is None else f"exit code {code}"
+                fix = "it printed (more in the file):\n" + _tail(Path(service.log))
+                if name not in started:
+                    fix = "end it with `mnist-pipe down` and start again"
+                raise EnvironmentFault(
+                    describe(service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix)
+                )
+        time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])

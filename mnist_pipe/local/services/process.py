@@ -1,0 +1,144 @@
+"""The processes of a service: started in a session of their own, found again, and ended, they and no others."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+import psutil
+
+from mnist_pipe.errors import EnvironmentFault, describe
+from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
+from mnist_pipe.local.services.program import FOLDER_PREFIX, Service
+
+GRACE_SECONDS = 6.0
+"""Between asking and killing; a Ray head needs 2 to 4 to end its twenty processes."""
+
+_PORTS_TRIED = 100
+_CLOCK_SECONDS = 2.0  # the wall clock may be corrected between two readings of a process' start
+
+
+def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
+    """Start a program of this virtual environment that outlives the shell and never sees its Ctrl-C."""
+    program = Path(sys.executable).with_name(command[0])
+    return subprocess.Popen(
+        [sys.executable, str(program), *command[1:]],
+        cwd=root,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def is_running(service: Service) -> bool:
+    """Whether its main process lives."""
+    process = _main(service)
+    return process is not None and _lives(process)
+
+
+def end(service: Service) -> None:
+    """Ask its main process to end, wait, kill whatever of it is left, and remove its temporary files."""
+    family = _family(service)
+    if process := _main(service):
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+        _await_end(family)
+    # Once more: processes that were born meanwhile, and the orphans of a main process that was killed.
+    family |= _family(service)
+    for process in filter(_lives, family):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    _await_end(family)
+    if Path(service.folder).name.startswith(FOLDER_PREFIX):
+        shutil.rmtree(service.folder, ignore_errors=True)
+
+
+def free_port(first: int) -> int:
+    """The first free port of the loopback interface from `first` on.
+
+    Raises:
+        EnvironmentFault: a hundred are taken.
+    """
+    for port in range(first, first + _PORTS_TRIED):
+        if is_free(port):
+            return port
+    rule = f"be free somewhere from {first} to {first + _PORTS_TRIED - 1}"
+    raise EnvironmentFault(describe(LOOPBACK, "a port", rule, got="none", fix="stop what listens there"))
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this port of the loopback interface."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+            listener.listen()
+        except OSError:
+            return False
+    return True
+
+
+def connects(host: str, port: int) -> bool:
+    """Whether something listens there."""
+    try:
+        with socket.create_connection((host, port), timeout=SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _main(service: Service) -> psutil.Process | None:
+    """The service's main process (possibly a zombie), or None if it exited or its pid was reused."""
+    try:
+        process = psutil.Process(service.pid)
+        return process if abs(process.create_time() - service.created) < _CLOCK_SECONDS else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _await_end(processes: Iterable[psutil.Process]) -> None:
+    # Not psutil.wait_procs, for which a zombie that nobody reaps, as in a container without init, lives until the end.
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(map(_lives, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def _family(service: Service) -> set[psutil.Process]:
+    """All processes of its session, and all that those started. Nothing where the pid was reused: the kernel
+    gives out no number that a session still bears, so then the session is gone.
+    """
+    if psutil.pid_exists(service.pid) and _main(service) is None:
+        return set()
+    processes = {process.pid: process for process in psutil.process_iter(["ppid", "create_time"])}
+    family = {
+        pid
+        for pid, process in processes.items()
+        if _session(pid) == service.pid and (process.info["create_time"] or 0) >= service.created - _CLOCK_SECONDS
+    }
+    while born := {pid for pid, process in processes.items() if process.info["ppid"] in family} - family:
+        family |= born
+    return {processes[pid] for pid in family}
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

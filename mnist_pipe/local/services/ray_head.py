@@ -1,0 +1,66 @@
+"""The Ray head with its dashboard: both ask for a token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mnist_pipe.local import http_probe
+from mnist_pipe.local.http_probe import LOOPBACK
+from mnist_pipe.local.services.process import free_port
+from mnist_pipe.local.services.program import Launch, Program, Service, flags, new_folder, secret
+
+PORT, DASHBOARD_PORT, CLIENT_PORT = 6379, 8265, 10001
+"""The first that are tried."""
+OBJECT_STORE_BYTES = 10**9
+"""Every split of MNIST fits four times; Ray's default, 30 % of the memory, is too much for a laptop."""
+
+
+def access(root: Path) -> dict[str, str]:
+    """For our Ray, started by `up` or by a stage for itself, and for its clients."""
+    path, _ = secret(root, "ray")
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(path),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray listen on loopback alone
+        "AUTOSCALER_METRIC_PORT": "0",  # fixed ports otherwise, which a second Ray on the machine could not bind
+        "DASHBOARD_METRIC_PORT": "0",
+    }
+
+
+def _plan(root: Path) -> Launch:
+    port, dashboard_port = free_port(PORT), free_port(DASHBOARD_PORT)
+    # Ray's sockets lie 64 characters below this folder and Linux allows them 107 in all, so the project's own path may
+    # be too long. A fresh folder is nobody else's: two checkouts, or two users, never meet in it.
+    folder = new_folder()
+    options = {
+        "--node-ip-address": LOOPBACK,
+        "--port": port,
+        "--dashboard-host": LOOPBACK,
+        "--dashboard-port": dashboard_port,
+        "--ray-client-server-port": free_port(CLIENT_PORT),
+        "--dashboard-agent-listen-port": 0,  # 0: any free port; the fixed default allows one Ray a machine
+        "--min-worker-port": 0,
+        "--max-worker-port": 0,
+        "--include-dashboard": "true",
+        "--object-store-memory": OBJECT_STORE_BYTES,
+        "--temp-dir": folder,
+        "--log-color": "false",
+    }
+    return Launch(
+        # --block: the main process stays, ends the others when asked to, and takes them with it when one dies.
+        command=["ray", "start", "--head", "--block", "--disable-usage-stats", *flags(options)],
+        port=port,
+        dashboard_port=dashboard_port,
+        address=f"{LOOPBACK}:{port}",
+        variables=access(root),
+        unset=("RAY_ADDRESS", "RAY_AUTH_TOKEN"),
+        folder=str(folder),
+    )
+
+
+def _has_a_node(_: Service, reply: Any) -> bool:
+    return any(node.get("raylet", {}).get("state") == "ALIVE" for node in reply["data"]["summary"])
+
+
+PROGRAM = Program(plan=_plan, probe="nodes?view=summary", accepts=_has_a_node, asks="token", header=http_probe.bearer)

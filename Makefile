@@ -3,34 +3,47 @@
 PYTHON ?= python3.11
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+FAST := not ray and not services and not slow and not cluster and not gpu and not browser and not timing
 
-.PHONY: run test test-all test-cluster bench cluster lint up down clean
+.PHONY: help run test test-fast test-all test-cluster bench cluster lint fmt up down clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 	@mnist-pipe up
 	dvc repro
 	@mnist-pipe summary
 
-test: $(VENV)/.test ## the default tier
-	pytest -q
+test: $(VENV)/.test ## what most changes can break, within 4 minutes
+	pytest -q -n 2
 
-test-all: $(VENV)/.test $(VENV)/.cluster ## also what takes minutes
-	pytest -q -m ""
+test-fast: $(VENV)/.test ## without Ray, services and DVC, within a minute
+	pytest -q -n 2 -m "$(FAST)"
+
+test-all: $(VENV)/.test $(VENV)/.cluster debian ## everything, or what TIER says; the cluster's tests need root
+	pytest -q -m "$(TIER)"
 
 # What pip does not have comes from Debian. Without root nothing is installed, and the tests say why they are skipped.
-test-cluster: $(VENV)/.test $(VENV)/.cluster ## a cluster in network namespaces of this machine; needs root, prints its times
+test-cluster: $(VENV)/.test $(VENV)/.cluster debian ## a cluster in network namespaces of this machine; needs root, prints its times
+	pytest -q -rs -s -m "cluster and not slow" tests/cluster
+
+debian:
 	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
 		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium; }
-	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
 bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.json, growth.png and the README's table
 	[ -f data/normalized/train.parquet ] || dvc repro normalize
 	python -m benchmarks
 
-lint: $(VENV)/.test
+lint: $(VENV)/.test ## ruff and mypy
 	ruff check .
 	ruff format --check .
 	mypy
+
+fmt: $(VENV)/.test ## format, and mend what ruff can
+	ruff check --fix .
+	ruff format .
 
 cluster: $(VENV)/.cluster ## what the machines of a cluster need; see deploy/README.md
 

@@ -40,7 +40,7 @@ def _training(say: Say) -> Any:
 def _accuracy(say: Say) -> Any:
     from benchmarks import training
 
-    points = {}
+    points: dict[str, Any] = {}
     for name, seeds in LONG.items():
         points |= training.measure([name], seeds=seeds, peer=False, say=say)["points"]
     return {"points": points}

@@ -29,8 +29,14 @@ from mnist_pipe import paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.local import services
 
-SHORT = {"model": "linear", "optimizer": "nesterov", "learning_rate": 0.01, "batch_size": 5000, "num_epochs": 5}
-LONG = {
+SHORT: dict[str, Any] = {
+    "model": "linear",
+    "optimizer": "nesterov",
+    "learning_rate": 0.01,
+    "batch_size": 5000,
+    "num_epochs": 5,
+}
+LONG: dict[str, Any] = {
     "model": "convnet",
     "model_params": {"channels": [16, 32, 64]},
     "optimizer": "nesterov",
@@ -94,9 +100,9 @@ def _loop(settings: dict[str, Any]) -> list[float]:
     torch.set_num_threads(os.cpu_count() or 1)
     recipe, device = Recipe(**settings), torch.device("cpu")
     times = [time.perf_counter()]
-    data = {"training": to_device(training, device=device), "validation": to_device(validation, device=device)}
+    rows, others = to_device(training, device=device), to_device(validation, device=device)
     model, optimizer = loop.new_run(recipe, device=device)
-    for _ in loop.train(recipe, model=model, optimizer=optimizer, **data):
+    for _ in loop.train(recipe, model=model, optimizer=optimizer, training=rows, validation=others):
         times.append(time.perf_counter())
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
@@ -200,7 +206,7 @@ def _process(result: Path) -> None:
 
     ranks = Ranks(rank=dist.get_rank(), size=2, all_reduce=total)
     times = [time.perf_counter()]
-    data = {"training": training, "validation": validation, "ranks": ranks}
+    data: dict[str, Any] = {"training": training, "validation": validation, "ranks": ranks}
     for _ in loop.train(recipe, model=parallel, optimizer=optimizer, **data):
         times.append(time.perf_counter())
     if ranks.rank == 0:

@@ -66,7 +66,7 @@ def epochs(folder: Path, *, seed: int = 1, num_epochs: int = 14) -> Iterator[tup
         model.train()
         for data, target in train_loader:
             optimizer.zero_grad()
-            F.nll_loss(model(data), target).backward()  # type: ignore[no-untyped-call]
+            F.nll_loss(model(data), target).backward()
             optimizer.step()
         seconds = time.perf_counter() - started
         model.eval()

@@ -15,6 +15,7 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from benchmarks.clock import Clock
 from mnist_pipe import paths
@@ -25,7 +26,7 @@ from mnist_pipe.data.table import NormalizedSplit, read_normalized
 from mnist_pipe.training import ray_train, streaming
 from mnist_pipe.training.recipe import Recipe
 
-MODELS = {
+MODELS: dict[str, dict[str, Any]] = {
     "convnet": {"channels": [16, 32, 64]},
     "mlp": {"hidden": [15], "activation": "sigmoid"},
 }

@@ -26,7 +26,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
@@ -82,7 +82,7 @@ async def _look(client: PrefectClient, pool: str, *, name: str, missed: set[UUID
         if process is None and is_old:
             gone.add(run.id)
             if run.id in missed:
-                end = Cancelled() if cancelling else Crashed(message=f"its process is gone from {name}")
+                end: State[Any] = Cancelled() if cancelling else Crashed(message=f"its process is gone from {name}")
                 await client.set_flow_run_state(run.id, end, force=True)
         elif process is not None and cancelling and (is_old or process.ppid() != os.getpid()):
             await asyncio.to_thread(_end, process)

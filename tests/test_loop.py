@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -141,6 +141,7 @@ def test_one_step_is_the_step_written_by_hand() -> None:
     F.cross_entropy(byhand(data.images), data.labels, label_smoothing=0.1).backward()
     for ours, theirs in zip(model.parameters(), byhand.parameters(), strict=True):
         # The first step of Nesterov momentum 0.9 is 1.9 times the gradient.
+        assert theirs.grad is not None
         torch.testing.assert_close(ours, theirs - 0.05 * 1.9 * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
@@ -192,7 +193,8 @@ def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
     training, validation = blobs(320), blobs(101, seed=1)
     alone, _ = run(recipe, training=training, validation=validation)
     runs = [loop.new_run(recipe, device=CPU) for _ in range(2)]
-    barrier, slots, results = threading.Barrier(2), [torch.zeros(3)] * 2, [{}, {}]
+    barrier, slots = threading.Barrier(2), [torch.zeros(3)] * 2
+    results: list[dict[str, float]] = [{}, {}]
 
     def rank(number: int) -> None:
         def total(values: torch.Tensor) -> torch.Tensor:
@@ -210,8 +212,10 @@ def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
         results[number] = next(epochs)
 
     threads = [threading.Thread(target=rank, args=(number,)) for number in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     for result in results:
         assert result == pytest.approx(alone[0], rel=1e-5)
 
@@ -236,7 +240,7 @@ def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, t
         RECIPE, model=model, model_params=params, batch_size=64, num_epochs=1, schedule="constant", learning_rate=1.0
     )
     _, alone = run(recipe, training=blobs(64), validation=blobs(64))
-    multiprocessing.spawn(_uneven_rank, args=(recipe, str(tmp_path)), nprocs=3)
+    spawn(_uneven_rank, args=(recipe, str(tmp_path)), nprocs=3)
     together = torch.load(tmp_path / "weights.pt", weights_only=True)
     # Of all weights together: where two pixels nearly tie, max-pool's gradient jumps with the order of the rows. If the
     # loss is not weighted the difference is 0.005 and more of the whole.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ from mnist_pipe.training.muon import Muon, orthogonalize
 from mnist_pipe.training.optimizers import OPTIMIZERS
 
 # The library's own class and the arguments that the entry promises; Muon has tests of its own below.
-ORACLES = {
+ORACLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
     "nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
@@ -133,28 +135,30 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
 def test_muon_on_a_hidden_matrix_is_torchs_muon() -> None:
     # torch's iterates in bfloat16, so the directions agree to about two digits.
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 12, bias=False), nn.Linear(12, 10, bias=False))
+    hidden = nn.Linear(20, 12, bias=False)
+    model = nn.Sequential(hidden, nn.Linear(12, 10, bias=False))
     ours = Muon(model, lr=0.02, weight_decay=0.1)
-    reference = nn.Parameter(model[0].weight.detach().clone())
+    reference = nn.Parameter(hidden.weight.detach().clone())
     theirs = torch.optim.Muon([reference], lr=0.02, weight_decay=0.1, momentum=0.95, nesterov=True)
     start = reference.detach().clone()
     for step in range(3):
         gradient = torch.randn(12, 20, generator=torch.Generator().manual_seed(step))
-        model[0].weight.grad, reference.grad = gradient.clone(), gradient.clone()
+        hidden.weight.grad, reference.grad = gradient.clone(), gradient.clone()
         ours.step()
         theirs.step()
-    moved, expected = model[0].weight.detach() - start, reference.detach() - start
+    moved, expected = hidden.weight.detach() - start, reference.detach() - start
     assert torch.nn.functional.cosine_similarity(moved.flatten(), expected.flatten(), dim=0) > 0.999
     assert abs(float(moved.norm() / expected.norm()) - 1) < 0.02
 
 
 def test_muon_takes_a_filter_as_the_matrix_of_its_outputs() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Flatten(), nn.Linear(8, 10))
+    hidden = nn.Conv2d(3, 8, 3, bias=False)
+    model = nn.Sequential(hidden, nn.Flatten(), nn.Linear(8, 10))
     gradient = torch.randn(8, 3, 3, 3)
-    before = model[0].weight.detach().clone()
+    before = hidden.weight.detach().clone()
     optimizer = Muon(model, lr=0.1, momentum=0.0)
-    model[0].weight.grad = gradient
+    hidden.weight.grad = gradient
     optimizer.step()
     expected = before - 0.1 * orthogonalize(gradient.flatten(1)).view(8, 3, 3, 3)
-    torch.testing.assert_close(model[0].weight.detach(), expected)
+    torch.testing.assert_close(hidden.weight.detach(), expected)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 
 from mnist_pipe.training.sync_batchnorm import SyncBatchNorm2d, synchronize
 
@@ -40,7 +40,7 @@ def _rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("gloo")
-    multiprocessing.spawn(_rank, args=(str(folder),), nprocs=NUM_RANKS)
+    spawn(_rank, args=(str(folder),), nprocs=NUM_RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_RANKS)]
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from mnist_pipe import models
 from mnist_pipe.errors import InputError
 from mnist_pipe.models import MODELS
-from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
@@ -183,7 +183,7 @@ def test_each_recipe_is_in_one_pack_of_its_shape_and_every_process_has_one() -> 
 
 def test_the_memory_of_a_member_is_counted_without_using_any() -> None:
     with torch.device("meta"):
-        model = loop.models.build("convnet")
+        model = models.build("convnet")
     small, large = (vmapped._member_bytes(model, batch_size=rows) for rows in (128, 1024))
     # 16 channels of 28x28, before and after the first pool, are the most that is kept.
     assert 1024 * 16 * 784 * 4 < large < 100 * 1024 * 784 * 4 * 2

@@ -522,7 +522,15 @@ class Bed:
         # PostgreSQL refuses to run as root.
         become = ["setpriv", "--reuid", "postgres", "--regid", "postgres", "--init-groups"]
         access = ["--auth-local", "peer", "--auth-host", "scram-sha-256"]
-        initdb = [programs / "initdb", "--pgdata", data, "--username", "postgres", "--no-sync", "--no-instructions"]
+        initdb: list[str | Path] = [
+            programs / "initdb",
+            "--pgdata",
+            data,
+            "--username",
+            "postgres",
+            "--no-sync",
+            "--no-instructions",
+        ]
         self._succeed("head", [*become, *initdb, *access])
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {NETWORK}.0/24 scram-sha-256\n")

@@ -39,7 +39,7 @@ def evaluate(params: EvaluateParams) -> None:
 @task
 def score_split(split: str, params: EvaluateParams) -> Figures:
     """Run both models over a split, write each prediction, return the figures."""
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
     from mnist_pipe.evaluation.significance import mcnemar
@@ -64,7 +64,7 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
     import pandas as pd
 
     from mnist_pipe import atomic
-    from mnist_pipe.data.table import read_provenance
+    from mnist_pipe.data.parquet import read_provenance
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import read_predictions
 
@@ -93,7 +93,7 @@ def draw(params: EvaluateParams) -> None:
     import numpy as np
     import pandas as pd
 
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics, plots
     from mnist_pipe.evaluation.predictions import read_predictions
     from mnist_pipe.training import checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from mnist_pipe.data.table import RawSplit
+from mnist_pipe.data.splits import RawSplit
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnist_pipe import models
-from mnist_pipe.data.table import NormalizedSplit, RawSplit, write_normalized, write_raw
+from mnist_pipe.data.splits import NormalizedSplit, RawSplit, write_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
 from mnist_pipe.inference.batch import Model

@@ -19,7 +19,7 @@ from PIL import Image
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import read_json, write_bytes, write_json
-from mnist_pipe.data.table import NormalizedSplit, write_normalized
+from mnist_pipe.data.splits import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation import report
 from mnist_pipe.evaluation.predictions import read_predictions

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mnist_pipe.data import idx, sources, table
+from mnist_pipe.data import idx, sources
 from mnist_pipe.data.sources import SOURCES, PublishedFile, Source
+from mnist_pipe.data.splits import read_raw, write_raw
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
 
 NAMES = [name for pair in sources.SPLITS.values() for name in pair]
@@ -286,7 +287,7 @@ def test_digits_are_the_scans_of_scikit_learn_enlarged_and_centred() -> None:
 
 def test_digits_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        table.write_raw(tmp_path / name, sources.load("digits", {})["train"])
+        write_raw(tmp_path / name, sources.load("digits", {})["train"])
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
@@ -348,7 +349,7 @@ def test_swapped_files_are_refused(tmp_path: Path) -> None:
 def test_the_mirror_leaves_no_trace_in_the_data(tmp_path: Path, server: Server) -> None:
     directory = folder_of(tmp_path / "mirror", TOY)
     for name, mirror in (("a", directory), ("b", f"{server.url}/good/")):
-        table.write_raw(tmp_path / name, sources.load("toy", fetch(mirror))["train"])
+        write_raw(tmp_path / name, sources.load("toy", fetch(mirror))["train"])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -540,7 +541,7 @@ def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
         f"{no_mirror('missing (no such directory)')}. To try again: dvc repro --force ingest"
     )
     for name, rows in (("train", 1437), ("test", 360)):
-        split = table.read_raw(Path(f"data/raw/{name}.parquet"))
+        split = read_raw(Path(f"data/raw/{name}.parquet"))
         assert (len(split.labels), split.provenance["dataset"], split.provenance["fallback_for"]) == (
             rows,
             "digits",
@@ -548,5 +549,5 @@ def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
         )
 
     ingest(params.model_copy(update={"mirrors": [str(folder_of(tmp_path / "mirror", TOY))]}))
-    provenance = table.read_raw(Path("data/raw/train.parquet")).provenance
+    provenance = read_raw(Path("data/raw/train.parquet")).provenance
     assert (provenance["dataset"], provenance["fallback_for"]) == ("toy", None)

@@ -17,7 +17,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import SIDE
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.errors import CorruptDataError, describe
 
 Kind = Literal["images", "labels"]

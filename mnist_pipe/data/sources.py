@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.data import idx, normalization
-from mnist_pipe.data.table import SIDE, RawSplit, check_labels
+from mnist_pipe.data.splits import SIDE, RawSplit, check_labels
 from mnist_pipe.errors import (
     CorruptDataError,
     EnvironmentFault,

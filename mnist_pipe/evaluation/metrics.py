@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, ndtri  # scipy.stats would take half a second longer to import
 
-from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.errors import CorruptDataError, describe
 
 

@@ -23,7 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 
 from mnist_pipe.atomic import atomic_file
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.evaluation.metrics import CalibrationBins, ClassScore, wilson_interval
 
 WIDTH_INCHES = 5.2

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation import plots
 from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
 from studies.common.ledger import Run

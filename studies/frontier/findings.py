@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_pipe.data.table import SIDE
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
 from studies.common.published import Published

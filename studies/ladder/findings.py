@@ -15,7 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
 from mnist_pipe.evaluation import plots
 from mnist_pipe.evaluation.report import count, p_value
 from studies.common.ledger import Run

@@ -8,7 +8,7 @@ from prefect import get_run_logger, task
 
 from mnist_pipe import paths
 from mnist_pipe.data import sources
-from mnist_pipe.data.sources import NoMirrorFault
+from mnist_pipe.data.download import NoMirrorFault
 from mnist_pipe.data.splits import write_all, write_raw
 from mnist_pipe.fingerprint import PACKAGE
 from mnist_pipe.params import IngestParams

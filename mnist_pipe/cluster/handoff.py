@@ -63,7 +63,7 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
     data = dvc_stages.read(root)[stage]
     # The report shows how long each stage took, which only the client knows.
     told = [paths.TIMINGS] if stage == "report" and (root / paths.TIMINGS).exists() else []
-    files = [*_files(root, data.inputs), paths.PARAMS, dvc_stages.FILE, *told]
+    files = [*_files(root, data.inputs), paths.PARAMS, paths.DVC_FILES[0], *told]
     revision, dirty = lineage.source_revision(root)
     request = Request(
         stage=stage,

@@ -29,7 +29,7 @@ COLUMNS = (
 @task
 def open_registry() -> None:
     """Import MLflow and make its tables if there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
-    from mnist_pipe.registry.mlflow_registry import prepare
+    from mnist_pipe.registry.store import prepare
 
     prepare(Path.cwd())
 

@@ -12,6 +12,8 @@ from hypothesis import settings
 
 from mnist_pipe.data.splits import RawSplit
 
+pytest_plugins = ["tests.support.registry"]
+
 ROOT = Path(__file__).parents[1]
 
 # As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
 from mnist_pipe.inference.batch import Model
 from mnist_pipe.training import loop
-from tests.test_registry import NAME, empty_store, make, register, root
-
-__all__ = ["empty_store", "make", "root"]  # fixtures
+from tests.support.registry import NAME, MakeCandidate, register
 
 MEAN, STD = 0.1307, 0.3081
 ROWS = 2500
@@ -236,18 +233,18 @@ def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def project(root: Path, pixels: NDArray[np.uint8]) -> Path:
+def project(registry_root: Path, pixels: NDArray[np.uint8]) -> Path:
     """A project with an empty registry, and raw images with labels."""
     for name in ("params.yaml", "dvc.yaml"):
-        (root / name).touch()
+        (registry_root / name).touch()
     labels = (np.arange(ROWS) % 10).astype(np.uint8)
-    write_raw(root / "in.parquet", RawSplit(images=pixels, labels=labels, provenance={"dataset": "toy"}))
-    return root
+    write_raw(registry_root / "in.parquet", RawSplit(images=pixels, labels=labels, provenance={"dataset": "toy"}))
+    return registry_root
 
 
 @pytest.mark.ray
-def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make: Callable[..., Any]) -> None:
-    register(project, make(1, 40))
+def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make_candidate: MakeCandidate) -> None:
+    register(project, make_candidate(1, 40))
     process = command(project, "in.parquet", "out")
     output, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, "")
@@ -280,9 +277,9 @@ def test_without_a_model_the_command_says_so(project: Path, arguments: list[str]
 @pytest.mark.ray
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
-    project: Path, make: Callable[..., Any], number: int, code: int
+    project: Path, make_candidate: MakeCandidate, number: int, code: int
 ) -> None:
-    register(project, make(1, 40))
+    register(project, make_candidate(1, 40))
     names = {path.name for path in project.iterdir()}
     process = command(project, "in.parquet", "out")
     deadline = time.monotonic() + 60

@@ -172,6 +172,13 @@ def project_storage(root: Path) -> Storage:
 def open_uri(uri: str) -> Storage:
     """The storage at `s3://bucket[/prefix]` or at an absolute directory; nothing is contacted yet.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     storage = open_uri(folder)
+    ...     storage.write_json("runs/train-abc/request.json", {"stage": "train"})
+    ...     storage.read_json("runs/train-abc/request.json"), storage.names("runs"), storage.read("runs/none")
+    ({'stage': 'train'}, ['train-abc'], None)
+
     Raises:
         InputError: it is neither.
     """

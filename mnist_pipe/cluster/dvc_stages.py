@@ -1,4 +1,4 @@
-"""The DAG as the cluster needs it: what each stage, those of the studies too, reads and writes apart from code."""
+"""The DAG as the cluster needs it: which data each stage of the pipeline and of the studies reads and writes."""
 
 from __future__ import annotations
 

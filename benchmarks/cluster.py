@@ -27,7 +27,7 @@ import itertools, json, os, time
 from pathlib import Path
 from mnist_pipe import paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.data.table import read_normalized
+from mnist_pipe.data.splits import read_normalized
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.cluster.ray_session import scale as scale_of
 from mnist_pipe.training import ray_train

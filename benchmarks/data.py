@@ -29,7 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mnist_pipe.data import normalization, sources, table
+from mnist_pipe.data import normalization, sources
+from mnist_pipe.data.splits import SIDE, read_normalized, read_raw, write_all, write_normalized, write_raw
 from mnist_pipe.local import services
 from mnist_pipe.training.batches import to_device
 
@@ -108,17 +109,17 @@ def _each(run: Callable[[str], None]) -> None:
 
 def _our_raw(mirror: Path, folder: Path) -> None:
     found = {name: mirror / f"{name}.gz" for pair in sources.SPLITS.values() for name in pair}
-    table.write_all(folder / "raw", sources.load("mnist", found), write=table.write_raw)
+    write_all(folder / "raw", sources.load("mnist", found), write=write_raw)
 
 
 def _our_normalized(folder: Path) -> None:
-    raw = [table.read_raw(folder / f"raw/{name}.parquet") for name in SPLITS]
+    raw = [read_raw(folder / f"raw/{name}.parquet") for name in SPLITS]
     splits, _ = normalization.normalize(*raw, validation_rows=VALIDATION_ROWS, seed=0)
-    table.write_all(folder / "normalized", splits, write=table.write_normalized)
+    write_all(folder / "normalized", splits, write=write_normalized)
 
 
 def _our_tensor(folder: Path) -> Tensor:
-    train = table.read_normalized(folder / "normalized/train.parquet")
+    train = read_normalized(folder / "normalized/train.parquet")
     return to_device(train, device=torch.device("cpu")).images
 
 
@@ -213,12 +214,12 @@ def _tensors_normalized(folder: Path, name: str) -> None:
 
 def _wide_tensor(folder: Path) -> Tensor:
     frame = pd.read_parquet(folder / "normalized/train.parquet")
-    return torch.tensor(frame.drop(columns="label").to_numpy()).reshape(-1, 1, table.SIDE, table.SIDE)
+    return torch.tensor(frame.drop(columns="label").to_numpy()).reshape(-1, 1, SIDE, SIDE)
 
 
 def _lists_tensor(folder: Path) -> Tensor:
     frame = pd.read_parquet(folder / "normalized/train.parquet")
-    return torch.tensor(np.stack(frame["image"].to_list())).reshape(-1, 1, table.SIDE, table.SIDE)
+    return torch.tensor(np.stack(frame["image"].to_list())).reshape(-1, 1, SIDE, SIDE)
 
 
 def _tensors_tensor(folder: Path) -> Tensor:
@@ -251,7 +252,7 @@ def _check(name: str, images: Tensor) -> None:
     """Every way must have made what trains: standardised float32 of the one shape."""
     assert images.dtype == torch.float32, name
     assert images.shape[0] >= 60_000 - VALIDATION_ROWS, name
-    assert images.shape[1:] == (1, table.SIDE, table.SIDE), name
+    assert images.shape[1:] == (1, SIDE, SIDE), name
     assert abs(images.mean().item()) < 0.01, name
     assert abs(images.std().item() - 1) < 0.01, name
 

@@ -83,7 +83,7 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
 
 
 def _splits() -> tuple[Any, Any]:
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
 
     return tuple(read_normalized(paths.TRAINING_SPLITS[name]) for name in ("train", "validation"))  # type: ignore[return-value]
 

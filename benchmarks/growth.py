@@ -55,7 +55,7 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
     """Seconds of one epoch of the standard recipe over so many rows, and the parameters of its network."""
     import torch
 
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.training import loop
     from mnist_pipe.training.batches import DeviceSplit, to_device
     from mnist_pipe.training.recipe import recipe_of

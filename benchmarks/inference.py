@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import example
 from mnist_pipe import paths, preflight
-from mnist_pipe.data.table import read_normalized
+from mnist_pipe.data.splits import read_normalized
 from mnist_pipe.training import loop
 from mnist_pipe.training.recipe import recipe_of
 

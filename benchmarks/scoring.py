@@ -40,11 +40,11 @@ def main() -> None:
     import torch
 
     from mnist_pipe import models
-    from mnist_pipe.data import table
+    from mnist_pipe.data import splits
     from mnist_pipe.inference import batch
 
-    test = {"raw": table.read_raw(options.data / "raw/test.parquet")}
-    test["normalized"] = table.read_normalized(options.data / "normalized/test.parquet")
+    test = {"raw": splits.read_raw(options.data / "raw/test.parquet")}
+    test["normalized"] = splits.read_normalized(options.data / "normalized/test.parquet")
     if options.model:
         model = batch.load(options.model, root=Path.cwd())
     else:
@@ -55,7 +55,7 @@ def main() -> None:
     whole: dict[str, list[float]] = {"raw": [], "normalized": []}
     steady: dict[str, list[float]] = {"raw": [], "normalized": []}
     with tempfile.TemporaryDirectory() as folder:
-        for name, write in (("raw", table.write_raw), ("normalized", table.write_normalized)):
+        for name, write in (("raw", splits.write_raw), ("normalized", splits.write_normalized)):
             write(Path(folder) / f"{name}.parquet", tiled(test[name], options.rows))
         for repeat in range(options.repeats):
             for name in whole:

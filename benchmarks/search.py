@@ -102,7 +102,7 @@ def _told(seconds: float, accuracy: float, name: str, say: Callable[[str], None]
 
 
 def _ours(params: Params, *, available: Any, folder: Path, trainable: type | None = None, **changes: Any) -> list[Any]:
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.tuning import search
 
     settings = params.search.model_dump(exclude={"space", "train_rows"})

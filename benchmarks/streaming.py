@@ -22,7 +22,7 @@ from mnist_pipe import paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Scale, connected
 from mnist_pipe.cluster.ray_session import scale as scale_of
-from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.data.splits import NormalizedSplit, read_normalized
 from mnist_pipe.training import ray_train, streaming
 from mnist_pipe.training.recipe import Recipe
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from mnist_pipe import paths, preflight
-from mnist_pipe.data.table import NormalizedSplit, read_normalized
+from mnist_pipe.data.splits import NormalizedSplit, read_normalized
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import ema, loop
 from mnist_pipe.training.batches import to_device

@@ -23,6 +23,16 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on any fault remove it.
 
     A reader, or a rerun after a power cut, sees the old content or the new one and never a part.
+
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> write_bytes(folder / "note", b"old")
+    >>> with atomic_file(folder / "note") as temporary:
+    ...     _ = temporary.write_bytes(b"new")
+    ...     print((folder / "note").read_text())
+    old
+    >>> print((folder / "note").read_text(), os.listdir(folder))
+    new ['note']
+    >>> shutil.rmtree(folder)
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -56,7 +66,7 @@ def _sync_folder(folder: Path) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `folder`; on success rename it to that, on any fault remove it.
 
-    `folder` must not exist or be empty; its files are the caller's to fsync, as `replacing` does.
+    `folder` must not exist or be empty; its files are the caller's to fsync, as `atomic_file` does.
 
     Raises:
         OSError: by then there are files in it.
@@ -105,7 +115,11 @@ def sha256(path: Path) -> str:
 
 
 def digest(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON-like value, independent of the order of its keys."""
+    """Hexadecimal SHA-256 of a JSON-like value, independent of the order of its keys.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mnist_pipe import paths
 from mnist_pipe.atomic import digest, sha256
 
 PACKAGE = Path(__file__).parent
@@ -28,9 +29,10 @@ def code_version() -> str:
 
 def source_version() -> str:
     """A hash over all source of the project: what two machines that work on one run must agree in."""
-    return _digest([PACKAGE, PACKAGE.parent / "pipelines", PACKAGE.parent / "studies"])
+    return _digest(PACKAGE.parent / folder for folder in (*paths.CODE, paths.STUDIES))
 
 
 def _digest(folders: Iterable[Path]) -> str:
-    sources = sorted(path for folder in folders for kind in ("*.py", "*.html") for path in folder.rglob(kind))
+    kinds = ("*.py", "*.html", "*.toml")
+    sources = sorted(path for folder in folders for kind in kinds for path in folder.rglob(kind))
     return digest([[str(path.relative_to(PACKAGE.parent)), sha256(path)] for path in sources])

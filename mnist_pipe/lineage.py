@@ -50,8 +50,8 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
     the request.
     """
     if (root / paths.REVISION).exists():
-        told = read_json(root / paths.REVISION)
-        return told["revision"], told["dirty"]
+        client = read_json(root / paths.REVISION)
+        return client["revision"], client["dirty"]
     try:
         # A tree that was unpacked inside somebody's repository is not that repository's.
         _git(root, "ls-files", "--error-unmatch", str(paths.PARAMS))

@@ -7,6 +7,7 @@ from pathlib import Path
 from mnist_pipe.errors import InputError, describe
 
 PARAMS = Path("params.yaml")
+CODE = (Path("mnist_pipe"), Path("pipelines"))  # folders of nothing but code; STUDIES has the studies' data too
 
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
@@ -33,6 +34,7 @@ REGISTRATION = REPORTS / "registration.json"
 REPORT = REPORTS / "index.html"
 
 STUDIES = Path("studies")
+DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
 STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: what it measured, and how long that took

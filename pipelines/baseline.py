@@ -14,7 +14,7 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     """Train on this machine's processors, write `models/baseline`, and return the last epoch's metrics."""
     import torch
 
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.training import checkpoint, loop
     from mnist_pipe.training.batches import to_device
     from mnist_pipe.training.recipe import Recipe

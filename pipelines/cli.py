@@ -178,11 +178,11 @@ def _services(root: Path) -> list[tuple[str, str]]:
 
 
 def _times(timings: dict[str, float]) -> str:
-    from mnist_pipe.evaluation.report import duration
+    from mnist_pipe.evaluation.report import format_duration
     from pipelines import STAGES
 
-    parts = [f"{stage} {duration(timings[stage])}" for stage in STAGES if stage in timings]
-    return ", ".join([*parts, f"together {duration(sum(timings.values()))}"]) if parts else "not recorded"
+    parts = [f"{stage} {format_duration(timings[stage])}" for stage in STAGES if stage in timings]
+    return ", ".join([*parts, f"together {format_duration(sum(timings.values()))}"]) if parts else "not recorded"
 
 
 def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:

@@ -39,7 +39,7 @@ def evaluate(params: EvaluateParams) -> None:
 @task
 def score_split(split: str, params: EvaluateParams) -> Figures:
     """Run both models over a split, write each prediction, return the figures."""
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
     from mnist_pipe.evaluation.significance import mcnemar
@@ -54,7 +54,7 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
     write_predictions(paths.PREDICTIONS / f"{split}.parquet", predictions)
     options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
     comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
-    figures = {name: asdict(metrics.score(output, data.labels, **options)) for name, output in logits.items()}
+    figures = {name: asdict(metrics.compute_metrics(output, data.labels, **options)) for name, output in logits.items()}
     return {**figures, "mcnemar": asdict(comparison)}
 
 
@@ -64,7 +64,7 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
     import pandas as pd
 
     from mnist_pipe import atomic
-    from mnist_pipe.data.table import read_provenance
+    from mnist_pipe.data.parquet import read_provenance
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import read_predictions
 
@@ -79,7 +79,7 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
         **{split: figures["candidate"] for split, figures in by_split.items()},
         "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
         "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
-        "per_class": [asdict(one) for one in metrics.per_class(matrix)],
+        "per_class": [asdict(one) for one in metrics.compute_class_metrics(matrix)],
     }
     atomic.write_json(paths.EVALUATION, evaluation)
     pairs = pd.DataFrame({"actual": test.label, "predicted": test.prediction})
@@ -93,7 +93,7 @@ def draw(params: EvaluateParams) -> None:
     import numpy as np
     import pandas as pd
 
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics, plots
     from mnist_pipe.evaluation.predictions import read_predictions
     from mnist_pipe.training import checkpoint
@@ -102,13 +102,13 @@ def draw(params: EvaluateParams) -> None:
     matrix = metrics.confusion_matrix(test.label, test.prediction)
     bins = metrics.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
     weights = next(p for p in checkpoint.load_model(paths.BASELINE)[0].parameters() if p.ndim == 2)
-    plots.confusion(paths.PLOTS / "confusion.png", matrix)
-    plots.classes(paths.PLOTS / "classes.png", metrics.per_class(matrix), confidence=params.confidence)
-    plots.reliability(paths.PLOTS / "reliability.png", bins, confidence=params.confidence)
-    plots.templates(paths.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
-    plots.curves(paths.PLOTS / "curves.png", pd.read_csv(paths.CURVES))
-    plots.search(paths.PLOTS / "search.png", pd.read_csv(paths.TRIALS))
-    plots.mistakes(
+    plots.draw_confusion(paths.PLOTS / "confusion.png", matrix)
+    plots.draw_classes(paths.PLOTS / "classes.png", metrics.compute_class_metrics(matrix), confidence=params.confidence)
+    plots.draw_reliability(paths.PLOTS / "reliability.png", bins, confidence=params.confidence)
+    plots.draw_templates(paths.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
+    plots.draw_curves(paths.PLOTS / "curves.png", pd.read_csv(paths.CURVES))
+    plots.draw_search(paths.PLOTS / "search.png", pd.read_csv(paths.TRIALS))
+    plots.draw_mistakes(
         paths.PLOTS / "mistakes.png",
         read_normalized(paths.NORMALIZED / "test.parquet").images,
         labels=test.label,

@@ -7,8 +7,9 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from mnist_pipe import paths
-from mnist_pipe.data import sources, table
-from mnist_pipe.data.sources import NoMirrorFault
+from mnist_pipe.data import sources
+from mnist_pipe.data.download import NoMirrorFault
+from mnist_pipe.data.splits import write_all, write_raw
 from mnist_pipe.fingerprint import PACKAGE
 from mnist_pipe.params import IngestParams
 from pipelines import retries
@@ -37,7 +38,7 @@ def _place(mirror: str) -> str:
 def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> dict[str, int]:
     """Check the files and write them as Parquet; returns the rows of each split."""
     splits = sources.load(dataset, found, fallback_for=fallback_for)
-    table.write_all(paths.RAW, splits, write=table.write_raw)
+    write_all(paths.RAW, splits, write=write_raw)
     return {name: len(split.labels) for name, split in splits.items()}
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 
 from mnist_pipe import atomic, paths
-from mnist_pipe.data import normalization, table
+from mnist_pipe.data import normalization
+from mnist_pipe.data.splits import read_raw, write_all, write_normalized
 from mnist_pipe.params import NormalizeParams
 from pipelines.stage import stage
 
@@ -13,14 +14,14 @@ from pipelines.stage import stage
 @task
 def standardise(params: NormalizeParams) -> dict[str, int]:
     """Write the three splits and the report; returns the rows of each split."""
-    raw = {name: table.read_raw(paths.RAW / f"{name}.parquet") for name in ("train", "test")}
+    raw = {name: read_raw(paths.RAW / f"{name}.parquet") for name in ("train", "test")}
     splits, report = normalization.normalize(
         raw["train"],
         raw["test"],
         validation_rows=params.validation_rows,
         seed=params.seed,
     )
-    table.write_all(paths.NORMALIZED, splits, write=table.write_normalized)
+    write_all(paths.NORMALIZED, splits, write=write_normalized)
     atomic.write_json(paths.DATA_REPORT, report)
     return {name: len(normalized.labels) for name, normalized in splits.items()}
 

@@ -10,7 +10,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from mnist_pipe import atomic, lineage, paths
-from mnist_pipe.data.table import read_provenance
+from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params import RegisterParams
 from mnist_pipe.registry import mlflow_registry

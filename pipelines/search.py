@@ -29,7 +29,7 @@ COLUMNS = (
 @task
 def open_registry() -> None:
     """Import MLflow and make its tables if there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
-    from mnist_pipe.registry.mlflow_registry import prepare
+    from mnist_pipe.registry.store import prepare
 
     prepare(Path.cwd())
 
@@ -41,7 +41,7 @@ def tune(
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.tuning.search import TrialRecord, search
 
     logger = get_run_logger()
@@ -84,7 +84,7 @@ def tune(
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""
-    from mnist_pipe.data.table import read_provenance
+    from mnist_pipe.data.parquet import read_provenance
     from mnist_pipe.registry.mlflow_registry import log_search
 
     dataset = read_provenance(paths.TRAINING_SPLITS["train"])["dataset"]

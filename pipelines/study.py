@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def measure(study: str, params: dict[str, Any], ledger: str) -> dict[str, Any]:
     """Compute every run that `ledger` does not know and write `runs.json` and `times.json`; returns the latter."""
     from mnist_pipe.cluster import ray_session, storage
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from studies.common import catalogue
     from studies.common.executor import run_all
     from studies.common.ledger import read_ledger

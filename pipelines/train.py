@@ -23,7 +23,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
-    from mnist_pipe.data.table import read_normalized
+    from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.training import ray_train
     from mnist_pipe.training.loop import progress_line
     from mnist_pipe.training.progress import Progress

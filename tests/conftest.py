@@ -11,7 +11,10 @@ import pytest
 from hypothesis import settings
 
 from mnist_pipe import telemetry
-from mnist_pipe.data.table import RawSplit
+from mnist_pipe.data.splits import RawSplit
+from tests.support.data import random_split
+
+pytest_plugins = ["tests.support.registry"]
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,14 +31,7 @@ settings.load_profile("mnist-pipe")
 def raw_splits() -> dict[str, RawSplit]:
     """A train split of 500 and a test split of 100 random images, every class in both."""
     random = np.random.default_rng(7)
-    return {
-        name: RawSplit(
-            images=random.integers(0, 256, (rows, 28, 28), dtype=np.uint8),
-            labels=random.permutation(np.arange(rows) % 10).astype(np.uint8),
-            provenance={"dataset": "toy", "fallback_for": None},
-        )
-        for name, rows in (("train", 500), ("test", 100))
-    }
+    return {name: random_split(rows, random) for name, rows in (("train", 500), ("test", 100))}
 
 
 @pytest.fixture(scope="session")

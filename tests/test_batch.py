@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ import torch
 from numpy.typing import NDArray
 
 from mnist_pipe import models
-from mnist_pipe.data.table import NormalizedSplit, RawSplit, write_normalized, write_raw
+from mnist_pipe.data.splits import RawSplit, write_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
 from mnist_pipe.inference.batch import Model
 from mnist_pipe.training import loop
-from tests.test_registry import NAME, empty_store, make, register, root
-
-__all__ = ["empty_store", "make", "root"]  # fixtures
+from tests.support.data import normalized_split
+from tests.support.registry import NAME, MakeCandidate, register
 
 MEAN, STD = 0.1307, 0.3081
 ROWS = 2500
@@ -119,12 +117,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 def test_standardised_images_without_labels_are_scored_alike(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
-    split = NormalizedSplit(
-        images=standardised(pixels),
-        labels=np.zeros(ROWS, dtype=np.uint8),
-        index=np.arange(ROWS, dtype=np.uint32),
-        provenance={"dataset": "toy", "mean": MEAN, "std": STD},
-    )
+    split = normalized_split(standardised(pixels), mean=MEAN, std=STD)
     write_normalized(tmp_path / "labelled.parquet", split)
     bare = pq.read_table(tmp_path / "labelled.parquet").select(["image"])
     pq.write_table(bare, tmp_path / "in.parquet")
@@ -140,13 +133,7 @@ def test_standardised_images_without_labels_are_scored_alike(
 def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
-    split = NormalizedSplit(
-        images=images,
-        labels=np.zeros(ROWS, dtype=np.uint8),
-        index=np.arange(ROWS, dtype=np.uint32),
-        provenance={"dataset": "toy", "mean": MEAN, "std": STD},
-    )
-    write_normalized(tmp_path / "in.parquet", split)
+    write_normalized(tmp_path / "in.parquet", normalized_split(images, mean=MEAN, std=STD))
     line = refused(CorruptDataError, tmp_path / "in.parquet", tmp_path / "out", model=model)
     assert line == f"{tmp_path / 'in.parquet'}: image[1801] at (5, 6) must be finite, but got nan"
 
@@ -199,12 +186,7 @@ def test_files_of_one_input_have_the_same_columns(model: Model, pixels: NDArray[
 
 
 def test_images_standardised_by_other_figures_are_refused(model: Model, tmp_path: Path) -> None:
-    split = NormalizedSplit(
-        images=np.zeros((5, 28, 28), dtype=np.float32),
-        labels=np.zeros(5, dtype=np.uint8),
-        index=np.arange(5, dtype=np.uint32),
-        provenance={"dataset": "toy", "mean": 0.5, "std": STD},
-    )
+    split = normalized_split(np.zeros((5, 28, 28), dtype=np.float32), mean=0.5, std=STD)
     where = tmp_path / "in.parquet"
     write_normalized(where, split)
     line = refused(InputError, where, tmp_path / "out", model=model)
@@ -236,18 +218,18 @@ def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def project(root: Path, pixels: NDArray[np.uint8]) -> Path:
+def project(registry_root: Path, pixels: NDArray[np.uint8]) -> Path:
     """A project with an empty registry, and raw images with labels."""
     for name in ("params.yaml", "dvc.yaml"):
-        (root / name).touch()
+        (registry_root / name).touch()
     labels = (np.arange(ROWS) % 10).astype(np.uint8)
-    write_raw(root / "in.parquet", RawSplit(images=pixels, labels=labels, provenance={"dataset": "toy"}))
-    return root
+    write_raw(registry_root / "in.parquet", RawSplit(images=pixels, labels=labels, provenance={"dataset": "toy"}))
+    return registry_root
 
 
 @pytest.mark.ray
-def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make: Callable[..., Any]) -> None:
-    register(project, make(1, 40))
+def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make_candidate: MakeCandidate) -> None:
+    register(project, make_candidate(1, 40))
     process = command(project, "in.parquet", "out")
     output, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, "")
@@ -276,14 +258,8 @@ def test_without_a_model_the_command_says_so(project: Path, arguments: list[str]
     assert not (project / "out").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
-    project: Path, make: Callable[..., Any], number: int, code: int
-) -> None:
-    register(project, make(1, 40))
-    names = {path.name for path in project.iterdir()}
+def interrupt(project: Path, number: int) -> tuple[int, float, list[psutil.Process]]:
+    """Send the signal to a command that scores; its exit code, the seconds that it took to end, and its children."""
     process = command(project, "in.parquet", "out")
     deadline = time.monotonic() + 60
     while not (family := psutil.Process(process.pid).children(recursive=True)) or len(family) < 8:
@@ -292,7 +268,28 @@ def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
         time.sleep(0.1)
     process.send_signal(number)
     started = time.monotonic()
-    assert process.wait(timeout=30) == code
-    assert time.monotonic() - started < 15  # 5 s on a machine that does nothing else
+    return process.wait(timeout=30), time.monotonic() - started, family
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
+    project: Path, make_candidate: MakeCandidate, number: int, code: int
+) -> None:
+    register(project, make_candidate(1, 40))
+    names = {path.name for path in project.iterdir()}
+    found, _, family = interrupt(project, number)
+    assert found == code
     assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
     assert {path.name for path in project.iterdir()} == names
+
+
+@pytest.mark.timing
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_soon(project: Path, make_candidate: MakeCandidate, number: int) -> None:
+    register(project, make_candidate(1, 40))
+    _, seconds, _ = interrupt(project, number)
+    assert seconds < 15  # 5 s on a machine that does nothing else

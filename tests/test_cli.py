@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,7 @@ from mnist_pipe import paths
 from mnist_pipe.atomic import write_json
 from mnist_pipe.local import services
 from pipelines import cli
-from tests.test_registry import empty_store, make, register, root
-
-__all__ = ["empty_store", "make", "root"]  # fixtures
+from tests.support.registry import MakeCandidate, register
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
 NO_SERVICES = [
@@ -279,13 +276,13 @@ def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
 
 
 def test_predict_prints_the_digit_and_all_probabilities_and_goes_on_after_a_file_that_is_none(
-    root: Path, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch,
+    registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    register(root, make(1, 40))
+    register(registry_root, make_candidate(1, 40))
     for name in ("params.yaml", "dvc.yaml"):
-        (root / name).touch()
-    monkeypatch.chdir(root)
+        (registry_root / name).touch()
+    monkeypatch.chdir(registry_root)
     image = Image.new("L", (60, 90), 255)
     ImageDraw.Draw(image).line((15, 10, 45, 10, 25, 80), fill=0, width=8)
     image.save("seven.png")

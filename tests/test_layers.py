@@ -43,7 +43,7 @@ ONLY = {
         "mnist_pipe.inference.batch",
         "studies.common.executor",
     },
-    "mlflow": {"mnist_pipe.registry.mlflow_registry"},
+    "mlflow": {"mnist_pipe.registry.mlflow_registry", "mnist_pipe.registry.store"},
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
 }
 

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe import models
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop, numerics, optimizers, sync_batchnorm
 from mnist_pipe.training.batches import DeviceSplit, Ranks, to_device
 from mnist_pipe.training.loop import DivergedError

@@ -28,8 +28,8 @@ def labels() -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 10, 400).astype(np.uint8)
 
 
-def score(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> metrics.Score:
-    return metrics.score(logits, labels, confidence=0.95, num_bins=15)
+def metrics_of(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> metrics.Metrics:
+    return metrics.compute_metrics(logits, labels, confidence=0.95, num_bins=15)
 
 
 def test_log_probabilities_agree_with_torch(logits: NDArray[np.float32]) -> None:
@@ -48,7 +48,7 @@ def test_the_largest_logits_do_not_overflow() -> None:
 def test_likelihood_and_accuracy_agree_with_scikit_learn(
     logits: NDArray[np.float32], labels: NDArray[np.uint8]
 ) -> None:
-    found = score(logits, labels)
+    found = metrics_of(logits, labels)
     probabilities = np.exp(metrics.log_probabilities(logits, where="x"))
     assert found.nll == pytest.approx(sklearn.metrics.log_loss(labels, probabilities, labels=range(10)), rel=1e-9)
     assert found.accuracy == sklearn.metrics.accuracy_score(labels, logits.argmax(axis=1))
@@ -61,21 +61,21 @@ def test_likelihood_and_accuracy_agree_with_scikit_learn(
 def test_brier_score_of_two_rows_by_hand() -> None:
     # Even logits give 1/10 to each class: 9 squares of 0.1 and one of 0.9. A sure and right row adds nothing.
     sure = np.where(np.arange(10) == 4, 1000, 0)
-    found = score(np.array([np.zeros(10), sure], dtype=np.float32), np.array([7, 4], dtype=np.uint8))
+    found = metrics_of(np.array([np.zeros(10), sure], dtype=np.float32), np.array([7, 4], dtype=np.uint8))
     assert found.brier == pytest.approx((9 * 0.01 + 0.81) / 2)
 
 
 def test_a_hand_count_of_three_rows() -> None:
     even = math.log(9)  # this logit against nine zeros is a probability of 1/2
     rows = [np.where(np.arange(10) == top, even, 0) for top in (0, 1, 2)]
-    found = score(np.array(rows, dtype=np.float64), np.array([0, 1, 9], dtype=np.uint8))
+    found = metrics_of(np.array(rows, dtype=np.float64), np.array([0, 1, 9], dtype=np.uint8))
     assert (found.num_rows, found.num_correct, found.accuracy) == (3, 2, 2 / 3)
     assert found.nll == pytest.approx((2 * math.log(2) + math.log(18)) / 3)
     assert found.calibration_error == pytest.approx(2 / 3 - 1 / 2)
 
 
 def test_a_label_is_predicted_by_the_first_of_equal_logits() -> None:
-    assert score(np.zeros((1, 10), dtype=np.float32), np.array([0], dtype=np.uint8)).num_correct == 1
+    assert metrics_of(np.zeros((1, 10), dtype=np.float32), np.array([0], dtype=np.uint8)).num_correct == 1
 
 
 @given(rows=st.integers(1, 5000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
@@ -123,7 +123,7 @@ def test_per_class_figures_agree_with_scikit_learn(logits: NDArray[np.float32], 
     expected = sklearn.metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(10), zero_division=np.nan
     )
-    found = metrics.per_class(metrics.confusion_matrix(labels, predictions))
+    found = metrics.compute_class_metrics(metrics.confusion_matrix(labels, predictions))
     for label, (one, row) in enumerate(zip(found, np.array(expected).T, strict=True)):
         assert one.label == label
         assert (one.precision, one.recall, one.f1, one.num_rows) == pytest.approx(tuple(row))
@@ -131,7 +131,7 @@ def test_per_class_figures_agree_with_scikit_learn(logits: NDArray[np.float32], 
 
 def test_a_class_that_is_neither_there_nor_predicted_has_no_figures() -> None:
     labels = np.array([0, 0, 1], dtype=np.uint8)
-    found = metrics.per_class(metrics.confusion_matrix(labels, np.array([0, 2, 0], dtype=np.uint8)))
+    found = metrics.compute_class_metrics(metrics.confusion_matrix(labels, np.array([0, 2, 0], dtype=np.uint8)))
     assert (found[0].precision, found[0].recall, found[0].f1) == (0.5, 0.5, 0.5)
     assert (found[1].precision, found[1].recall, found[1].f1) == (None, 0.0, 0.0)
     assert (found[2].precision, found[2].recall, found[2].f1) == (0.0, None, 0.0)
@@ -141,7 +141,7 @@ def test_a_class_that_is_neither_there_nor_predicted_has_no_figures() -> None:
 def test_logits_that_are_not_finite_are_refused(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     logits[17, 3] = np.nan
     with pytest.raises(CorruptDataError) as fault:
-        metrics.score(logits, labels, confidence=0.95, num_bins=15, where="models/candidate")
+        metrics.compute_metrics(logits, labels, confidence=0.95, num_bins=15, where="models/candidate")
     assert str(fault.value) == "models/candidate: logits[17, 3] must be finite, but got nan"
     logits[20, [1, 2]] = np.inf
     with pytest.raises(CorruptDataError) as fault:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mnist_pipe.data import normalization, sources, table
-from mnist_pipe.data.table import NormalizedSplit, RawSplit
+from mnist_pipe.data import normalization, sources
+from mnist_pipe.data.splits import NormalizedSplit, RawSplit, read_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError
 
 Splits = dict[str, RawSplit]
@@ -203,7 +203,7 @@ def test_the_flow_writes_the_same_bytes_every_time_and_nothing_from_damaged_data
 
     monkeypatch.chdir(tmp_path)
     for name, raw in raw_splits.items():
-        table.write_raw(Path(f"data/raw/{name}.parquet"), raw)
+        write_raw(Path(f"data/raw/{name}.parquet"), raw)
     outputs = [Path(f"data/normalized/{name}.parquet") for name in ("train", "validation", "test")]
     outputs.append(Path("reports/data.json"))
     written = []
@@ -214,7 +214,7 @@ def test_the_flow_writes_the_same_bytes_every_time_and_nothing_from_damaged_data
             path.unlink()
     assert written[0] == written[1]
     outputs[0].write_bytes(written[0][0])
-    assert table.read_normalized(outputs[0]).provenance["source_sha256"] == sha256_of(raw_splits["train"])
+    assert read_normalized(outputs[0]).provenance["source_sha256"] == sha256_of(raw_splits["train"])
 
     outputs[0].unlink()
     damaged = Path("data/raw/test.parquet")

@@ -45,7 +45,7 @@ def trials(accuracies: list[float], *, status: str = "finished") -> pd.DataFrame
 
 
 def mistakes(path: Path, *, num_wrong: int) -> None:
-    plots.mistakes(
+    plots.draw_mistakes(
         path,
         np.zeros((200, 28, 28), dtype=np.float32),
         labels=LABELS,
@@ -57,32 +57,34 @@ def mistakes(path: Path, *, num_wrong: int) -> None:
 
 def reliability(path: Path, *, confidences: NDArray[np.float64]) -> None:
     bins = metrics.calibration_bins(confidences, np.ones(len(confidences), dtype=bool), num_bins=15)
-    plots.reliability(path, bins, confidence=0.95)
+    plots.draw_reliability(path, bins, confidence=0.95)
 
 
 DRAWINGS: dict[str, Draw] = {
-    "confusion": lambda path: plots.confusion(path, matrix(num_wrong=30)),
-    "confusion, no mistake": lambda path: plots.confusion(path, matrix(num_wrong=0)),
-    "confusion, nothing right": lambda path: plots.confusion(path, matrix(num_wrong=200)),
-    "curves": lambda path: plots.curves(path, epochs([0.5, 0.9, 0.99])),
-    "curves, one epoch": lambda path: plots.curves(path, epochs([0.9])),
-    "curves, all right": lambda path: plots.curves(path, epochs([0.9, 1.0])),
-    "curves, always right": lambda path: plots.curves(path, epochs([1.0, 1.0])),
-    "curves, nothing right": lambda path: plots.curves(path, epochs([0.0, 0.1])),
-    "search": lambda path: plots.search(path, trials([0.9, 0.5, 0.99])),
-    "search, one trial": lambda path: plots.search(path, trials([0.9])),
-    "search, all right": lambda path: plots.search(path, trials([1.0, 0.9])),
-    "search, all diverged": lambda path: plots.search(path, trials([0.0, np.nan], status="diverged")),
+    "confusion": lambda path: plots.draw_confusion(path, matrix(num_wrong=30)),
+    "confusion, no mistake": lambda path: plots.draw_confusion(path, matrix(num_wrong=0)),
+    "confusion, nothing right": lambda path: plots.draw_confusion(path, matrix(num_wrong=200)),
+    "curves": lambda path: plots.draw_curves(path, epochs([0.5, 0.9, 0.99])),
+    "curves, one epoch": lambda path: plots.draw_curves(path, epochs([0.9])),
+    "curves, all right": lambda path: plots.draw_curves(path, epochs([0.9, 1.0])),
+    "curves, always right": lambda path: plots.draw_curves(path, epochs([1.0, 1.0])),
+    "curves, nothing right": lambda path: plots.draw_curves(path, epochs([0.0, 0.1])),
+    "search": lambda path: plots.draw_search(path, trials([0.9, 0.5, 0.99])),
+    "search, one trial": lambda path: plots.draw_search(path, trials([0.9])),
+    "search, all right": lambda path: plots.draw_search(path, trials([1.0, 0.9])),
+    "search, all diverged": lambda path: plots.draw_search(path, trials([0.0, np.nan], status="diverged")),
     "mistakes": lambda path: mistakes(path, num_wrong=30),
     "mistakes, fewer than asked": lambda path: mistakes(path, num_wrong=2),
     "mistakes, none": lambda path: mistakes(path, num_wrong=0),
-    "templates": lambda path: plots.templates(path, np.eye(10, 784, dtype=np.float32)),
-    "templates, zero": lambda path: plots.templates(path, np.zeros((10, 784), dtype=np.float32)),
+    "templates": lambda path: plots.draw_templates(path, np.eye(10, 784, dtype=np.float32)),
+    "templates, zero": lambda path: plots.draw_templates(path, np.zeros((10, 784), dtype=np.float32)),
     "reliability": lambda path: reliability(path, confidences=np.linspace(0.1, 1, 300)),
     "reliability, always sure": lambda path: reliability(path, confidences=np.ones(9)),
-    "classes": lambda path: plots.classes(path, metrics.per_class(matrix(num_wrong=30)), confidence=0.95),
-    "classes, all but one absent": lambda path: plots.classes(
-        path, metrics.per_class(np.diag([9] + [0] * 9)), confidence=0.95
+    "classes": lambda path: plots.draw_classes(
+        path, metrics.compute_class_metrics(matrix(num_wrong=30)), confidence=0.95
+    ),
+    "classes, all but one absent": lambda path: plots.draw_classes(
+        path, metrics.compute_class_metrics(np.diag([9] + [0] * 9)), confidence=0.95
     ),
 }
 ONE_OF_EACH = [name for name in DRAWINGS if "," not in name]
@@ -129,7 +131,7 @@ def test_a_drawing_leaves_matplotlibs_settings_as_they_were(tmp_path: Path) -> N
 
 def test_a_fault_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
-        plots.curves(tmp_path / "curves.png", pd.DataFrame({"epoch": [1], "train_loss": [1.0]}))
+        plots.draw_curves(tmp_path / "curves.png", pd.DataFrame({"epoch": [1], "train_loss": [1.0]}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -137,7 +139,7 @@ def test_a_single_mistake_can_be_seen_in_the_confusion_matrix(tmp_path: Path) ->
     """One cell of a hundred is strongly coloured, though it counts 1 beside hits of 20."""
 
     def num_red(num_wrong: int) -> int:
-        plots.confusion(tmp_path / "a.png", matrix(num_wrong=num_wrong))
+        plots.draw_confusion(tmp_path / "a.png", matrix(num_wrong=num_wrong))
         with Image.open(tmp_path / "a.png") as picture:
             pixels = np.asarray(picture.convert("RGB")).astype(int)
         return int((pixels[..., 0] - pixels[..., 2] > 80).sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,7 @@ from mnist_pipe.data.images import load_image
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
 from mnist_pipe.inference.predict import Prediction, classify
 from mnist_pipe.registry import mlflow_registry
-from tests.test_registry import NAME, empty_store, make, register, root
-
-__all__ = ["empty_store", "make", "root"]  # fixtures
+from tests.support.registry import NAME, MakeCandidate, register
 
 
 @pytest.fixture
@@ -38,15 +35,15 @@ def only(results: list[Any]) -> Prediction:
 
 
 def test_the_probabilities_are_the_softmax_of_the_model_on_the_standardised_image(
-    root: Path, make: Callable[..., Any], picture: Path
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
-    candidate = make(1, 40)
-    register(root, candidate)
+    candidate = make_candidate(1, 40)
+    register(registry_root, candidate)
     weights = load_file(candidate[0] / "model.safetensors")
     image = (load_image(picture).ravel() - 0.1307) / 0.3081  # mean and standard deviation of the card
     logits = weights["output.weight"].astype(np.float64) @ image + weights["output.bias"]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    result = only(classify([picture], root=root))
+    result = only(classify([picture], root=registry_root))
     assert result.probabilities == pytest.approx(expected, rel=1e-3, abs=1e-9)
     assert result.digit == expected.argmax()
     assert result.probability == max(result.probabilities)
@@ -55,12 +52,12 @@ def test_the_probabilities_are_the_softmax_of_the_model_on_the_standardised_imag
 
 
 def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
-    root: Path, make: Callable[..., Any], picture: Path, tmp_path: Path
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path, tmp_path: Path
 ) -> None:
-    register(root, make(1, 40))
+    register(registry_root, make_candidate(1, 40))
     text = tmp_path / "text.png"
     text.write_text("hello")
-    first, second, third = classify([picture, text, picture], root=root)
+    first, second, third = classify([picture, text, picture], root=registry_root)
     assert isinstance(first, Prediction)
     assert isinstance(second, InputError)
     assert str(second) == f"{text}: the file must be a PNG or JPEG image, but got bytes that start with b'hello'"
@@ -74,59 +71,64 @@ def test_without_a_registry_the_way_to_one_is_told(tmp_path: Path, picture: Path
 
 
 def test_the_name_that_was_registered_last_is_asked_for_its_champion(
-    root: Path, make: Callable[..., Any], picture: Path
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
-    one, other = make(1, 40), make(2, 40)
-    register(root, one, name="mnist-classifier")
-    register(root, other, name="digits-classifier")
+    one, other = make_candidate(1, 40), make_candidate(2, 40)
+    register(registry_root, one, name="mnist-classifier")
+    register(registry_root, other, name="digits-classifier")
     results = {}
     for name in ("mnist-classifier", "digits-classifier"):
-        write_json(root / paths.REGISTRATION, {"name": name})
-        results[name] = only(classify([picture], root=root))
-        assert results[name] == only(classify([picture], root=root, model=f"{name}@champion"))
+        write_json(registry_root / paths.REGISTRATION, {"name": name})
+        results[name] = only(classify([picture], root=registry_root))
+        assert results[name] == only(classify([picture], root=registry_root, model=f"{name}@champion"))
     assert results["mnist-classifier"] != results["digits-classifier"]
-    write_json(root / paths.REGISTRATION, {"name": "local-classifier"})
+    write_json(registry_root / paths.REGISTRATION, {"name": "local-classifier"})
     with pytest.raises(EnvironmentFault) as caught:
-        classify([picture], root=root)
+        classify([picture], root=registry_root)
     assert str(caught.value) == "local-classifier: must have a champion, but got none; run: dvc repro"
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
 def test_without_a_registration_the_only_champion_is_taken(
-    root: Path, make: Callable[..., Any], picture: Path, content: str | None
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path, content: str | None
 ) -> None:
-    register(root, make(1, 40))
+    register(registry_root, make_candidate(1, 40))
     if content is not None:
-        (root / paths.REPORTS).mkdir()
-        (root / paths.REGISTRATION).write_text(content)
-    assert only(classify([picture], root=root))
+        (registry_root / paths.REPORTS).mkdir()
+        (registry_root / paths.REGISTRATION).write_text(content)
+    assert only(classify([picture], root=registry_root))
 
 
-def test_among_several_champions_the_user_chooses(root: Path, make: Callable[..., Any], picture: Path) -> None:
+def test_among_several_champions_the_user_chooses(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
     for name in ("mnist-classifier", "digits-classifier"):
-        register(root, make(1, 40), name=name)
+        register(registry_root, make_candidate(1, 40), name=name)
     with pytest.raises(InputError) as caught:
-        classify([picture], root=root)
+        classify([picture], root=registry_root)
     assert str(caught.value) == (
         "--model: the name must be given, but got nothing; known: digits-classifier@champion, mnist-classifier@champion"
     )
 
 
-def test_any_version_can_be_asked(root: Path, make: Callable[..., Any], picture: Path) -> None:
-    register(root, make(1, 60))
-    register(root, make(2, 40))
+def test_any_version_can_be_asked(registry_root: Path, make_candidate: MakeCandidate, picture: Path) -> None:
+    register(registry_root, make_candidate(1, 60))
+    register(registry_root, make_candidate(2, 40))
     by_alias = {
-        spec: only(classify([picture], root=root, model=f"{NAME}{spec}")) for spec in ("@champion", "@previous")
+        spec: only(classify([picture], root=registry_root, model=f"{NAME}{spec}"))
+        for spec in ("@champion", "@previous")
     }
-    by_number = {number: only(classify([picture], root=root, model=f"{NAME}/{number}")) for number in (1, 2)}
+    by_number = {number: only(classify([picture], root=registry_root, model=f"{NAME}/{number}")) for number in (1, 2)}
     assert by_alias == {"@champion": by_number[2], "@previous": by_number[1]}
     assert by_number[1] != by_number[2]
 
 
-def test_a_champion_whose_files_are_gone_is_told(root: Path, make: Callable[..., Any], picture: Path) -> None:
-    register(root, make(1, 40))
-    folder = mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=root), root=root)
+def test_a_champion_whose_files_are_gone_is_told(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    folder = mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=registry_root), root=registry_root)
     shutil.rmtree(folder)
     with pytest.raises(CorruptDataError) as caught:
-        classify([picture], root=root)
+        classify([picture], root=registry_root)
     assert str(caught.value) == f"{folder / 'manifest.json'}: the file must exist, but got nothing"

@@ -19,7 +19,7 @@ from mnist_pipe import hardware, models
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
 from mnist_pipe.cluster.ray_session import scale as scale_of
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
 from mnist_pipe.training.batches import to_device

@@ -18,61 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
-import numpy as np
 import pytest
 import torch
 
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
-from mnist_pipe.evaluation.predictions import Predictions, write_predictions
-from mnist_pipe.params import RegisterParams
-from mnist_pipe.registry import mlflow_registry
-from mnist_pipe.registry.mlflow_registry import Registration
+from mnist_pipe.registry import mlflow_registry, store
 from mnist_pipe.training import checkpoint
-
-NAME = "toy-classifier"
-LINEAGE = {"dataset": "toy", "git_revision": "abc", "git_dirty": False, "versions": {"torch": "2"}}
-METRICS = {"dataset": "toy", "test": {"accuracy": 0.75, "interval": [0.7, 0.8]}, "validation": {"num_rows": 1000}}
-PARAMS = RegisterParams(max_p_value_against_baseline=0.01, max_p_value_against_champion=0.05, max_calibration_error=0.1)
-ROWS = 1000
-BASELINE_ERRORS = 100
-
-
-def make_candidate(folder: Path, *, seed: int, errors: int) -> tuple[Path, Path]:
-    """A linear model of that seed, and predictions of which the first `errors` are wrong (the baseline's: 100)."""
-    torch.manual_seed(seed)
-    model = models.build("linear")
-    torch.nn.init.normal_(model.get_parameter("output.weight"))
-    card = {
-        "model": "linear",
-        "model_params": {},
-        "recipe": {"optimizer": "adam", "learning_rate": 0.1, "seed": seed},
-        "dataset": "toy",
-        "mean": 0.1307,
-        "std": 0.3081,
-        "data_sha256": {"train": "aa", "validation": "bb"},
-    }
-    checkpoint.save_model(folder / f"model-{seed}", model, card=card)
-    rows = np.arange(ROWS)
-    label = (rows % 10).astype(np.uint8)
-    predictions = Predictions(
-        index=rows.astype(np.uint32),
-        label=label,
-        baseline_prediction=((label + (rows < BASELINE_ERRORS)) % 10).astype(np.uint8),
-        prediction=((label + (rows < errors)) % 10).astype(np.uint8),
-        probability=np.full(ROWS, 1 - errors / ROWS, dtype=np.float32),
-        true_probability=np.full(ROWS, 0.9, dtype=np.float32),
-        provenance={"dataset": "toy", "source_sha256": "cc"},
-    )
-    path = folder / f"predictions-{seed}" / "validation.parquet"
-    write_predictions(path, predictions)
-    return folder / f"model-{seed}", path
-
-
-def register(root: Path, candidate: tuple[Path, Path], **changes: Any) -> Registration:
-    arguments = {"root": root, "name": NAME, "metrics": METRICS, "lineage": LINEAGE, "params": PARAMS, **changes}
-    return mlflow_registry.register(candidate[0], predictions=candidate[1], **arguments)
+from tests.support.registry import BASELINE_ERRORS, LINEAGE, METRICS, NAME, PARAMS, MakeCandidate, register
 
 
 def client(root: Path) -> Any:
@@ -93,33 +47,9 @@ def runs(root: Path, experiment: str = NAME) -> list[Any]:
     return list(client(root).search_runs([found.experiment_id]))
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's schema and nothing else; making one takes a second or more."""
-    root = tmp_path_factory.mktemp("store")
-    with mlflow_registry._store(root, write=True):
-        pass
-    return root / paths.MLFLOW_DB
-
-
-@pytest.fixture
-def root(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with an empty registry."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    folder = tmp_path / "project"
-    (folder / paths.STATE).mkdir(parents=True)
-    shutil.copy(empty_store, folder / paths.MLFLOW_DB)
-    return folder
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    return lambda seed, errors: make_candidate(tmp_path / "candidates", seed=seed, errors=errors)
-
-
-def test_the_first_candidate_that_passes_is_the_champion(root: Path, make: Callable[..., Any]) -> None:
-    folder, predictions = make(1, 40)
-    outcome = register(root, (folder, predictions))
+def test_the_first_candidate_that_passes_is_the_champion(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    folder, predictions = make_candidate(1, 40)
+    outcome = register(registry_root, (folder, predictions))
     gates = asdict(outcome)["gates"]
     assert [(gate["name"], gate["passed"]) for gate in gates] == [
         ("baseline", True),
@@ -138,15 +68,15 @@ def test_the_first_candidate_that_passes_is_the_champion(root: Path, make: Calla
         "lineage": LINEAGE,
         "tracking_uri": "sqlite:///.state/mlflow.db",
     }
-    assert state(root) == (1, {"champion": 1})
+    assert state(registry_root) == (1, {"champion": 1})
 
 
 def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
-    root: Path, make: Callable[..., Any]
+    registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
-    folder, predictions = make(1, 40)
-    outcome = register(root, (folder, predictions))
-    [run] = runs(root)
+    folder, predictions = make_candidate(1, 40)
+    outcome = register(registry_root, (folder, predictions))
+    [run] = runs(registry_root)
     assert run.info.status == "FINISHED"
     assert run.data.metrics == {"test.accuracy": 0.75, "validation.num_rows": 1000}
     assert run.data.params == {
@@ -155,7 +85,7 @@ def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
         "recipe.learning_rate": "0.1",
         "recipe.seed": "1",
     }
-    artifacts = root / paths.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts"
+    artifacts = registry_root / paths.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts"
     files = {str(path.relative_to(artifacts)): path for path in artifacts.rglob("*") if path.is_file()}
     assert set(files) == {
         "metrics.json",
@@ -166,84 +96,88 @@ def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
     }
     assert files["predictions/validation.parquet"].read_bytes() == predictions.read_bytes()
     assert json.loads(files["metrics.json"].read_bytes()) == METRICS
-    tags = client(root).get_model_version(NAME, "1").tags
+    tags = client(registry_root).get_model_version(NAME, "1").tags
     assert tags["content_sha256"] == outcome.content_sha256
     assert tags["lineage.git_revision"] == "abc"
     assert tags["lineage.versions.torch"] == "2"
     assert tags["gate.champion"] == "passed: There is no champion yet."
 
 
-def test_the_same_content_is_one_version(root: Path, make: Callable[..., Any]) -> None:
-    candidate = make(1, 40)
-    first, second = register(root, candidate), register(root, candidate)
+def test_the_same_content_is_one_version(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(1, 40)
+    first, second = register(registry_root, candidate), register(registry_root, candidate)
     assert (second.version, second.alias, second.promoted) == (1, "champion", False)
     assert second.reason == "The candidate is the champion already, so nothing changes."
     assert second.content_sha256 == first.content_sha256
-    assert state(root) == (1, {"champion": 1})
-    assert len(runs(root)) == 1
+    assert state(registry_root) == (1, {"champion": 1})
+    assert len(runs(registry_root)) == 1
 
 
 def test_a_better_candidate_takes_the_alias_and_the_old_champion_is_kept_as_previous(
-    root: Path, make: Callable[..., Any]
+    registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
-    register(root, make(1, 60))
-    second = register(root, make(2, 40))
+    register(registry_root, make_candidate(1, 60))
+    second = register(registry_root, make_candidate(2, 40))
     assert (second.version, second.alias, second.promoted, second.previous) == (2, "champion", True, 1)
-    assert state(root) == (2, {"champion": 2, "previous": 1})
-    third = register(root, make(3, 20))
+    assert state(registry_root) == (2, {"champion": 2, "previous": 1})
+    third = register(registry_root, make_candidate(3, 20))
     assert (third.version, third.previous) == (3, 2)
-    assert state(root) == (3, {"champion": 3, "previous": 2})
+    assert state(registry_root) == (3, {"champion": 3, "previous": 2})
 
 
 def test_a_candidate_that_is_not_better_is_registered_and_leaves_the_aliases(
-    root: Path, make: Callable[..., Any]
+    registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
-    register(root, make(1, 40))
-    second = register(root, make(2, 38))
+    register(registry_root, make_candidate(1, 40))
+    second = register(registry_root, make_candidate(2, 38))
     assert (second.version, second.alias, second.promoted, second.previous) == (2, None, False, None)
     assert second.reason == (
         "The champion gate failed: Of 1000 rows that both held out, 2 are right with the candidate alone and 0 with "
         "the champion, version 1, alone: p = 0.25 is not below 0.05."
     )
-    assert state(root) == (2, {"champion": 1})
+    assert state(registry_root) == (2, {"champion": 1})
 
 
-def test_a_candidate_no_better_than_the_baseline_is_never_champion(root: Path, make: Callable[..., Any]) -> None:
-    outcome = register(root, make(1, BASELINE_ERRORS))
+def test_a_candidate_no_better_than_the_baseline_is_never_champion(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    outcome = register(registry_root, make_candidate(1, BASELINE_ERRORS))
     assert (outcome.version, outcome.alias, outcome.promoted) == (1, None, False)
-    assert state(root) == (1, {})
-    assert mlflow_registry.champion(NAME, root=root) is None
+    assert state(registry_root) == (1, {})
+    assert mlflow_registry.champion(NAME, root=registry_root) is None
 
 
 def test_a_champion_that_fails_stricter_gates_stays_but_the_reason_says_so(
-    root: Path, make: Callable[..., Any]
+    registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
-    candidate = make(1, 90)
-    register(root, candidate)
+    candidate = make_candidate(1, 90)
+    register(registry_root, candidate)
     strict = PARAMS.model_copy(update={"max_p_value_against_baseline": 1e-9})
-    outcome = register(root, candidate, params=strict)
+    outcome = register(registry_root, candidate, params=strict)
     assert (outcome.alias, outcome.promoted) == ("champion", False)
     assert outcome.reason.startswith("The candidate is the champion already, so nothing changes. The baseline gate")
 
 
-def test_a_refused_candidate_is_promoted_once_the_limits_allow_it(root: Path, make: Callable[..., Any]) -> None:
-    register(root, make(1, 40))
-    candidate = make(2, 38)
-    assert not register(root, candidate).promoted
-    outcome = register(root, candidate, params=PARAMS.model_copy(update={"max_p_value_against_champion": 0.3}))
+def test_a_refused_candidate_is_promoted_once_the_limits_allow_it(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    candidate = make_candidate(2, 38)
+    assert not register(registry_root, candidate).promoted
+    outcome = register(registry_root, candidate, params=PARAMS.model_copy(update={"max_p_value_against_champion": 0.3}))
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
 
 
-def test_names_do_not_share_versions_or_aliases(root: Path, make: Callable[..., Any]) -> None:
-    candidate = make(1, 40)
-    register(root, candidate)
-    other = register(root, candidate, name="digits-classifier")
+def test_names_do_not_share_versions_or_aliases(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(1, 40)
+    register(registry_root, candidate)
+    other = register(registry_root, candidate, name="digits-classifier")
     assert (other.version, other.promoted) == (1, True)
-    assert [model.name for model in mlflow_registry.champions(root=root)] == ["digits-classifier", NAME]
+    assert [model.name for model in mlflow_registry.champions(root=registry_root)] == ["digits-classifier", NAME]
 
 
-def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, make: Callable[..., Any]) -> None:
-    candidate = make(1, 40)
+def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, make_candidate: MakeCandidate) -> None:
+    candidate = make_candidate(1, 40)
     for name in ("", "../x", "a/b", "a" * 65, "-a", "a b", "a:b", "a' or '1' = '1", "a\n"):
         calls: list[Callable[[], Any]] = [
             lambda n=name: register(tmp_path, candidate, name=n),
@@ -273,19 +207,23 @@ def test_looking_at_a_registry_that_does_not_exist_creates_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_version_is_found_by_alias_and_by_number(root: Path, make: Callable[..., Any]) -> None:
-    register(root, make(1, 60))
-    register(root, make(2, 40))
+def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    register(registry_root, make_candidate(1, 60))
+    register(registry_root, make_candidate(2, 40))
     found = {
-        spec: mlflow_registry.find(f"{NAME}{spec}", root=root).version
+        spec: mlflow_registry.find(f"{NAME}{spec}", root=registry_root).version
         for spec in ("@champion", "@previous", "/1", "/2")
     }
     assert found == {"@champion": 2, "@previous": 1, "/1": 1, "/2": 2}
-    assert mlflow_registry.find(f"{NAME}@champion", root=root) == mlflow_registry.champion(NAME, root=root)
+    assert mlflow_registry.find(f"{NAME}@champion", root=registry_root) == mlflow_registry.champion(
+        NAME, root=registry_root
+    )
 
 
-def test_a_version_that_is_not_there_is_told_with_those_that_are(root: Path, make: Callable[..., Any]) -> None:
-    register(root, make(1, 40))
+def test_a_version_that_is_not_there_is_told_with_those_that_are(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    register(registry_root, make_candidate(1, 40))
     versions = "known: toy-classifier/1, toy-classifier@champion"
     for spec, message in {
         "toy": "the name must be NAME@ALIAS or NAME/VERSION, but got 'toy'",
@@ -296,7 +234,7 @@ def test_a_version_that_is_not_there_is_told_with_those_that_are(root: Path, mak
         "tyo@champion": "the version must be registered, but got 'tyo@champion'; known: toy-classifier",
     }.items():
         with pytest.raises(InputError) as caught:
-            mlflow_registry.find(spec, root=root)
+            mlflow_registry.find(spec, root=registry_root)
         assert str(caught.value) == f"--model: {message}"
 
 
@@ -308,16 +246,18 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         _unpickled.append(str(arguments))
 
 
-def test_the_champion_comes_back_bit_by_bit_and_without_pickle(root: Path, make: Callable[..., Any]) -> None:
+def test_the_champion_comes_back_bit_by_bit_and_without_pickle(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
     global _unpickled
-    folder, predictions = make(1, 40)
+    folder, predictions = make_candidate(1, 40)
     sys.addaudithook(_watch)
     _unpickled = []
     try:
-        register(root, (folder, predictions))
-        champion = mlflow_registry.champion(NAME, root=root)
+        register(registry_root, (folder, predictions))
+        champion = mlflow_registry.champion(NAME, root=registry_root)
         assert champion is not None
-        model, card = checkpoint.load_model(mlflow_registry.download(champion, root=root))
+        model, card = checkpoint.load_model(mlflow_registry.download(champion, root=registry_root))
         seen = list(_unpickled)
         pickle.loads(pickle.dumps(Path("x")))  # the watch itself works
         assert _unpickled != seen
@@ -330,50 +270,54 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(root: Path, make:
         assert torch.equal(tensor, original.state_dict()[name])
 
 
-def test_a_flipped_bit_in_a_registered_model_is_found(root: Path, make: Callable[..., Any]) -> None:
-    register(root, make(1, 40))
-    champion = mlflow_registry.find(f"{NAME}@champion", root=root)
+def test_a_flipped_bit_in_a_registered_model_is_found(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    register(registry_root, make_candidate(1, 40))
+    champion = mlflow_registry.find(f"{NAME}@champion", root=registry_root)
     for file in ("model.safetensors", "model.json"):
-        path = mlflow_registry.download(champion, root=root) / file
+        path = mlflow_registry.download(champion, root=registry_root) / file
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
         with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}$"):
-            mlflow_registry.download(champion, root=root)
+            mlflow_registry.download(champion, root=registry_root)
         path.write_bytes(content)
 
 
 def test_another_model_with_a_manifest_of_its_own_is_not_taken_for_the_registered_one(
-    root: Path, make: Callable[..., Any]
+    registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
-    outcome = register(root, make(1, 40))
-    champion = mlflow_registry.find(f"{NAME}@champion", root=root)
-    folder = mlflow_registry.download(champion, root=root)
-    shutil.copy(make(2, 40)[0] / "model.safetensors", folder)
+    outcome = register(registry_root, make_candidate(1, 40))
+    champion = mlflow_registry.find(f"{NAME}@champion", root=registry_root)
+    folder = mlflow_registry.download(champion, root=registry_root)
+    shutil.copy(make_candidate(2, 40)[0] / "model.safetensors", folder)
     write_manifest(folder)
     with pytest.raises(CorruptDataError) as caught:
-        mlflow_registry.download(champion, root=root)
+        mlflow_registry.download(champion, root=registry_root)
     assert str(caught.value) == (
         f"{folder}: content_sha256 must be {outcome.content_sha256[:12]}, as registered in toy-classifier/1, but got "
         f"{digest(read_json(folder / MANIFEST))[:12]}"
     )
 
 
-def test_a_candidate_that_differs_from_its_manifest_is_not_registered(root: Path, make: Callable[..., Any]) -> None:
-    folder, predictions = make(1, 40)
+def test_a_candidate_that_differs_from_its_manifest_is_not_registered(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    folder, predictions = make_candidate(1, 40)
     (folder / "model.json").write_text("{}")
     with pytest.raises(CorruptDataError):
-        register(root, (folder, predictions))
-    assert state(root) == (0, {})
+        register(registry_root, (folder, predictions))
+    assert state(registry_root) == (0, {})
 
 
-def test_a_champion_that_something_else_registered_is_refused(root: Path, make: Callable[..., Any]) -> None:
-    mlflow = client(root)
+def test_a_champion_that_something_else_registered_is_refused(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    mlflow = client(registry_root)
     mlflow.create_registered_model(NAME)
     mlflow.create_model_version(NAME, "/somewhere")
     mlflow.set_registered_model_alias(NAME, "champion", "1")
     with pytest.raises(CorruptDataError) as caught:
-        register(root, make(1, 40))
+        register(registry_root, make_candidate(1, 40))
     assert str(caught.value) == (
         "toy-classifier/1: the tag content_sha256 must be set, but got nothing; give the alias to a version that "
         "`dvc repro` registered"
@@ -381,35 +325,41 @@ def test_a_champion_that_something_else_registered_is_refused(root: Path, make: 
 
 
 def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_place(
-    root: Path, make: Callable[..., Any], tmp_path: Path
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    register(root, make(1, 60))
+    register(registry_root, make_candidate(1, 60))
     moved = tmp_path / "elsewhere"
-    root.rename(moved)
+    registry_root.rename(moved)
     champion = mlflow_registry.champion(NAME, root=moved)
     assert champion is not None
     assert mlflow_registry.download(champion, root=moved).is_relative_to(moved)
-    outcome = register(moved, make(2, 40))
+    outcome = register(moved, make_candidate(2, 40))
     assert (outcome.version, outcome.promoted) == (2, True)
-    assert register(moved, make(1, 60)).version == 1
-    assert not root.exists()
+    assert register(moved, make_candidate(1, 60)).version == 1
+    assert not registry_root.exists()
 
 
 def test_another_store_is_honoured_and_its_files_are_copied_once(
-    root: Path, make: Callable[..., Any], empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registry_root: Path,
+    make_candidate: MakeCandidate,
+    empty_database: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copy(empty_store, tmp_path / "other.db")
+    shutil.copy(empty_database, tmp_path / "other.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'other.db'}")
-    register(root, make(1, 60))
-    outcome = register(root, make(2, 40))  # compared with the predictions of the first, so these came back too
+    register(registry_root, make_candidate(1, 60))
+    outcome = register(
+        registry_root, make_candidate(2, 40)
+    )  # compared with the predictions of the first, so these came back too
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
-    champion = mlflow_registry.champion(NAME, root=root)
+    champion = mlflow_registry.champion(NAME, root=registry_root)
     assert champion is not None
-    folder = mlflow_registry.download(champion, root=root)
-    assert folder == root / paths.MLFLOW_ARTIFACTS / "downloads" / outcome.content_sha256 / "model"
-    assert mlflow_registry.download(champion, root=root) == folder
+    folder = mlflow_registry.download(champion, root=registry_root)
+    assert folder == registry_root / paths.MLFLOW_ARTIFACTS / "downloads" / outcome.content_sha256 / "model"
+    assert mlflow_registry.download(champion, root=registry_root) == folder
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert mlflow_registry.champion(NAME, root=root) is None
+    assert mlflow_registry.champion(NAME, root=registry_root) is None
 
 
 @pytest.mark.parametrize(
@@ -422,42 +372,72 @@ def test_another_store_is_honoured_and_its_files_are_copied_once(
 )
 def test_credentials_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, public: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    assert mlflow_registry.public_uri(tmp_path) == public
+    assert store.public_uri(tmp_path) == public
 
 
-@pytest.mark.parametrize("uri", ["http://user:secret@127.0.0.1:9", "file:///nowhere", "ftp://user:secret@host/x"])
-def test_a_store_that_does_not_answer_is_told_in_one_line_soon_and_without_credentials(
+SILENT_STORES = ["http://user:secret@127.0.0.1:9", "file:///nowhere", "ftp://user:secret@host/x"]
+
+
+@pytest.mark.parametrize("uri", SILENT_STORES)
+def test_a_store_that_does_not_answer_is_told_in_one_line_and_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    started = time.monotonic()
     with pytest.raises(EnvironmentFault) as caught:
         mlflow_registry.champion(NAME, root=tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{mlflow_registry.public_uri(tmp_path)}: the registry must answer, but got ")
+    assert message.startswith(f"{store.public_uri(tmp_path)}: the registry must answer, but got ")
     assert "\n" not in message
     assert "secret" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("uri", SILENT_STORES)
+def test_a_store_that_does_not_answer_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    started = time.monotonic()
+    with pytest.raises(EnvironmentFault):
+        mlflow_registry.champion(NAME, root=tmp_path)
     assert time.monotonic() - started < 20
 
 
-def test_a_damaged_database_is_told_at_once(root: Path, make: Callable[..., Any]) -> None:
+def damage(root: Path) -> Path:
+    """Overwrite the registry's database, and return its path."""
     database = (root / paths.MLFLOW_DB).resolve()
     database.write_bytes(b"this is not a database" * 100)
-    started = time.monotonic()
-    for call in (lambda: mlflow_registry.champion(NAME, root=root), lambda: register(root, make(1, 40))):
+    return database
+
+
+def test_a_damaged_database_is_told(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    database = damage(registry_root)
+    for call in (
+        lambda: mlflow_registry.champion(NAME, root=registry_root),
+        lambda: register(registry_root, make_candidate(1, 40)),
+    ):
         with pytest.raises(CorruptDataError) as caught:
             call()
         assert str(caught.value) == (
             f"{database}: the registry must be SQLite, but got file is not a database; move it away and run: dvc repro "
             "--force register"
         )
+
+
+@pytest.mark.timing
+def test_a_damaged_database_is_told_at_once(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    damage(registry_root)
+    candidate = make_candidate(1, 40)
+    started = time.monotonic()
+    with pytest.raises(CorruptDataError):
+        mlflow_registry.champion(NAME, root=registry_root)
+    with pytest.raises(CorruptDataError):
+        register(registry_root, candidate)
     assert time.monotonic() - started < 5
 
 
 def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
     """Start `work` in a process forked from one that holds the imports alone: threads and connections must not fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_registry", "mlflow.store.tracking.sqlalchemy_store"])
+    context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
     process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
     process.start()
     return process
@@ -496,46 +476,56 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
     ],
 )
 def test_whoever_comes_after_a_kill_completes_the_registration(
-    root: Path, make: Callable[..., Any], method: str, call: int
+    registry_root: Path, make_candidate: MakeCandidate, method: str, call: int
 ) -> None:
-    first, second = make(1, 60), make(2, 40)
-    setup = in_process(lambda: register(root, first))
+    first, second = make_candidate(1, 60), make_candidate(2, 40)
+    setup = in_process(lambda: register(registry_root, first))
     setup.join()
-    killed = in_process(lambda: kill_at(root, second, method, call))
+    killed = in_process(lambda: kill_at(registry_root, second, method, call))
     killed.join()
     assert (setup.exitcode, killed.exitcode) == (0, -signal.SIGKILL)
-    assert state(root)[1]["champion"] == 1
-    outcome = register(root, second)
+    assert state(registry_root)[1]["champion"] == 1
+    outcome = register(registry_root, second)
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
-    assert state(root) == (2, {"champion": 2, "previous": 1})
-    assert [run.info.status for run in runs(root)] == ["FINISHED", "FINISHED"]
-    checkpoint.load_model(mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=root), root=root))
+    assert state(registry_root) == (2, {"champion": 2, "previous": 1})
+    assert [run.info.status for run in runs(registry_root)] == ["FINISHED", "FINISHED"]
+    checkpoint.load_model(
+        mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=registry_root), root=registry_root)
+    )
 
 
 def test_a_kill_while_the_database_is_made_leaves_none(
-    tmp_path: Path, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    candidate = make(1, 40)
+    candidate = make_candidate(1, 40)
 
     def work() -> None:
-        import mlflow.store.db.utils as utils
+        from sqlalchemy import Engine, event
 
-        utils._upgrade_db = lambda _engine: os.kill(os.getpid(), signal.SIGKILL)
+        tables = []
+
+        @event.listens_for(Engine, "before_cursor_execute")
+        def kill(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            tables.extend(["CREATE TABLE"] if "CREATE TABLE" in statement else [])
+            if len(tables) == 10:
+                os.kill(os.getpid(), signal.SIGKILL)
+
         register(tmp_path, candidate)
 
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
+    assert any(path.suffix == ".tmp" for path in (tmp_path / paths.STATE).iterdir()), "killed before it was begun"
     assert not (tmp_path / paths.MLFLOW_DB).exists()
     assert register(tmp_path, candidate).promoted
 
 
 def test_eight_processes_at_once_on_first_use_make_one_version(
-    tmp_path: Path, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    candidate = make(1, 40)
+    candidate = make_candidate(1, 40)
     processes = [in_process(lambda: register(tmp_path, candidate)) for _ in range(8)]
     for process in processes:
         process.join()
@@ -544,15 +534,17 @@ def test_eight_processes_at_once_on_first_use_make_one_version(
     assert len(runs(tmp_path)) == 1
 
 
-def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(root: Path, make: Callable[..., Any]) -> None:
-    candidates = [make(seed, errors) for seed, errors in enumerate((60, 45, 30, 15))]
-    processes = [in_process(lambda c=c: register(root, c)) for c in candidates]
+def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    candidates = [make_candidate(seed, errors) for seed, errors in enumerate((60, 45, 30, 15))]
+    processes = [in_process(lambda c=c: register(registry_root, c)) for c in candidates]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    versions, aliases = state(root)
+    versions, aliases = state(registry_root)
     assert versions == 4
-    best = client(root).get_model_version(NAME, str(aliases["champion"]))
+    best = client(registry_root).get_model_version(NAME, str(aliases["champion"]))
     assert best.tags["content_sha256"] == digest(read_json(candidates[3][0] / MANIFEST))
 
 
@@ -572,29 +564,29 @@ def trial(number: int, status: str = "finished", epochs: int = 3, **figures: flo
     return {"trial": number, "status": status, "config": config, "history": history, "score": 0.9}
 
 
-def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(root: Path) -> None:
+def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(registry_root: Path) -> None:
     trials = [trial(0), trial(1, "stopped", 1), trial(2, "diverged", 2, train_loss=float("nan")), trial(3, "failed", 0)]
-    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1") == 4
-    found = {int(run.data.tags["trial"]): run for run in runs(root, "toy-search")}
+    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 4
+    found = {int(run.data.tags["trial"]): run for run in runs(registry_root, "toy-search")}
     assert [found[n].info.status for n in range(4)] == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
     assert [found[n].data.tags["status"] for n in range(4)] == ["finished", "stopped", "diverged", "failed"]
     assert found[0].data.params == {key: str(value) for key, value in trials[0]["config"].items()}
     assert found[0].info.run_name == "search-1-0"
-    history = client(root).get_metric_history(found[0].info.run_id, "validation_loss")
+    history = client(registry_root).get_metric_history(found[0].info.run_id, "validation_loss")
     assert [(metric.step, metric.value) for metric in history] == [(1, 2), (2, 1), (3, pytest.approx(2 / 3))]
-    assert len(client(root).get_metric_history(found[2].info.run_id, "train_loss")) == 2
+    assert len(client(registry_root).get_metric_history(found[2].info.run_id, "train_loss")) == 2
 
 
-def test_a_search_that_is_logged_twice_is_there_once(root: Path) -> None:
+def test_a_search_that_is_logged_twice_is_there_once(registry_root: Path) -> None:
     trials = [trial(0), trial(1)]
-    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1") == 2
-    assert mlflow_registry.log_search("toy-search", [*trials, trial(2)], root=root, search_id="search-1") == 1
-    assert mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-2") == 2
-    assert len(runs(root, "toy-search")) == 5
+    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 2
+    assert mlflow_registry.log_search("toy-search", [*trials, trial(2)], root=registry_root, search_id="search-1") == 1
+    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-2") == 2
+    assert len(runs(registry_root, "toy-search")) == 5
 
 
 @pytest.mark.parametrize(("method", "call"), [("log_batch", 2), ("set_terminated", 2)])
-def test_a_search_that_was_cut_short_is_completed(root: Path, method: str, call: int) -> None:
+def test_a_search_that_was_cut_short_is_completed(registry_root: Path, method: str, call: int) -> None:
     trials = [trial(n) for n in range(4)]
 
     def work() -> None:
@@ -609,34 +601,34 @@ def test_a_search_that_was_cut_short_is_completed(root: Path, method: str, call:
             return original(*arguments, **keywords)
 
         setattr(MlflowClient, method, counted)
-        mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1")
+        mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1")
 
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    mlflow_registry.log_search("toy-search", trials, root=root, search_id="search-1")
-    found = runs(root, "toy-search")
+    mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1")
+    found = runs(registry_root, "toy-search")
     assert sorted(run.data.tags["trial"] for run in found) == ["0", "1", "2", "3"]
     assert {run.info.status for run in found} == {"FINISHED"}
     for run in found:
-        assert len(client(root).get_metric_history(run.info.run_id, "train_loss")) == 3
+        assert len(client(registry_root).get_metric_history(run.info.run_id, "train_loss")) == 3
 
 
-def test_a_search_of_many_epochs_is_logged_whole(root: Path) -> None:
-    mlflow_registry.log_search("toy-search", [trial(0, epochs=700)], root=root, search_id="s")
-    [run] = runs(root, "toy-search")
-    assert len(client(root).get_metric_history(run.info.run_id, "train_loss")) == 700
+def test_a_search_of_many_epochs_is_logged_whole(registry_root: Path) -> None:
+    mlflow_registry.log_search("toy-search", [trial(0, epochs=700)], root=registry_root, search_id="s")
+    [run] = runs(registry_root, "toy-search")
+    assert len(client(registry_root).get_metric_history(run.info.run_id, "train_loss")) == 700
 
 
-def test_a_search_of_24_trials_is_logged_in_seconds(root: Path) -> None:
-    mlflow_registry.champion(NAME, root=root)  # the import and the first connection are paid once a process
+def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None:
+    mlflow_registry.champion(NAME, root=registry_root)  # the import and the first connection are paid once a process
     started = time.process_time()  # other people's work on this machine does not count
-    mlflow_registry.log_search("toy-search", [trial(n) for n in range(24)], root=root, search_id="search-1")
+    mlflow_registry.log_search("toy-search", [trial(n) for n in range(24)], root=registry_root, search_id="search-1")
     assert time.process_time() - started < 2  # 0.4 measured
 
 
-def test_a_registration_prints_nothing_and_closes_mlflow_up(tmp_path: Path, make: Callable[..., Any]) -> None:
-    folder, predictions = make(1, 40)
+def test_a_registration_prints_nothing_and_closes_mlflow_up(tmp_path: Path, make_candidate: MakeCandidate) -> None:
+    folder, predictions = make_candidate(1, 40)
     script = f"""
 import os, sys
 from pathlib import Path

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
-from mnist_pipe.data import table
-from mnist_pipe.data.table import RowGroup, write_normalized
+from mnist_pipe.data.parquet import RowGroup
+from mnist_pipe.data.splits import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.training import streaming
 from mnist_pipe.training.batches import ALONE, Ranks
@@ -109,7 +109,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def split() -> table.NormalizedSplit:
+def split() -> NormalizedSplit:
     """Every image carries the number of its row."""
     split = ray_data.split(ROWS)
     split.images[:, 0, 0] = np.arange(ROWS)
@@ -117,7 +117,7 @@ def split() -> table.NormalizedSplit:
 
 
 @pytest.fixture(scope="module")
-def folder(split: table.NormalizedSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(split: NormalizedSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same rows as one file, and as a folder of four."""
     folder = tmp_path_factory.mktemp("shards")
     write_normalized(folder / "whole.parquet", split)
@@ -199,7 +199,7 @@ def flip(path: Path, *, row_group: int) -> None:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_damaged_shard_is_refused_before_training_starts(split: table.NormalizedSplit, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_refused_before_training_starts(split: NormalizedSplit, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     write_normalized(path, split)
     flip(path, row_group=1)
@@ -210,7 +210,7 @@ def test_a_damaged_shard_is_refused_before_training_starts(split: table.Normaliz
 
 
 @pytest.mark.usefixtures("cluster")
-def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: table.NormalizedSplit, tmp_path: Path) -> None:
+def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: NormalizedSplit, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     write_normalized(path, split)
     source = streaming.shards(path)
@@ -222,7 +222,7 @@ def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: table.Normali
 
 
 @pytest.mark.usefixtures("cluster")
-def test_shards_that_cannot_be_one_split_are_named(split: table.NormalizedSplit, tmp_path: Path) -> None:
+def test_shards_that_cannot_be_one_split_are_named(split: NormalizedSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the file must exist, but got nothing"):
         streaming.shards(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"the folder must hold \*\.parquet files, but got none"):

@@ -1,4 +1,4 @@
-"""The DAG as the cluster needs it: what each stage, those of the studies too, reads and writes apart from code."""
+"""The DAG as the cluster needs it: which data each stage of the pipeline and of the studies reads and writes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-FILE = Path("dvc.yaml")
-STUDIES = Path("studies/dvc.yaml")
-_CODE = ("mnist_pipe", "pipelines")
+from mnist_pipe import paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +24,7 @@ def read(root: Path) -> dict[str, Stage]:
     """The stages under `root`; those of the studies work in `root` too, and their names differ."""
     stages = {
         name: content
-        for file in (FILE, STUDIES)
+        for file in paths.DVC_FILES
         if (root / file).exists()
         for name, content in YAML(typ="safe").load(root / file)["stages"].items()
     }
@@ -44,4 +42,4 @@ def read(root: Path) -> dict[str, Stage]:
 
 
 def _is_code(path: Path) -> bool:
-    return path.parts[0] in _CODE or path.suffix == ".py"
+    return path.suffix == ".py" or any(path.is_relative_to(folder) for folder in paths.CODE)

@@ -1,12 +1,12 @@
-"""What a stage that runs on another machine is given, and what it gives back, through the storage.
+"""Exchange a stage's inputs and outputs with a remote worker through the shared storage.
 
-    runs/<name>/request.json           what the client asks: the stage, its inputs and outputs, the version of the code
-    runs/<name>/<attempt>/outputs.json what the worker made, written last
-    runs/<name>/<attempt>/fault.json   or why it could not
-    runs/<name>/<attempt>/fetched      the client has the outputs: to ask the same again is to run it again
+    runs/<name>/request.json           from the client: the stage, its inputs and outputs, the version of the code
+    runs/<name>/<attempt>/outputs.json from the worker, written last: the outputs
+    runs/<name>/<attempt>/fault.json   or why it failed
+    runs/<name>/<attempt>/fetched      from the client: it has the outputs, so that the same request runs again
 
-Contents travel as `objects/<sha256>`: an input that is there already is not sent again, and nothing is taken whose
-bytes are not those that were named.
+Contents travel as `objects/<sha256>`: an input that is there already is not sent again, and bytes that do not have the
+named digest are refused.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
     """
     data = dvc_stages.read(root)[stage]
     # The report shows how long each stage took, which only the client knows.
-    told = [paths.TIMINGS] if stage == "report" and (root / paths.TIMINGS).exists() else []
-    files = [*_files(root, data.inputs), paths.PARAMS, dvc_stages.FILE, *told]
+    timings = [paths.TIMINGS] if stage == "report" and (root / paths.TIMINGS).exists() else []
+    files = [*_files(root, data.inputs), paths.PARAMS, paths.DVC_FILES[0], *timings]
     revision, dirty = lineage.source_revision(root)
     request = Request(
         stage=stage,
@@ -96,8 +96,8 @@ def worker_workspace(run: str) -> Iterator[None]:
                 yield
                 outputs = {str(path): storage.put(path) for path in _files(Path(), map(Path, request.outputs))}
             storage.write_json(f"{key}/outputs.json", outputs)
-        except Exception as read_failure:
-            text, exit_code = message_and_code(read_failure)
+        except Exception as fault:
+            text, exit_code = message_and_code(fault)
             storage.write_json(f"{key}/fault.json", {"line": text, "exit_code": exit_code})
             raise
 

@@ -1,8 +1,8 @@
 """Where a cluster's machines meet: a directory that all of them mount, or an S3 bucket, through one interface.
 
 `MNIST_PIPE_STORAGE` names it; without it everything stays under `.state/`. Credentials come from the environment alone
-(AWS_ACCESS_KEY_ID and its kin, AWS_ENDPOINT_URL for another S3 than Amazon's) and are in no value of this module, so
-none can reach a log, a flow run's parameters or a pickle.
+(the usual AWS_* variables; AWS_ENDPOINT_URL for S3-compatible stores) and are in no value of this module, so none can
+reach a log, a flow run's parameters or a pickle.
 
     objects/<sha256>       inputs and outputs of remote runs, each content once
     runs/<run>/            what a remote run was asked, and what it made
@@ -59,7 +59,7 @@ class Storage:
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
         hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
         kind = "bucket" if _is_s3(self.uri) else "directory"
-        with _told(self.uri):
+        with _reporting(self.uri):
             found = hasty.get_file_info(place)
         if found.type != fs.FileType.Directory:
             rule = f"name a {kind} that exists"
@@ -67,13 +67,13 @@ class Storage:
 
     def write(self, key: str, content: bytes) -> None:
         """Write `content`, whole or not at all."""
-        with _told(self.uri), self._writing(key) as stream:
+        with _reporting(self.uri), self._writing(key) as stream:
             stream.write(content)
 
     def read(self, key: str) -> bytes | None:
         """The content of `key`, None where there is none."""
         try:
-            with _told(self.uri), self.filesystem.open_input_stream(self.path(key)) as stream:
+            with _reporting(self.uri), self.filesystem.open_input_stream(self.path(key)) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
@@ -89,7 +89,7 @@ class Storage:
 
     def names(self, key: str) -> list[str]:
         """The files and folders in the folder `key`, sorted; none where there is no such folder."""
-        with _told(self.uri):
+        with _reporting(self.uri):
             found = self.filesystem.get_file_info(fs.FileSelector(self.path(key), allow_not_found=True))
         return sorted(info.base_name for info in found)
 
@@ -97,7 +97,7 @@ class Storage:
         """Store the file under its SHA-256, unless it is there already, and return that."""
         digest = sha256(path)
         key = f"objects/{digest}"
-        with _told(self.uri):
+        with _reporting(self.uri):
             if self.filesystem.get_file_info(self.path(key)).size != path.stat().st_size:
                 with self._writing(key) as target, path.open("rb") as source:
                     while chunk := source.read(_CHUNK_BYTES):
@@ -115,7 +115,7 @@ class Storage:
         with atomic_file(path) as temporary:
             try:
                 with (
-                    _told(self.uri),
+                    _reporting(self.uri),
                     self.filesystem.open_input_stream(self.path(key)) as source,
                     temporary.open("wb") as target,
                 ):
@@ -137,7 +137,7 @@ class Storage:
     def remove(self, key: str) -> None:
         """Delete the folder `key` with everything in it, if it is there."""
         if self.names(key):
-            with _told(self.uri):
+            with _reporting(self.uri):
                 self.filesystem.delete_dir(self.path(key))
 
     @contextmanager
@@ -172,6 +172,13 @@ def project_storage(root: Path) -> Storage:
 def open_uri(uri: str) -> Storage:
     """The storage at `s3://bucket[/prefix]` or at an absolute directory; nothing is contacted yet.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     storage = open_uri(folder)
+    ...     storage.write_json("runs/train-abc/request.json", {"stage": "train"})
+    ...     storage.read_json("runs/train-abc/request.json"), storage.names("runs"), storage.read("runs/none")
+    ({'stage': 'train'}, ['train-abc'], None)
+
     Raises:
         InputError: it is neither.
     """
@@ -187,8 +194,9 @@ def open_uri(uri: str) -> Storage:
 
 
 class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
-    """Arrow's, connected anew where it is unpickled: Arrow forgets how often to try again, and finds no credentials of
-    another machine that way.
+    """Arrow's S3 file system, connected anew when it is unpickled.
+
+    Arrow's own pickle forgets the number of attempts, and does not look for the credentials of the other machine.
     """
 
     def __init__(self, *, attempts: int) -> None:
@@ -214,8 +222,8 @@ def _is_s3(uri: str) -> bool:
 
 
 @contextmanager
-def _told(uri: str) -> Iterator[None]:
-    """Arrow's faults as one line; a file that is not there stays FileNotFoundError."""
+def _reporting(uri: str) -> Iterator[None]:
+    """Raise Arrow's exceptions as an EnvironmentFault of one line; a missing file stays a FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:

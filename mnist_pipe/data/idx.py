@@ -17,7 +17,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import SIDE
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.errors import CorruptDataError, describe
 
 Kind = Literal["images", "labels"]
@@ -29,7 +29,11 @@ _CHUNK_BYTES = 1 << 20
 
 
 def encode(array: NDArray[np.uint8]) -> bytes:
-    """`array`, of one or more dimensions, as the bytes of an IDX file."""
+    """`array`, of one or more dimensions, as the bytes of an IDX file.
+
+    >>> encode(np.array([7, 2, 1], dtype=np.uint8)).hex(" ", -4)
+    '00000801 00000003 070201'
+    """
     assert array.dtype == np.uint8
     assert array.ndim >= 1
     return struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape) + array.tobytes()
@@ -37,6 +41,12 @@ def encode(array: NDArray[np.uint8]) -> bytes:
 
 def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
     """The array that an IDX file holds, over the same memory as `content`.
+
+    >>> decode(bytes.fromhex("00000801 00000003 070201"), where="labels").tolist()
+    [7, 2, 1]
+    >>> decode(bytes.fromhex("00000801 00000004 070201"), where="labels")
+    Traceback (most recent call last):
+    mnist_pipe.errors.CorruptDataError: labels: the file must hold 12 bytes for the 4 of its header, but got 11 bytes
 
     Raises:
         CorruptDataError: the header is not IDX, or `content` is not exactly as long as the header says.

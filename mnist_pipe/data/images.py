@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mnist_pipe.data.table import SIDE
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.errors import InputError, PipelineError, describe, one_line
 
 Number = TypeVar("Number", np.uint8, np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
 from mnist_pipe.errors import CorruptDataError, describe
 
 _EXACT = 256  # pixels whose squares, each at most 255**2, add up to less than 2**24

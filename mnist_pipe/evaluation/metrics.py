@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, ndtri  # scipy.stats would take half a second longer to import
 
-from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.errors import CorruptDataError, describe
 
 
@@ -64,17 +64,17 @@ def confusion_matrix(labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) 
     return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
 
 
-def per_class(matrix: NDArray[np.int64]) -> list[ClassScore]:
+def compute_class_metrics(matrix: NDArray[np.int64]) -> list[ClassMetrics]:
     """Precision, recall and F1 of each class; None where there was nothing to divide by."""
 
     def ratio(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
-    scores = []
+    found = []
     for label in range(NUM_CLASSES):
         hits, actual, predicted = (int(n) for n in (matrix[label, label], matrix[label].sum(), matrix[:, label].sum()))
-        scores.append(
-            ClassScore(
+        found.append(
+            ClassMetrics(
                 label=label,
                 num_rows=actual,
                 num_correct=hits,
@@ -83,17 +83,17 @@ def per_class(matrix: NDArray[np.int64]) -> list[ClassScore]:
                 f1=ratio(2 * hits, actual + predicted),
             )
         )
-    return scores
+    return found
 
 
-def score(
+def compute_metrics(
     logits: NDArray[np.floating[Any]],
     labels: NDArray[np.uint8],
     *,
     confidence: float,
     num_bins: int,
     where: object = "logits",
-) -> Score:
+) -> Metrics:
     """Every figure of one model on one split, from (rows, 10) logits and (rows,) labels.
 
     Raises:
@@ -105,7 +105,7 @@ def score(
     num_rows, num_correct = len(labels), int(correct.sum())
     target = np.eye(NUM_CLASSES)[labels]
     bins = calibration_bins(np.exp(logs.max(axis=1)), correct, num_bins=num_bins)
-    return Score(
+    return Metrics(
         num_rows=num_rows,
         num_correct=num_correct,
         accuracy=num_correct / num_rows,
@@ -117,7 +117,7 @@ def score(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Metrics:
     """One model on one split."""
 
     num_rows: int
@@ -135,7 +135,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassScore:
+class ClassMetrics:
     """One class of one split."""
 
     label: int

@@ -23,14 +23,23 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 
 from mnist_pipe.atomic import atomic_file
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE
-from mnist_pipe.evaluation.metrics import CalibrationBins, ClassScore, wilson_interval
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
+from mnist_pipe.evaluation.metrics import CalibrationBins, ClassMetrics, wilson_interval
 
 WIDTH_INCHES = 5.2
 """Of every figure: at the width of a phone 9-point text is still legible."""
 INK, MUTED, FAINT, BLUE, RED = "#1f2328", "#6a727c", "#e4e7eb", "#1f5fa8", "#b8431b"
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6a4c9c", "#1f2328")  # Okabe and Ito
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+SERIES_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#6a4c9c",
+    "#1f2328",
+)  # Okabe and Ito
+SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 9,
@@ -56,7 +65,7 @@ _STYLE = {
 }
 
 
-def confusion(path: Path, matrix: NDArray[np.int64]) -> None:
+def draw_confusion(path: Path, matrix: NDArray[np.int64]) -> None:
     """(10, 10) counts. Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would vanish."""
     mistakes = matrix * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
     colours = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f3c2a6", RED])
@@ -86,7 +95,7 @@ def confusion(path: Path, matrix: NDArray[np.int64]) -> None:
         axes.spines[:].set_visible(False)
 
 
-def curves(path: Path, table: pd.DataFrame) -> None:
+def draw_curves(path: Path, table: pd.DataFrame) -> None:
     """Loss and accuracy by epoch; columns as in `reports/curves.csv`."""
     epochs = table["epoch"].to_numpy()
     with drawing(path, height=4.9) as figure:
@@ -119,7 +128,7 @@ def worst_mistakes(
     return wrong[np.argsort(-probabilities[wrong], kind="stable")][:num_worst]
 
 
-def mistakes(
+def draw_mistakes(
     path: Path,
     images: NDArray[np.float32],
     *,
@@ -146,7 +155,7 @@ def mistakes(
             )
 
 
-def templates(path: Path, weights: NDArray[np.float32]) -> None:
+def draw_templates(path: Path, weights: NDArray[np.float32]) -> None:
     """The (10, 784) weights of the linear model as images: blue pixels speak for the class, red ones against it."""
     assert weights.shape == (NUM_CLASSES, PIXELS)
     limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would wash out the rest
@@ -157,12 +166,12 @@ def templates(path: Path, weights: NDArray[np.float32]) -> None:
             axes.set_title(str(label), loc="center", pad=4)
 
 
-def search(path: Path, trials: pd.DataFrame) -> None:
+def draw_search(path: Path, trials: pd.DataFrame) -> None:
     """Each trial's validation accuracy against its learning rate; columns as in `reports/trials.csv`."""
     scored = trials[trials["status"].isin(["finished", "stopped"]) & np.isfinite(trials["validation_accuracy"])]
     unscored = trials.drop(scored.index)
-    colours = dict(zip(sorted(trials["optimizer"].unique()), COLOURS * 9, strict=False))
-    markers = dict(zip(sorted(trials["model"].unique()), MARKERS * 9, strict=False))
+    colours = dict(zip(sorted(trials["optimizer"].unique()), SERIES_COLOURS * 9, strict=False))
+    markers = dict(zip(sorted(trials["model"].unique()), SERIES_MARKERS * 9, strict=False))
     with drawing(path, height=4.9) as figure:
         axes = figure.subplots()
         axes.set_xscale("log")
@@ -212,7 +221,7 @@ def search(path: Path, trials: pd.DataFrame) -> None:
         legend(others, "outside lower right")
 
 
-def reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
+def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
     """Accuracy against claimed probability by bin, with Wilson intervals; below, how many rows each bin holds."""
     with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
@@ -235,18 +244,18 @@ def reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None
         lower.set_xlabel("probability of the predicted class")
 
 
-def classes(path: Path, scores: Sequence[ClassScore], *, confidence: float) -> None:
+def draw_classes(path: Path, classes: Sequence[ClassMetrics], *, confidence: float) -> None:
     """The share of each class that was recognised, with its Wilson interval."""
     with drawing(path, height=3.4) as figure:
         axes = figure.subplots()
         lows = []
-        for score in scores:
-            if score.recall is None:
+        for one in classes:
+            if one.recall is None:
                 continue
-            low, high = wilson_interval(score.num_correct, num_rows=score.num_rows, confidence=confidence)
+            low, high = wilson_interval(one.num_correct, num_rows=one.num_rows, confidence=confidence)
             lows.append(low)
-            axes.plot([low, high], [score.label] * 2, color=BLUE, alpha=0.4, linewidth=3, solid_capstyle="butt")
-            axes.plot(score.recall, score.label, "o", color=BLUE, markersize=6)
+            axes.plot([low, high], [one.label] * 2, color=BLUE, alpha=0.4, linewidth=3, solid_capstyle="butt")
+            axes.plot(one.recall, one.label, "o", color=BLUE, markersize=6)
         axes.set_title("share of each class recognised")
         axes.set_yticks(range(NUM_CLASSES))
         axes.invert_yaxis()

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES, read, write
+from mnist_pipe.data.parquet import read_columns, write_columns
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.errors import CorruptDataError, describe
 from mnist_pipe.evaluation.metrics import log_probabilities
 
@@ -60,7 +61,7 @@ def predict(
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write `predictions` to `path`, whole or not at all."""
     columns = {name: getattr(predictions, name) for name in SCHEMA.names}
-    write(path, SCHEMA, columns, predictions.provenance)
+    write_columns(path, SCHEMA, columns, predictions.provenance)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -70,7 +71,7 @@ def read_predictions(path: Path) -> Predictions:
         CorruptDataError: not Parquet, another schema, a failed page checksum, no rows, a class above 9, a probability
             outside [0, 1].
     """
-    found, provenance = read(path, SCHEMA, fix=_FIX)
+    found, provenance = read_columns(path, SCHEMA, fix=_FIX)
     columns = {field.name: found[field.name].view(field.type.to_pandas_dtype()).reshape(-1) for field in SCHEMA}
     for name, values in columns.items():
         if name == "index":

@@ -41,7 +41,13 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, count=count, figure=figure, p_value=p_value, duration=duration)
+    environment.filters.update(
+        percent=format_percent,
+        count=format_count,
+        figure=format_figure,
+        p_value=format_p_value,
+        duration=format_duration,
+    )
     try:
         return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
     except (jinja2.UndefinedError, KeyError, TypeError) as fault:
@@ -50,24 +56,24 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
         ) from fault
 
 
-def percent(share: float | None, digits: int = 2) -> str:
+def format_percent(share: float | None, digits: int = 2) -> str:
     """`0.9935` as `99.35 %`; a dash where there is nothing."""
     return "–" if share is None else f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
-def count(number: int) -> str:
+def format_count(number: int) -> str:
     """`10000` as `10,000`."""
     return f"{number:,}"
 
 
-def figure(value: Any) -> str:
+def format_figure(value: Any) -> str:
     """A number to four digits, or anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return count(value) if isinstance(value, int) else f"{value:.4g}"
+    return format_count(value) if isinstance(value, int) else f"{value:.4g}"
 
 
-def p_value(p: float) -> str:
+def format_p_value(p: float) -> str:
     """`3.2e-17` as `3 × 10⁻¹⁷`; what underflowed as less than the smallest."""
     if p == 0:
         return "< 10⁻³⁰⁰"
@@ -77,7 +83,7 @@ def p_value(p: float) -> str:
     return f"{digit} × 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`95.2` as `1 min 35 s`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"

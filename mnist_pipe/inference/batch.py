@@ -28,8 +28,9 @@ from torch import nn
 from mnist_pipe.atomic import atomic_file, atomic_folder
 from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.cluster.ray_session import Cluster, connected
-from mnist_pipe.data import table
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, SIDE, RowGroup
+from mnist_pipe.data import parquet, splits
+from mnist_pipe.data.parquet import RowGroup
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, describe
 from mnist_pipe.training.loop import logits
 
@@ -146,8 +147,8 @@ def _check_output(output: Path) -> None:
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
     """The parts of the input, once its columns have been checked, from the footers alone."""
-    files = table.parquet_files(location, filesystem=filesystem)
-    schemas = [table.read_schema(file, filesystem=filesystem) for file in files]
+    files = parquet.parquet_files(location, filesystem=filesystem)
+    schemas = [parquet.read_schema(file, filesystem=filesystem) for file in files]
     for file, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0]):
             rule = f"be those of {files[0]}, ({_shown(schemas[0])})"
@@ -165,7 +166,7 @@ def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Inpu
         if not _is_plain(field):
             # An extension type can run code while it is decoded.
             raise InputError(describe(files[0], f"the column {field.name}", "be of a plain type", got=field.type))
-    groups = [group for file in files for group in table.row_groups(file, filesystem=filesystem)]
+    groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
     if not groups:
         raise InputError(describe(location, "the input", "have rows", got=0))
     return _Input(groups=groups, schema=schema, is_raw=kind == pa.binary(PIXELS))
@@ -183,7 +184,7 @@ def _is_plain(field: pa.Field) -> bool:
 
 def _check_figures(groups: Iterable[RowGroup], card: dict[str, Any], *, filesystem: fs.FileSystem | None) -> None:
     for file in sorted({group.file for group in groups}):
-        provenance = table.read_provenance(file, filesystem=filesystem, fix="score the raw images")
+        provenance = parquet.read_provenance(file, filesystem=filesystem, fix="score the raw images")
         for key in ("mean", "std"):
             if provenance.get(key) != card[key]:
                 rule = f"be {card[key]}, which the model was trained with"
@@ -218,7 +219,7 @@ def _scored(
 
     return read_in_order(
         [(group,) for group in found.groups],
-        partial(table.read_images, is_raw=found.is_raw, filesystem=filesystem),
+        partial(splits.read_images, is_raw=found.is_raw, filesystem=filesystem),
         node=None if filesystem else ray.get_runtime_context().get_node_id(),
         then=with_scores,
         readers=min(len(found.groups), num_actors if kind == "GPU" else 1 + num_actors // _SERVED),
@@ -237,7 +238,7 @@ def _num_free(kind: str) -> int:
 
 
 def _images(rows: pa.Table, dtype: np.dtype[Any]) -> NDArray[Any]:
-    return table.column_values(rows, "image", dtype, PIXELS).reshape(-1, SIDE, SIDE)
+    return parquet.column_values(rows, "image", dtype, PIXELS).reshape(-1, SIDE, SIDE)
 
 
 class _Scorer:

@@ -117,9 +117,9 @@ def _mlflow(root: Path) -> Page:
     given = os.environ.get(variable) or _published("mlflow", variable=variable)
     if not given.startswith(("http://", "https://")):
         if services.status(root).get("mlflow", (State.STOPPED, None))[0] is not State.RUNNING:
-            from mnist_pipe.registry import mlflow_registry
+            from mnist_pipe.registry import store
 
-            mlflow_registry.prepare(root)
+            store.prepare(root)
         [service] = services.up(root, names=("mlflow",))
         return _local(service)
     url, credentials = _address(given, where=variable)

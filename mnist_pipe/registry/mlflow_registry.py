@@ -1,4 +1,4 @@
-"""The model registry: MLflow, on SQLite under `.state/` unless MLFLOW_TRACKING_URI names another store.
+"""The model registry, on MLflow.
 
 A version is plain files (safetensors, JSON, Parquet) of an MLflow run and never a flavour: MLflow's torch flavour
 unpickles what it loads. A version is found by its content, so registering the same content twice yields one version,
@@ -7,23 +7,31 @@ and what a process left when it died half-way is completed by the next.
 
 from __future__ import annotations
 
-import os
 import re
-import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from mnist_pipe import paths, telemetry
-from mnist_pipe.atomic import MANIFEST, atomic_file, digest, locked, read_json, verify_manifest
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
+from mnist_pipe import paths
+from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
+from mnist_pipe.errors import CorruptDataError, InputError, describe
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params import RegisterParams
 from mnist_pipe.registry import gates
+from mnist_pipe.registry.store import (
+    NAME,
+    check_name,
+    find_runs,
+    flatten,
+    is_own_store,
+    log_figures,
+    open_existing_store,
+    open_experiment,
+    open_store,
+    public_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,12 +42,10 @@ CHAMPION = "champion"
 PREVIOUS = "previous"
 CLASSIFIER = "-classifier"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_SPEC = re.compile(rf"({_NAME.pattern})(?:@({_NAME.pattern})|/([1-9][0-9]{{0,8}}))")
+_SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))")
 _CONTENT = "content_sha256"
 _MODEL = "model"  # folders of a run's artifacts
 _PREDICTIONS = "predictions"
-_MAX_ENTITIES = 900  # MLflow takes 1000 in one call
 
 
 def register(
@@ -64,10 +70,10 @@ def register(
         CorruptDataError: the candidate differs from its manifest, or the champion's files are gone or damaged.
         EnvironmentFault: the store does not answer.
     """
-    _check_name(name)
+    check_name(name)
     verify_manifest(candidate)
     content = digest(read_json(candidate / MANIFEST))
-    with _store(root, write=True) as client:
+    with open_store(root, write=True) as client:
         champion = _aliased(client, name, CHAMPION)
         decisions = gates.judge(
             read_predictions(predictions),
@@ -114,31 +120,22 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
         InputError: `experiment` is not a name.
         EnvironmentFault: the store does not answer.
     """
-    _check_name(experiment)
-    with _store(root, write=True) as client:
-        experiment_id = _experiment(client, experiment, root=root)
-        known = {run.data.tags["trial"]: run for run in _runs(client, experiment_id, f"tags.search = '{search_id}'")}
+    check_name(experiment)
+    with open_store(root, write=True) as client:
+        experiment_id = open_experiment(client, experiment, root=root)
+        known = {
+            run.data.tags["trial"]: run for run in find_runs(client, experiment_id, f"tags.search = '{search_id}'")
+        }
         missing = [t for t in trials if str(t["trial"]) not in known or known[str(t["trial"])].info.status == "RUNNING"]
         for trial in missing:
             number = str(trial["trial"])
             tags = {"search": search_id, "trial": number, "status": str(trial["status"])}
             run = known.get(number) or client.create_run(experiment_id, run_name=f"{search_id}-{number}", tags=tags)
             history = [({k: v for k, v in epoch.items() if k != "epoch"}, epoch["epoch"]) for epoch in trial["history"]]
-            _log(client, run, params=trial["config"], history=history)
+            log_figures(client, run, params=trial["config"], history=history)
             finished = trial["status"] in ("finished", "stopped")
             client.set_terminated(run.info.run_id, "FINISHED" if finished else "FAILED")
     return len(missing)
-
-
-def prepare(root: Path) -> None:
-    """Make the project's own store where there is none yet, whole or not at all.
-
-    Raises:
-        CorruptDataError: it is damaged.
-        EnvironmentFault: it does not answer.
-    """
-    with _store(root, write=True):
-        pass
 
 
 def champion(name: str, *, root: Path) -> RegisteredModel | None:
@@ -148,14 +145,14 @@ def champion(name: str, *, root: Path) -> RegisteredModel | None:
         InputError: `name` is not a name.
         EnvironmentFault: the store does not answer.
     """
-    _check_name(name)
-    with _reading(root) as client:
+    check_name(name)
+    with open_existing_store(root) as client:
         return client and _aliased(client, name, CHAMPION)
 
 
 def champions(*, root: Path) -> list[RegisteredModel]:
     """The champion of every `*-classifier` that has one."""
-    with _reading(root) as client:
+    with open_existing_store(root) as client:
         names = [m.name for m in client.search_registered_models() if m.name.endswith(CLASSIFIER)] if client else []
         found = [_aliased(client, name, CHAMPION) for name in names]
     return [model for model in found if model is not None]
@@ -173,7 +170,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
         raise InputError(describe("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec)))
     name, alias, number = match.groups()
     known: list[str] = []
-    with _reading(root) as client:
+    with open_existing_store(root) as client:
         if client:
             aliases = _aliases(client, name)
             versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
@@ -193,7 +190,7 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
         CorruptDataError: a file is missing or has other bytes.
         EnvironmentFault: the store does not answer.
     """
-    with _store(root) as client:
+    with open_store(root) as client:
         folder = _artifact(client, model, f"{_MODEL}/{MANIFEST}", root=root).parent
         manifest = read_json(folder / MANIFEST)
         found = digest(manifest)
@@ -204,123 +201,6 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
             _artifact(client, model, f"{_MODEL}/{file}", root=root)
     verify_manifest(folder)
     return folder
-
-
-def public_uri(root: Path) -> str:
-    """The store's address as it may be shown: the default one relative to `root`, others without credentials."""
-    uri = _tracking_uri(root)
-    if uri == _own_uri(root):
-        return f"sqlite:///{paths.MLFLOW_DB}"
-    return public_url(uri)
-
-
-def _own_uri(root: Path) -> str:
-    return f"sqlite:///{(root / paths.MLFLOW_DB).resolve()}"
-
-
-def _tracking_uri(root: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
-
-
-@contextmanager
-def _reading(root: Path) -> Iterator[MlflowClient | None]:
-    """A client for reading, or None where there is no store yet: to look must not create one."""
-    if _tracking_uri(root) == _own_uri(root) and not (root / paths.MLFLOW_DB).exists():
-        yield None
-    else:
-        with _store(root) as client:
-            yield client
-
-
-@contextmanager
-def _store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
-    """A client of the store; a writer has it alone among this project's processes, and makes it where there is none."""
-    os.environ.update(telemetry.OFF)
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # a fault is raised, so nothing is left to log
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    database = (root / paths.MLFLOW_DB).resolve()
-    uri = _tracking_uri(root)
-    try:
-        with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
-            if uri == _own_uri(root):
-                if write and not database.exists():
-                    # Whole or absent: MLflow cannot go on with a schema that was cut short.
-                    with atomic_file(database) as temporary:
-                        MlflowClient(f"sqlite:///{temporary}")
-                _check_database(database)
-            yield MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as fault:
-        got = one_line(str(fault).replace(uri, public_uri(root)))[:300]
-        # Not `from fault`: the cause would show the address with its credentials in every traceback.
-        raise EnvironmentFault(describe(public_uri(root), "the registry", "answer", got=got)) from None
-
-
-def _check_database(database: Path) -> None:
-    """Raise CorruptDataError unless the file is SQLite; MLflow itself would try again for minutes."""
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.OperationalError as fault:
-        raise EnvironmentFault(describe(database, "the registry", "be readable", got=str(fault))) from fault
-    except sqlite3.DatabaseError as fault:
-        fix = "move it away and run: dvc repro --force register"
-        raise CorruptDataError(describe(database, "the registry", "be SQLite", got=str(fault), fix=fix)) from fault
-
-
-def _check_name(name: str) -> None:
-    if _NAME.fullmatch(name) is None:
-        raise InputError(describe("registry", "the name", f"match {_NAME.pattern}", got=repr(name)))
-
-
-def _experiment(client: MlflowClient, name: str, *, root: Path) -> str:
-    """The id of the experiment of that name, made where there is none, with its artifacts under `.state/`."""
-    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None and experiment.artifact_location != location and _tracking_uri(root) == _own_uri(root):
-        # The project's folder was moved. MLflow keeps absolute paths and would go on writing to the old place.
-        client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
-        experiment = None
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    is_server = _tracking_uri(root).startswith("http")  # which decides itself where its artifacts lie
-    return str(client.create_experiment(name, artifact_location=None if is_server else location))
-
-
-def _runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
-    runs, token = [], None
-    while True:
-        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
-        runs += page
-        token = page.token
-        if not token:
-            return runs
-
-
-def _log(
-    client: MlflowClient, run: Run, *, params: Mapping[str, Any], history: Sequence[tuple[Mapping[str, float], int]]
-) -> None:
-    """Log params and (figures, epoch) pairs in as few calls as MLflow allows; doing it twice changes nothing."""
-    from mlflow.entities import Metric, Param
-
-    # The run's own start is the one timestamp that a second try repeats; equal metrics are stored once.
-    start = run.info.start_time
-    entities: list[Any] = [Param(key, str(value)) for key, value in _flat(params).items()]
-    entities += [Metric(key, value, start, epoch) for figures, epoch in history for key, value in figures.items()]
-    for first in range(0, len(entities), _MAX_ENTITIES):
-        part = entities[first : first + _MAX_ENTITIES]
-        client.log_batch(
-            run.info.run_id,
-            params=[entity for entity in part if isinstance(entity, Param)],
-            metrics=[entity for entity in part if isinstance(entity, Metric)],
-        )
 
 
 def _log_candidate(
@@ -334,8 +214,8 @@ def _log_candidate(
     root: Path,
 ) -> Run:
     """The run that holds the candidate's files and figures; one that a dead process left is completed."""
-    experiment_id = _experiment(client, name, root=root)
-    runs = _runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
+    experiment_id = open_experiment(client, name, root=root)
+    runs = find_runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
     run = runs[0] if runs else client.create_run(experiment_id, run_name=content[:12], tags={_CONTENT: content})
     run_id = run.info.run_id
     for file in (*read_json(candidate / MANIFEST), MANIFEST):
@@ -343,8 +223,8 @@ def _log_candidate(
     client.log_artifact(run_id, str(predictions), _PREDICTIONS)
     client.log_dict(run_id, dict(metrics), "metrics.json")
     card = read_json(candidate / paths.CARD)
-    figures = {key: value for key, value in _flat(metrics).items() if type(value) in (int, float)}
-    _log(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(figures, 0)])
+    figures = {key: value for key, value in flatten(metrics).items() if type(value) in (int, float)}
+    log_figures(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(figures, 0)])
     client.set_terminated(run_id)
     return run
 
@@ -354,7 +234,7 @@ def _create_version(
 ) -> RegisteredModel:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    tags = {_CONTENT: content, **{f"lineage.{key}": str(value) for key, value in _flat(lineage).items()}}
+    tags = {_CONTENT: content, **{f"lineage.{key}": str(value) for key, value in flatten(lineage).items()}}
     source = f"{run.info.artifact_uri}/{_MODEL}"
     return _registered(client.create_model_version(name, source, run.info.run_id, tags=tags))
 
@@ -394,10 +274,10 @@ def _registered(version: ModelVersion) -> RegisteredModel:
 
 def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: Path) -> Path:
     """A local copy of one file of the model's run."""
-    if not all(_NAME.fullmatch(part) for part in path.split("/")):
-        raise CorruptDataError(describe(MANIFEST, "a file", f"match {_NAME.pattern}", got=repr(path)))
+    if not all(NAME.fullmatch(part) for part in path.split("/")):
+        raise CorruptDataError(describe(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path)))
     artifacts = root / paths.MLFLOW_ARTIFACTS
-    if _tracking_uri(root) == _own_uri(root):  # by its place, not by MLflow's absolute path: the folder may have moved
+    if is_own_store(root):  # by its place, not by MLflow's absolute path: the folder may have moved
         return artifacts / model.run_id / "artifacts" / path
     copy = artifacts / "downloads" / model.content_sha256 / path
     if not copy.exists():
@@ -405,14 +285,6 @@ def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: 
         with tempfile.TemporaryDirectory(dir=artifacts) as folder:
             Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
     return copy
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, the keys joined by dots."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
-from mnist_pipe.data.table import read_provenance
+from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import CorruptDataError, PipelineError, describe, one_line
 from mnist_pipe.models.tta import ShiftAveraged
 

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_pipe.cluster.ray_session import Scale, attempts, check_code, check_storage
 from mnist_pipe.cluster.storage import Storage
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, describe, one_line
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training import checkpoint, sync_batchnorm

@@ -23,8 +23,9 @@ from pyarrow import fs
 from torch import Tensor
 
 from mnist_pipe.cluster.ordered_reader import read_in_order
-from mnist_pipe.data import table
-from mnist_pipe.data.table import SIDE, RowGroup
+from mnist_pipe.data import parquet, splits
+from mnist_pipe.data.parquet import RowGroup
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.errors import CorruptDataError, describe
 from mnist_pipe.training.batches import Ranks
 
@@ -71,19 +72,19 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
 
     Raises:
         InputError: no such file, or a folder without any.
-        CorruptDataError: a file that `table.read_normalized` would refuse, or files standardised by different figures.
+        CorruptDataError: a file that `splits.read_normalized` would refuse, or files standardised by different figures.
         EnvironmentFault: the file system does not answer.
     """
-    files = table.parquet_files(location, filesystem=filesystem)
-    provenances = [table.check_normalized(file, filesystem=filesystem) for file in files]
+    files = parquet.parquet_files(location, filesystem=filesystem)
+    provenances = [splits.check_normalized(file, filesystem=filesystem) for file in files]
     for file, provenance in zip(files, provenances, strict=True):
         for key in ("dataset", "mean", "std"):
             if provenance.get(key) != provenances[0].get(key):
                 rule = f"be {provenances[0].get(key)} as in {files[0]}"
                 raise CorruptDataError(describe(file, key, rule, got=provenance.get(key)))
     with ThreadPoolExecutor(_VERIFIERS) as threads:
-        list(threads.map(partial(table.verify_normalized, filesystem=filesystem), files))
-    groups = [group for file in files for group in table.row_groups(file, filesystem=filesystem)]
+        list(threads.map(partial(splits.verify_normalized, filesystem=filesystem), files))
+    groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
     node = None if filesystem else ray.get_runtime_context().get_node_id()
     return Shards(groups=groups, provenance=provenances[0], filesystem=filesystem, node=node)
 
@@ -198,7 +199,7 @@ class Stream:
         def read(epoch: int, part: int) -> Iterator[pa.Table]:
             pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, ranks=ranks)
             for piece in pieces[len(pieces) * part // num_parts : len(pieces) * (part + 1) // num_parts]:
-                yield from table.read_row_group(
+                yield from parquet.read_row_group(
                     piece.group,
                     start=piece.start,
                     stop=piece.stop,
@@ -207,7 +208,7 @@ class Stream:
                 )
 
         for block in read_in_order(parts, read, node=source.node, sharers=ranks.size):
-            yield from table.normalized_rows(block)
+            yield from splits.normalized_rows(block)
 
     def _on_device(self, values: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(values)

@@ -33,7 +33,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ray_session import Cluster, attempts, check_storage
 from mnist_pipe.cluster.storage import Storage
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training.optimizers import OPTIMIZERS

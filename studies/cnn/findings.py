@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation import plots
 from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
 from studies.common.ledger import Run
@@ -118,7 +118,7 @@ def _p(p_value: float) -> str:
 def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
     """Losses and accuracies by epoch; the confusion matrix; the accuracy of each improvement."""
     _draw_epochs(folder / "figure.png", done)
-    plots.confusion(folder / "confusion.png", _confusion(conclusions))
+    plots.draw_confusion(folder / "confusion.png", _confusion(conclusions))
     _draw_improvements(folder / "improvements.png", done)
     return ["figure.png", "confusion.png", "improvements.png"]
 

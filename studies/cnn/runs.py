@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.table import SIDE, NormalizedSplit
+from mnist_pipe.data.splits import SIDE, NormalizedSplit
 from mnist_pipe.evaluation.metrics import confusion_matrix
 from mnist_pipe.evaluation.significance import combined, mcnemar
 from mnist_pipe.params import BatchSize, Epochs, Section

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import ema, loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe

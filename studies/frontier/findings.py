@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mnist_pipe.data.table import SIDE
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
 from studies.common.published import Published
@@ -98,7 +98,7 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
         axes.legend(fontsize=8)
     wrong = conclusions["mistakes"]
     raw = b"".join(base64.b64decode(mistake["pixels"]) for mistake in wrong)
-    plots.mistakes(
+    plots.draw_mistakes(
         folder / "mistakes.png",
         np.frombuffer(raw, np.uint8).reshape(-1, SIDE, SIDE).astype(np.float32),
         labels=np.array([mistake["label"] for mistake in wrong]),

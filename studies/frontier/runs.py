@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.table import NUM_CLASSES, NormalizedSplit
+from mnist_pipe.data.splits import NUM_CLASSES, NormalizedSplit
 from mnist_pipe.evaluation.metrics import wilson_interval
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.params import Epochs, Section

@@ -46,7 +46,10 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
         figure.set_figwidth(8.5)
         panels = figure.subplots(2, len(batches), squeeze=False, sharey="row")
         for run in finals:
-            column, colour = batches.index(run.config["batch"]), plots.COLOURS[ENCODINGS.index(run.config["encoding"])]
+            column, colour = (
+                batches.index(run.config["batch"]),
+                plots.SERIES_COLOURS[ENCODINGS.index(run.config["encoding"])],
+            )
             for schedule, style in zip(_SCHEDULES, ("-", ":"), strict=True):
                 for panel, figures in zip(panels[:, column], ("cost", "test_accuracy"), strict=True):
                     curves = np.array([member[figures] for member in _members(run, schedule)])

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
 from mnist_pipe.params import Epochs, Section
 from studies.common.fitting import pixels, whole
 from studies.common.ledger import Config, Run

@@ -15,9 +15,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
 from mnist_pipe.evaluation import plots
-from mnist_pipe.evaluation.report import count, p_value
+from mnist_pipe.evaluation.report import format_count as count
+from mnist_pipe.evaluation.report import format_p_value as p_value
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.common.table import Row, markdown
@@ -68,7 +69,7 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
     """The ladder, the templates, two pictures of where the models break, their sizes, and the regression."""
     classifiers = by_name(done, task="classify")
     draw_ladder(folder / "figure.png", classifiers, steps=_steps(classifiers, conclusions))
-    plots.templates(folder / "templates.png", _templates(conclusions))
+    plots.draw_templates(folder / "templates.png", _templates(conclusions))
     draw_failures(folder / "failure.png", classifiers)
     draw_classes(folder / "classes.png", classifiers)
     draw_sizes(folder / "sizes.png", classifiers)
@@ -198,7 +199,7 @@ def draw_regression(
     with plots.drawing(path, height=3.3) as figure:
         figure.set_figwidth(7)
         panels = figure.subplots(1, len(regressors), sharex=True, sharey=True, squeeze=False)
-        for axes, (name, runs), colour in zip(panels[0], regressors.items(), plots.COLOURS, strict=False):
+        for axes, (name, runs), colour in zip(panels[0], regressors.items(), plots.SERIES_COLOURS, strict=False):
             axes.plot([low, high], [low, high], color="#b4bac2", linewidth=1)
             axes.plot(slants, points[name], "o", markersize=2, alpha=0.4, color=colour, markeredgewidth=0)
             axes.set(xlim=(low, high), ylim=(low, high), xlabel="slant from the moments", aspect="equal")
@@ -463,7 +464,7 @@ def _weights_in_colour() -> int:
 
 
 def _coloured(classifiers: Mapping[str, Sequence[Run]]) -> Iterator[tuple[tuple[str, Sequence[Run]], str]]:
-    return zip(classifiers.items(), plots.COLOURS, strict=False)
+    return zip(classifiers.items(), plots.SERIES_COLOURS, strict=False)
 
 
 def _size(runs: Sequence[Run], *, side: int, pooled: bool = False) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_pipe.data import augment
-from mnist_pipe.data.table import NUM_CLASSES, PIXELS, NormalizedSplit
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
 from mnist_pipe.evaluation.significance import combined, mcnemar
 from mnist_pipe.params import (
     BatchSize,

@@ -109,12 +109,12 @@ def draw_costs(path: Path, table: Sequence[Row], costs: Mapping[str, Sequence[in
         for row in table:
             assert row.published is not None
             products = costs[f"{row.system}, {row.variant}"][1]
-            colour = plots.COLOURS[_family(row.system)]
+            colour = plots.SERIES_COLOURS[_family(row.system)]
             axes.plot([products] * 2, [row.published.value, row.mean], color=colour, linewidth=0.8, alpha=0.6)
             axes.plot(products, row.published.value, "o", color=colour, markerfacecolor="white", markersize=5)
             axes.plot(products, row.mean, "o", color=colour, markersize=5)
         for family, name in enumerate(_FAMILIES):
-            axes.plot([], [], "o", color=plots.COLOURS[family], label=name, markersize=5)
+            axes.plot([], [], "o", color=plots.SERIES_COLOURS[family], label=name, markersize=5)
         ticks = (0.5, 1, 2, 5, 10)
         axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()

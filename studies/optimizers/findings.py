@@ -259,7 +259,7 @@ def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
     """Horizontal bars, on a scale on which 99 % is twice as far as 90 %."""
     columns = {"published": {name: [_value(name, published)] for name in REPORTED}}
     columns |= {phase: _accuracies(done, phase) for phase in PHASES}
-    colours = dict(zip(columns, (plots.MUTED, plots.COLOURS[1], plots.COLOURS[0]), strict=True))
+    colours = dict(zip(columns, (plots.MUTED, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0]), strict=True))
     names = [name for name in NAMES if name in columns["tuned"]]
     with plots.drawing(path, height=0.62 * len(names) + 1.1) as figure:
         axes = figure.subplots()
@@ -284,7 +284,7 @@ def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
 
 def _curves(path: Path, done: Sequence[Run]) -> None:
     """Training loss and test accuracy by epoch, means over seeds; a column of panels for each of the study."""
-    styles = dict(zip(NAMES, itertools.product(("-", "--"), plots.COLOURS), strict=False))
+    styles = dict(zip(NAMES, itertools.product(("-", "--"), plots.SERIES_COLOURS), strict=False))
     with plots.drawing(path, height=5.6) as figure:
         figure.set_figwidth(8.5)
         panels: NDArray[Any] = figure.subplots(2, 2, sharex=True, sharey="row")

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
 from mnist_pipe.training import loop, numerics, optimizers
 from mnist_pipe.training.batches import to_device

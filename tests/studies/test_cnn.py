@@ -13,7 +13,7 @@ import torch
 from scipy.stats import binomtest
 
 from mnist_pipe import models, paths
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop
 from mnist_pipe.training.recipe import Recipe
 from studies.cnn import findings, runs

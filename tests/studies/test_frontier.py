@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from mnist_pipe import params, paths
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training.recipe import recipe_of
 from studies.common.ledger import Run
 from studies.common.published import Published

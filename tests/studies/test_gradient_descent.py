@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from studies.common.ledger import Run
 from studies.gradient_descent import runs
 from studies.gradient_descent.runs import ENCODINGS, Array

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_pipe import models
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe

@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 from sklearn.svm import SVC
 
 from mnist_pipe import paths
-from mnist_pipe.data.table import NormalizedSplit
+from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import pixels
 from studies.common.ledger import Run

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mnist_pipe.data import table
-from mnist_pipe.data.table import NormalizedSplit, RawSplit
+from mnist_pipe.data import parquet, splits
+from mnist_pipe.data.splits import NormalizedSplit, RawSplit
 from mnist_pipe.errors import CorruptDataError
 
 
@@ -53,11 +53,11 @@ def write(path: Path, columns: dict[str, pa.Array], *, fields: list[pa.Field] | 
 
 
 def test_a_split_survives_the_round_trip(tmp_path: Path, raw: RawSplit, normalized: NormalizedSplit) -> None:
-    table.write_raw(tmp_path / "raw", raw)
-    table.write_normalized(tmp_path / "normalized", normalized)
-    assert same(table.read_raw(tmp_path / "raw"), raw)
-    assert same(table.read_normalized(tmp_path / "normalized"), normalized)
-    assert table.read_provenance(tmp_path / "raw") == raw.provenance
+    splits.write_raw(tmp_path / "raw", raw)
+    splits.write_normalized(tmp_path / "normalized", normalized)
+    assert same(splits.read_raw(tmp_path / "raw"), raw)
+    assert same(splits.read_normalized(tmp_path / "normalized"), normalized)
+    assert parquet.read_provenance(tmp_path / "raw") == raw.provenance
 
 
 def test_more_rows_than_a_row_group_holds_keep_their_order(tmp_path: Path) -> None:
@@ -65,32 +65,32 @@ def test_more_rows_than_a_row_group_holds_keep_their_order(tmp_path: Path) -> No
     images = np.zeros((rows, 28, 28), np.uint8)
     images[:, 0, :2] = np.arange(rows, dtype=">u2").view(np.uint8).reshape(-1, 2)
     labels = (np.arange(rows) % 10).astype(np.uint8)
-    table.write_raw(tmp_path / "raw", RawSplit(images=images, labels=labels, provenance={}))
+    splits.write_raw(tmp_path / "raw", RawSplit(images=images, labels=labels, provenance={}))
     assert pq.ParquetFile(tmp_path / "raw").num_row_groups == 3
-    read = table.read_raw(tmp_path / "raw")
+    read = splits.read_raw(tmp_path / "raw")
     assert np.array_equal(read.images, images)
     assert np.array_equal(read.labels, labels)
 
 
 def test_the_same_split_is_the_same_bytes(tmp_path: Path, raw: RawSplit) -> None:
     for name in ("one", "two"):
-        table.write_raw(tmp_path / name, raw)
+        splits.write_raw(tmp_path / name, raw)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_a_view_of_other_memory_is_written_as_what_it_shows(tmp_path: Path, raw: RawSplit) -> None:
     backwards = dataclasses.replace(raw, images=raw.images[::-1, :, ::-1], labels=raw.labels[::-1])
-    table.write_raw(tmp_path / "raw", backwards)
-    assert same(table.read_raw(tmp_path / "raw"), backwards)
+    splits.write_raw(tmp_path / "raw", backwards)
+    assert same(splits.read_raw(tmp_path / "raw"), backwards)
 
 
 def streamed(path: Path) -> NormalizedSplit:
     """What a streamed training is given, row group by row group, once the file has been verified."""
-    table.verify_normalized(str(path))
-    tables = [rows for group in table.row_groups(str(path)) for rows in table.read_row_group(group)]
-    images, labels = zip(*(part for rows in tables for part in table.normalized_rows(rows)), strict=True)
-    index = [table.column_values(rows, "index", np.dtype(np.uint32), 1).reshape(-1) for rows in tables]
-    provenance = table.check_normalized(str(path))
+    splits.verify_normalized(str(path))
+    tables = [rows for group in parquet.row_groups(str(path)) for rows in parquet.read_row_group(group)]
+    images, labels = zip(*(part for rows in tables for part in splits.normalized_rows(rows)), strict=True)
+    index = [parquet.column_values(rows, "index", np.dtype(np.uint32), 1).reshape(-1) for rows in tables]
+    provenance = splits.check_normalized(str(path))
     return NormalizedSplit(
         images=np.concatenate(images), labels=np.concatenate(labels), index=np.concatenate(index), provenance=provenance
     )
@@ -101,10 +101,10 @@ def test_a_streamed_split_is_the_split(tmp_path: Path, normalized: NormalizedSpl
     many = dataclasses.replace(
         normalized, images=normalized.images[rows], labels=normalized.labels[rows], index=np.arange(35_000, dtype="<u4")
     )
-    table.write_normalized(tmp_path / "n", many)
+    splits.write_normalized(tmp_path / "n", many)
     assert same(streamed(tmp_path / "n"), many)
-    [_, second, _] = table.row_groups(str(tmp_path / "n"))
-    [part] = table.read_row_group(second, start=3, stop=8, columns=["index"])
+    [_, second, _] = parquet.row_groups(str(tmp_path / "n"))
+    [part] = parquet.read_row_group(second, start=3, stop=8, columns=["index"])
     assert part.to_pydict() == {"index": [14_003, 14_004, 14_005, 14_006, 14_007]}
 
 
@@ -119,8 +119,8 @@ def many(normalized: NormalizedSplit) -> NormalizedSplit:
 
 
 def test_row_groups_that_are_read_side_by_side_are_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
-    table.write_normalized(tmp_path / "n", many)
-    read = table.read_normalized(tmp_path / "n")
+    splits.write_normalized(tmp_path / "n", many)
+    read = splits.read_normalized(tmp_path / "n")
     assert same(read, many)
     oracle = pq.read_table(tmp_path / "n")
     assert b"".join(oracle["image"].to_pylist()) == read.images.tobytes()
@@ -131,7 +131,7 @@ def test_row_groups_that_are_read_side_by_side_are_the_split(tmp_path: Path, man
 
 def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, many: NormalizedSplit) -> None:
     path = tmp_path / "n"
-    table.write_normalized(path, many)
+    splits.write_normalized(path, many)
     intact, metadata = path.read_bytes(), pq.read_metadata(path)
     assert metadata.num_row_groups == 3
     for group in range(3):
@@ -140,27 +140,27 @@ def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, ma
             flipped = bytearray(intact)
             flipped[column.data_page_offset + column.total_compressed_size - 3] ^= 1
             path.write_bytes(flipped)
-            assert fault(table.read_normalized, path).startswith("n: every page must match its checksum, but got ")
+            assert fault(splits.read_normalized, path).startswith("n: every page must match its checksum, but got ")
 
 
 @pytest.mark.parametrize("column", ["image", "label", "index"])
 def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: NormalizedSplit, column: str) -> None:
     """What page checksums cannot see: every page is intact, and two of a column have changed places."""
     path = tmp_path / "n"
-    table.write_normalized(path, many)
+    splits.write_normalized(path, many)
     whole = pq.read_table(path)
     swapped = pa.concat_tables([whole.slice(14_000, 14_000), whole.slice(0, 14_000), whole.slice(28_000)])
     moved = whole.set_column(whole.column_names.index(column), whole.schema.field(column), swapped[column])
     pq.write_table(moved, path, row_group_size=14_000, write_page_checksum=True)
-    assert fault(table.read_normalized, path) == (
+    assert fault(splits.read_normalized, path) == (
         f"n: {column} must match its checksum, but got other values; run: dvc repro --force normalize"
     )
 
 
 def test_splits_written_side_by_side_are_those_written_one_by_one(tmp_path: Path, raw_splits: Any) -> None:
-    table.write_all(tmp_path / "both", raw_splits, write=table.write_raw)
+    splits.write_all(tmp_path / "both", raw_splits, write=splits.write_raw)
     for name, split in raw_splits.items():
-        table.write_raw(tmp_path / "one.parquet", split)
+        splits.write_raw(tmp_path / "one.parquet", split)
         assert (tmp_path / "both" / f"{name}.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
 
 
@@ -171,13 +171,13 @@ def test_no_bit_flip_changes_a_split_unnoticed(
     path = tmp_path / layer
     if layer == "raw":
         split: Any = dataclasses.replace(raw, images=raw.images[:8], labels=raw.labels[:8])
-        read: Callable[[Path], Any] = table.read_raw
-        table.write_raw(path, split)
+        read: Callable[[Path], Any] = splits.read_raw
+        splits.write_raw(path, split)
     else:
         eight = {name: getattr(normalized, name)[:8] for name in ("images", "labels", "index")}
         split = dataclasses.replace(normalized, **eight)
-        read = streamed if layer == "streamed" else table.read_normalized
-        table.write_normalized(path, split)
+        read = streamed if layer == "streamed" else splits.read_normalized
+        splits.write_normalized(path, split)
     intact = path.read_bytes()
     footer = int.from_bytes(intact[-8:-4], "little") + 8
     random = np.random.default_rng(0)
@@ -198,31 +198,31 @@ def test_no_bit_flip_changes_a_split_unnoticed(
 
 def test_every_truncation_is_refused(tmp_path: Path, raw: RawSplit) -> None:
     path = tmp_path / "raw"
-    table.write_raw(path, raw)
+    splits.write_raw(path, raw)
     intact = path.read_bytes()
     for length in [*range(0, len(intact), 997), len(intact) - 1]:
         path.write_bytes(intact[:length])
-        assert fault(table.read_raw, path).startswith("raw: the file must be Parquet, but got ")
+        assert fault(splits.read_raw, path).startswith("raw: the file must be Parquet, but got ")
 
 
 def test_a_flipped_pixel_is_named_with_what_to_do(tmp_path: Path, raw: RawSplit) -> None:
     path = tmp_path / "raw"
-    table.write_raw(path, raw)
+    splits.write_raw(path, raw)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    message = fault(table.read_raw, path)
+    message = fault(splits.read_raw, path)
     assert message.startswith("raw: every page must match its checksum, but got ")
     assert message.endswith("; run: dvc repro --force ingest")
     assert "\n" not in message
 
 
 def test_a_file_that_is_not_there_or_not_parquet_is_named(tmp_path: Path) -> None:
-    assert fault(table.read_raw, tmp_path / "raw") == (
+    assert fault(splits.read_raw, tmp_path / "raw") == (
         "raw: the file must exist, but got nothing; run: dvc repro --force ingest"
     )
     (tmp_path / "raw").write_text("index,label\n0,7\n")
-    message = fault(table.read_normalized, tmp_path / "raw")
+    message = fault(splits.read_normalized, tmp_path / "raw")
     assert message.startswith("raw: the file must be Parquet, but got ")
     assert message.endswith("; run: dvc repro --force normalize")
 
@@ -250,9 +250,9 @@ def test_another_schema_is_named(tmp_path: Path, raw: RawSplit, normalized: Norm
         ),
     }
     for name, (columns, got) in cases.items():
-        assert fault(table.read_raw, write(tmp_path / name, columns)) == f"{name}: the schema {want} ({got}); {fix}"
-    table.write_normalized(tmp_path / "normalized", normalized)
-    assert fault(table.read_raw, tmp_path / "normalized") == (
+        assert fault(splits.read_raw, write(tmp_path / name, columns)) == f"{name}: the schema {want} ({got}); {fix}"
+    splits.write_normalized(tmp_path / "normalized", normalized)
+    assert fault(splits.read_raw, tmp_path / "normalized") == (
         f"normalized: the schema {want} (image: fixed_size_binary[3136], label: uint8, index: uint32); {fix}"
     )
 
@@ -265,12 +265,12 @@ def test_null_labels_are_refused(tmp_path: Path, raw: RawSplit) -> None:
         {"image": images, "label": labels},
         fields=[pa.field("image", images.type, nullable=False), pa.field("label", pa.uint8())],
     )
-    assert "the schema must be" in fault(table.read_raw, path)
+    assert "the schema must be" in fault(splits.read_raw, path)
 
 
 def test_an_extension_type_is_refused_before_it_is_decoded(tmp_path: Path, raw: RawSplit) -> None:
     uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16] * 100, pa.binary(16)))
-    assert fault(table.read_raw, write(tmp_path / "raw", {"image": uuids, "label": pa.array(raw.labels)})) == (
+    assert fault(splits.read_raw, write(tmp_path / "raw", {"image": uuids, "label": pa.array(raw.labels)})) == (
         "raw: the schema must be (image: fixed_size_binary[784], label: uint8), but got (image: extension<arrow.uuid>, "
         "label: uint8); run: dvc repro --force ingest"
     )
@@ -300,14 +300,14 @@ def test_a_pickle_hidden_in_the_schema_is_never_run(tmp_path: Path, raw: RawSpli
         ],
     )
     with suppress(CorruptDataError):
-        table.read_raw(path)
+        splits.read_raw(path)
     assert not (tmp_path / "executed").exists()
 
 
 def test_no_rows_are_refused(tmp_path: Path, raw: RawSplit) -> None:
-    table.write_raw(tmp_path / "raw", raw)
+    splits.write_raw(tmp_path / "raw", raw)
     pq.write_table(pq.read_table(tmp_path / "raw").slice(0, 0), tmp_path / "raw")
-    assert fault(table.read_raw, tmp_path / "raw") == (
+    assert fault(splits.read_raw, tmp_path / "raw") == (
         "raw: the table must have rows, but got 0; run: dvc repro --force ingest"
     )
 
@@ -327,21 +327,21 @@ def test_provenance_that_this_project_did_not_write_is_refused(
     tmp_path: Path, raw: RawSplit, metadata: dict[bytes, bytes] | None, got: str
 ) -> None:
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
-    schema = table.RAW_SCHEMA.with_metadata(metadata)
+    schema = splits.RAW_SCHEMA.with_metadata(metadata)
     pq.write_table(pa.Table.from_arrays([images, pa.array(raw.labels)], schema=schema), tmp_path / "raw")
     message = f"raw: the metadata must carry mnist_pipe's provenance, but got {got}; run: dvc repro --force"
-    assert fault(table.read_raw, tmp_path / "raw") == f"{message} ingest"
-    assert fault(table.read_provenance, tmp_path / "raw") == message
+    assert fault(splits.read_raw, tmp_path / "raw") == f"{message} ingest"
+    assert fault(parquet.read_provenance, tmp_path / "raw") == message
 
 
 def test_a_label_above_nine_is_named(tmp_path: Path, raw: RawSplit) -> None:
     labels = raw.labels.copy()
     labels[17] = 11
-    table.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
-    assert fault(table.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11"
+    splits.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
+    assert fault(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11"
     labels[40:42] = 255
-    table.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
-    assert fault(table.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11 (3 such labels)"
+    splits.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
+    assert fault(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11 (3 such labels)"
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
@@ -350,8 +350,8 @@ def test_a_pixel_that_is_not_finite_is_named(
 ) -> None:
     images = normalized.images.copy()
     images[5, 3, 4] = value
-    table.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
-    for read in (table.read_normalized, streamed):
+    splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
+    for read in (splits.read_normalized, streamed):
         assert fault(read, tmp_path / "n") == (
             f"n: image[5] at (3, 4) must be finite, but got {shown}; run: dvc repro --force normalize"
         )
@@ -360,28 +360,28 @@ def test_a_pixel_that_is_not_finite_is_named(
 def test_a_pixel_of_a_later_row_group_is_named_by_its_row(tmp_path: Path, many: NormalizedSplit) -> None:
     for row in (24_999, 10_250, 10_249):
         many.images[row, 27, 27] = np.nan
-        table.write_normalized(tmp_path / "n", many)
-        assert f"n: image[{row}] at (27, 27) must be finite" in fault(table.read_normalized, tmp_path / "n")
+        splits.write_normalized(tmp_path / "n", many)
+        assert f"n: image[{row}] at (27, 27) must be finite" in fault(splits.read_normalized, tmp_path / "n")
 
 
 def test_finite_pixels_whose_sum_is_not_are_taken(tmp_path: Path, normalized: NormalizedSplit) -> None:
     large = np.full_like(normalized.images, np.finfo(np.float32).max)
-    table.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=large))
-    assert np.array_equal(table.read_normalized(tmp_path / "n").images, large)
+    splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=large))
+    assert np.array_equal(splits.read_normalized(tmp_path / "n").images, large)
 
 
 def test_infinities_that_cancel_in_a_sum_are_still_found(tmp_path: Path, normalized: NormalizedSplit) -> None:
     images = normalized.images.copy()
     images[5, 3, 4], images[6, 0, 0] = np.inf, -np.inf
-    table.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
-    assert "image[5] at (3, 4) must be finite" in fault(table.read_normalized, tmp_path / "n")
+    splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
+    assert "image[5] at (3, 4) must be finite" in fault(splits.read_normalized, tmp_path / "n")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, raw: RawSplit) -> None:
     path = tmp_path / "raw"
-    table.write_raw(path, raw)
+    splits.write_raw(path, raw)
     before = path.read_bytes()
     with pytest.raises(pa.ArrowInvalid):
-        table.write_raw(path, dataclasses.replace(raw, labels=raw.labels[:3]))
+        splits.write_raw(path, dataclasses.replace(raw, labels=raw.labels[:3]))
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["raw"]

@@ -1,0 +1,178 @@
+"""The MLflow store behind the registry: SQLite under `.state/`, unless MLFLOW_TRACKING_URI names another one."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from mnist_pipe import paths, telemetry
+from mnist_pipe.atomic import atomic_file, locked
+from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""What a registered name, an experiment's name or a file of a model must match: it reaches paths and queries."""
+_MAX_ENTITIES = 900  # MLflow takes 1000 in one call
+
+
+@contextmanager
+def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
+    """A client of the store; a writer has it alone among this project's processes, and makes it where there is none.
+
+    Raises:
+        CorruptDataError: the project's own store is damaged.
+        EnvironmentFault: the store does not answer.
+    """
+    os.environ.update(telemetry.OFF)
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors are raised, so nothing is left to log
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    database, uri = _database(root), _tracking_uri(root)
+    try:
+        with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
+            if is_own_store(root):
+                if write and not database.exists():
+                    # Whole or absent: MLflow cannot go on with a schema that was cut short.
+                    with atomic_file(database) as temporary:
+                        MlflowClient(f"sqlite:///{temporary}")
+                _check_database(database)
+            yield MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError, OSError) as fault:
+        got = one_line(str(fault).replace(uri, public_uri(root)))[:300]
+        # Not `from fault`: the cause would show the address with its credentials in every traceback.
+        raise EnvironmentFault(describe(public_uri(root), "the registry", "answer", got=got)) from None
+
+
+@contextmanager
+def open_existing_store(root: Path) -> Iterator[MlflowClient | None]:
+    """A client for reading, or None where there is no store yet: to look must not create one.
+
+    Raises:
+        CorruptDataError: the project's own store is damaged.
+        EnvironmentFault: the store does not answer.
+    """
+    if is_own_store(root) and not _database(root).exists():
+        yield None
+    else:
+        with open_store(root) as client:
+            yield client
+
+
+def prepare(root: Path) -> None:
+    """Make the project's own store where there is none yet, whole or not at all.
+
+    Raises:
+        CorruptDataError: it is damaged.
+        EnvironmentFault: it does not answer.
+    """
+    with open_store(root, write=True):
+        pass
+
+
+def is_own_store(root: Path) -> bool:
+    """Whether the store is the project's own under `.state/`."""
+    return _tracking_uri(root) == _own_uri(root)
+
+
+def public_uri(root: Path) -> str:
+    """The store's address as it may be shown: the default one relative to `root`, others without credentials."""
+    return f"sqlite:///{paths.MLFLOW_DB}" if is_own_store(root) else public_url(_tracking_uri(root))
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless `name` may reach a path or a query."""
+    if NAME.fullmatch(name) is None:
+        raise InputError(describe("registry", "the name", f"match {NAME.pattern}", got=repr(name)))
+
+
+def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
+    """The id of the experiment of that name, made where there is none, with its artifacts under `.state/`."""
+    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
+    experiment = client.get_experiment_by_name(name)
+    if experiment is not None and experiment.artifact_location != location and is_own_store(root):
+        # The project's folder was moved. MLflow keeps absolute paths and would go on writing to the old place.
+        client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
+        experiment = None
+    if experiment is not None:
+        return str(experiment.experiment_id)
+    is_server = _tracking_uri(root).startswith("http")  # which decides itself where its artifacts lie
+    return str(client.create_experiment(name, artifact_location=None if is_server else location))
+
+
+def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    """All runs of the experiment that meet the condition, however many pages MLflow returns them in."""
+    # `mlflow.search_runs` pages by itself, but takes its store from a global, the environment variable.
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def log_figures(
+    client: MlflowClient, run: Run, *, params: Mapping[str, Any], history: Sequence[tuple[Mapping[str, float], int]]
+) -> None:
+    """Log params and (figures, epoch) pairs in as few calls as MLflow allows; doing it twice changes nothing."""
+    from mlflow.entities import Metric, Param
+
+    # The run's own start is the one timestamp that a second try repeats; equal metrics are stored once.
+    start = run.info.start_time
+    entities: list[Any] = [Param(key, str(value)) for key, value in flatten(params).items()]
+    entities += [Metric(key, value, start, epoch) for figures, epoch in history for key, value in figures.items()]
+    for first in range(0, len(entities), _MAX_ENTITIES):
+        part = entities[first : first + _MAX_ENTITIES]
+        client.log_batch(
+            run.info.run_id,
+            params=[entity for entity in part if isinstance(entity, Param)],
+            metrics=[entity for entity in part if isinstance(entity, Metric)],
+        )
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, the keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _database(root: Path) -> Path:
+    return (root / paths.MLFLOW_DB).resolve()
+
+
+def _own_uri(root: Path) -> str:
+    return f"sqlite:///{_database(root)}"
+
+
+def _tracking_uri(root: Path) -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
+
+
+def _check_database(database: Path) -> None:
+    """Raise CorruptDataError unless the file is SQLite; MLflow itself would try again for minutes."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.OperationalError as fault:
+        raise EnvironmentFault(describe(database, "the registry", "be readable", got=str(fault))) from fault
+    except sqlite3.DatabaseError as fault:
+        fix = "move it away and run: dvc repro --force register"
+        raise CorruptDataError(describe(database, "the registry", "be SQLite", got=str(fault), fix=fix)) from fault

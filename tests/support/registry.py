@@ -1,0 +1,98 @@
+"""A registry and candidates for it; `conftest.py` makes the fixtures known to every test."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mnist_pipe import paths
+from mnist_pipe.evaluation.predictions import Predictions, write_predictions
+from mnist_pipe.params import RegisterParams
+from mnist_pipe.registry import mlflow_registry, store
+from mnist_pipe.registry.mlflow_registry import Registration
+
+NAME = "toy-classifier"
+LINEAGE = {"dataset": "toy", "git_revision": "abc", "git_dirty": False, "versions": {"torch": "2"}}
+METRICS = {"dataset": "toy", "test": {"accuracy": 0.75, "interval": [0.7, 0.8]}, "validation": {"num_rows": 1000}}
+PARAMS = RegisterParams(max_p_value_against_baseline=0.01, max_p_value_against_champion=0.05, max_calibration_error=0.1)
+ROWS = 1000
+BASELINE_ERRORS = 100
+
+Candidate = tuple[Path, Path]
+"""The folder of a model, and its predictions on the validation split."""
+MakeCandidate = Callable[[int, int], Candidate]
+"""Makes a candidate of a seed and a number of errors."""
+
+
+def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
+    """A linear model of that seed, and predictions of which the first `errors` are wrong (the baseline's: 100)."""
+    import torch  # every test imports this module, and few need torch
+
+    from mnist_pipe import models
+    from mnist_pipe.training import checkpoint
+
+    torch.manual_seed(seed)
+    model = models.build("linear")
+    torch.nn.init.normal_(model.get_parameter("output.weight"))
+    card = {
+        "model": "linear",
+        "model_params": {},
+        "recipe": {"optimizer": "adam", "learning_rate": 0.1, "seed": seed},
+        "dataset": "toy",
+        "mean": 0.1307,
+        "std": 0.3081,
+        "data_sha256": {"train": "aa", "validation": "bb"},
+    }
+    checkpoint.save_model(folder / f"model-{seed}", model, card=card)
+    rows = np.arange(ROWS)
+    label = (rows % 10).astype(np.uint8)
+    predictions = Predictions(
+        index=rows.astype(np.uint32),
+        label=label,
+        baseline_prediction=((label + (rows < BASELINE_ERRORS)) % 10).astype(np.uint8),
+        prediction=((label + (rows < errors)) % 10).astype(np.uint8),
+        probability=np.full(ROWS, 1 - errors / ROWS, dtype=np.float32),
+        true_probability=np.full(ROWS, 0.9, dtype=np.float32),
+        provenance={"dataset": "toy", "source_sha256": "cc"},
+    )
+    path = folder / f"predictions-{seed}" / "validation.parquet"
+    write_predictions(path, predictions)
+    return folder / f"model-{seed}", path
+
+
+def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
+    """Register the candidate as `NAME`, with the figures and limits above unless `changes` has others."""
+    arguments = {"root": root, "name": NAME, "metrics": METRICS, "lineage": LINEAGE, "params": PARAMS, **changes}
+    return mlflow_registry.register(candidate[0], predictions=candidate[1], **arguments)
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's schema and nothing else; making one takes a second or more."""
+    root = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        store.prepare(root)
+    return root / paths.MLFLOW_DB
+
+
+@pytest.fixture
+def registry_root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project folder with an empty registry."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / "project"
+    (folder / paths.STATE).mkdir(parents=True)
+    shutil.copy(empty_database, folder / paths.MLFLOW_DB)
+    return folder
+
+
+@pytest.fixture
+def make_candidate(tmp_path: Path) -> MakeCandidate:
+    """`write_candidate` in a folder of the test."""
+    return partial(write_candidate, tmp_path / "candidates")

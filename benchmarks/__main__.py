@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import table
 from mnist_pipe import hardware
+from mnist_pipe.evaluation import markdown
 from mnist_pipe.fingerprint import code_version
 
 FOLDER = Path(__file__).parent
@@ -134,7 +135,7 @@ def main() -> int:
             _run(name)
         elif subprocess.run([sys.executable, "-m", "benchmarks", "--here", name], check=False).returncode:
             failed.append(name)
-    README.write_text(table.placed(README.read_text(), json.loads(RESULTS.read_text())))
+    markdown.replace_region(README, "benchmarks", lambda _: table.render(json.loads(RESULTS.read_text())))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)

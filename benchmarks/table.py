@@ -6,16 +6,14 @@ import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-START, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
-HEAD = "| | goal | measured | beside it, in the same run | ratio |\n|---|---|---|---|---|\n"
+from mnist_pipe.evaluation import markdown
+
+HEADER = ("", "goal", "measured", "beside it, in the same run", "ratio")
 
 
-def placed(readme: str, results: Mapping[str, Any]) -> str:
-    """`readme` with the table of `results` between its two marks."""
-    before, rest = readme.split(START)
-    _, after = rest.split(END)
-    rows = [f"| {' | '.join(row)} |\n" for row in _rows({name: entry["result"] for name, entry in results.items()})]
-    return f"{before}{START}\n{HEAD}{''.join(rows)}{END}{after}"
+def render(results: Mapping[str, Any]) -> str:
+    """The table of `results` in Markdown."""
+    return markdown.table(HEADER, _rows({name: entry["result"] for name, entry in results.items()}))
 
 
 def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:

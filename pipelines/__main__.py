@@ -53,7 +53,7 @@ def run(stage: str, *, debug: bool = False) -> None:
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
-    deployed, parameters, made_from = (_study if stage in studies.STAGES else _stage)(stage, on_cluster=on_cluster)
+    deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
@@ -115,7 +115,7 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     return stage, _parameters(values), values or params.model_dump(mode="json")
 
 
-def _study(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:  # noqa: ARG001
+def _study(stage: str) -> tuple[str, dict[str, Any], Any]:
     """The same of a study's runs, which have one flow."""
     from studies.common import catalogue
 

@@ -12,6 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from mnist_pipe import atomic, lineage, paths
 from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import EnvironmentFault
+from mnist_pipe.evaluation import markdown
 from mnist_pipe.params import RegisterParams
 from mnist_pipe.registry import mlflow_registry
 from pipelines import retries
@@ -50,11 +51,11 @@ def register(params: RegisterParams) -> None:
     """Register the candidate and show its gates."""
     outcome = record(params, trace())
     title = f"{outcome['name']} version {outcome['version']}"
-    log, rows = get_run_logger(), ["| gate | | |", "|---|---|---|"]
+    log, rows = get_run_logger(), []
     for gate in outcome["gates"]:
         verdict = "passed" if gate["passed"] else "failed"
-        rows.append(f"| {gate['name']} | {verdict} | {gate['text']} |")
+        rows.append((gate["name"], verdict, gate["text"]))
         log.info("gate %s %s: %s", gate["name"], verdict, gate["text"])
     log.info("%s: %s", title, outcome["reason"])
-    table = "\n".join(rows)
+    table = markdown.table(("gate", "", ""), rows)
     create_markdown_artifact(f"**{title}.** {outcome['reason']}\n\n{table}\n", key="gates", description=title)

@@ -3,66 +3,61 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
+import studies
 from mnist_pipe import atomic, paths
 from pipelines.stage import stage
 
 if TYPE_CHECKING:
-    from studies.common.ledger import Run
+    from studies.common.ledger import Config, Run
 
 
 @task
-def measure(study: str, params: dict[str, Any], ledger: str) -> dict[str, Any]:
-    """Compute every run that `ledger` does not know and write `runs.json` and `times.json`; returns the latter."""
-    from mnist_pipe.cluster import ray_session, storage
+def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
+    """Compute every run that the ledger `name` lacks and write `runs.json` and `times.json`; returns the latter."""
+    from mnist_pipe.cluster import ray_session
+    from mnist_pipe.cluster.storage import project_storage
     from mnist_pipe.data.splits import read_normalized
     from studies.common import catalogue
     from studies.common.executor import run_all
-    from studies.common.ledger import read_ledger
+    from studies.common.ledger import ledger_of
 
-    module, place, log = catalogue.runs_of(study), storage.project_storage(Path.cwd()), get_run_logger()
-    section = module.Params.model_validate(params)
-    splits = {name: read_normalized(path) for name, path in paths.SPLITS.items()}
-    started, num_known = time.monotonic(), len(read_ledger(place, ledger))
+    chosen, storage, log = catalogue.study_of(study), project_storage(Path.cwd()), get_run_logger()
+    section, ledger = chosen.params.model_validate(params), ledger_of(name, storage=storage)
+    splits = {split: read_normalized(path) for split, path in paths.SPLITS.items()}
+    started, num_known = time.monotonic(), len(ledger.read())
     if num_known:
         log.info("%s: %d runs had ended before it was interrupted", study, num_known)
 
     def show(run: Run) -> None:
         log.info("%s on %s, %.1f s: %s", study, run.address, run.seconds, _line(run.config))
 
-    with ray_session.connected(ledger) as available:
-        found: list[Run] = []
-        if hasattr(module, "tune"):
-            found = module.tune(section, splits, available=available, storage=place, name=ledger, say=log.info)
-        searched = len(found)
-        while len(configs := module.plan(section, found)) > len(found) - searched:
-            log.info("%s: %d runs", study, len(configs))
-            runs = run_all(
-                module.run,
-                configs,
-                shared=splits,
-                available=available,
-                storage=place,
-                name=ledger,
-                on_run=show,
-            )
-            found = [*found[:searched], *runs]
-    conclusions = module.conclude(found, splits)
-    times = _times(found, num_cpus=available.num_cpus, num_gpus=available.num_gpus)
+    def compute(configs: Sequence[Config]) -> list[Run]:
+        log.info("%s: %d runs", study, len(configs))
+        return run_all(chosen.run, configs, shared=splits, available=available, ledger=ledger, on_run=show)
+
+    done: list[Run] = []
+    with ray_session.connected(name) as available:
+        if chosen.tune:
+            done += chosen.tune(section, splits, available=available, storage=storage, name=name, say=log.info)
+        if chosen.plan:
+            done += compute(chosen.plan(section))
+        if chosen.plan_from_results:
+            done += compute(chosen.plan_from_results(section, done))
+    conclusions = chosen.conclude(done, splits) if chosen.conclude else {}
+    times = _times(done, num_cpus=available.num_cpus, num_gpus=available.num_gpus)
     if not num_known:
         times["wall_seconds"] = round(time.monotonic() - started, 1)
     folder = paths.STUDIES / study
     atomic.write_json(folder / paths.STUDY_TIMES, times)
-    atomic.write_json(
-        folder / paths.STUDY_RUNS,
-        {"conclusions": conclusions, "runs": [{"config": run.config, "result": _public(run.result)} for run in found]},
-    )
+    runs = [{"config": run.config, "result": run.result} for run in done]
+    atomic.write_json(folder / paths.STUDY_RUNS, {"conclusions": conclusions, "runs": runs})
     return times
 
 
@@ -90,35 +85,34 @@ def _line(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in config.items())
 
 
-def _public(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what only `conclude` wants."""
-    return {key: value for key, value in result.items() if not key.startswith("_")}
-
-
 @stage
 def study(study: str, params: dict[str, Any]) -> None:
     """Measure `study`; where it was interrupted, go on from the runs that had ended."""
-    from mnist_pipe.fingerprint import PACKAGE, run_name
+    from mnist_pipe.fingerprint import run_name
 
-    folder = PACKAGE.parent / paths.STUDIES
-    computing = (path for path in sorted((folder / study).glob("*.py")) if path.name != "findings.py")
-    sources = [folder / "fitting.py", *computing]
-    ledger = run_name(f"{study}-runs", params=None, inputs=[*paths.SPLITS.values(), *sources])
-    times = measure(study, params, ledger)
+    name = run_name(f"{study}-runs", params=None, inputs=[*paths.SPLITS.values(), *computing_modules(study)])
+    times = measure(study, params, name)
     table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
     create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
     get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["processor_seconds"])
-    forget(ledger)
+    forget(name)
+
+
+def computing_modules(study: str) -> list[Path]:
+    """The modules, apart from the library's, whose code decides what the runs of `study` compute."""
+    folder = Path(studies.__file__).parent
+    own = (path for path in sorted((folder / study).glob("*.py")) if path.name not in studies.SHOWING)
+    return [*(folder / "common" / name for name in studies.COMPUTING), *own]
 
 
 @task
-def forget(ledger: str) -> None:
+def forget(name: str) -> None:
     """Remove what an interrupted study resumes from; a finished one, asked for again, is to be measured again."""
-    from mnist_pipe.cluster import storage
-    from studies.common.ledger import ledger_key
+    from mnist_pipe.cluster.storage import project_storage
+    from studies.common.ledger import ledger_of
 
-    place = storage.project_storage(Path.cwd())
-    place.remove(ledger_key(ledger))
-    for search in place.names("trials"):  # of a study that searches first
-        if search.startswith(ledger):
-            place.remove(f"trials/{search}")
+    storage = project_storage(Path.cwd())
+    ledger_of(name, storage=storage).remove()
+    for search in storage.names("trials"):  # of a study that searches first
+        if search.startswith(name):
+            storage.remove(f"trials/{search}")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mnist_pipe.evaluation.significance import Alternative, combined, mcnemar
+from mnist_pipe.evaluation.significance import Alternative, mcnemar
 
 
 def truths(
@@ -63,17 +63,3 @@ def test_rows_on_which_both_agree_change_nothing() -> None:
 @pytest.mark.parametrize("alternative", ["two-sided", "greater"])
 def test_without_a_disagreement_nothing_is_shown(alternative: Alternative) -> None:
     assert mcnemar(*truths(both_right=10, both_wrong=2), alternative=alternative).p_value == 1.0
-
-
-def test_the_combined_p_value_by_hand() -> None:
-    assert combined([0.03]) == 0.03
-    assert combined([0.5, 0.001, 0.02]) == pytest.approx(1.5 * 0.02)
-    assert combined([0.9, 0.8, 1.0]) == 1.0
-
-
-def test_the_combined_p_value_is_one_whether_the_tests_depend_or_not() -> None:
-    random = np.random.default_rng(0)
-    alone, shared = random.random((20_000, 3)), np.repeat(random.random((20_000, 1)), 3, axis=1)
-    for p_values in (alone, shared):
-        rate = np.mean([combined(list(three)) < 0.05 for three in p_values])
-        assert rate <= 0.053  # 0.05 and two standard errors

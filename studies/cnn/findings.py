@@ -18,9 +18,9 @@ from mnist_pipe.evaluation import plots
 from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
 from studies.common.ledger import Run
 from studies.common.published import Figure, Published
+from studies.common.study import Measured
 from studies.common.table import Row
 
-TITLE = "the augmented CNN of a report, its overfitting, and the improvements that it proposes"
 _SYSTEM = "CNN 32-64 + max-pool + 128"
 _VARIANTS = {CONTROL: "rotation 10 + translation 0.1; Adam 1e-3; NLL", UNMOVED: "no augmentation"}
 _REPORTED = (  # training, metric, epoch, and what the published table calls it
@@ -33,8 +33,9 @@ _REPORTED = (  # training, metric, epoch, and what the published table calls it
 _SURE = 0.05
 
 
-def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:
+def rows(measured: Measured) -> list[Row]:
     """Every figure of the report, then pytorch/examples, then the improvements, which have no published figures."""
+    done, published = measured.runs, measured.published
     found = [
         Row(
             system=_SYSTEM,
@@ -68,7 +69,7 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
             values=_values(of(done, name), "test_accuracy"),
             unit="%",
             published=None,
-            note=f"{_gain(conclusions, name)} over the report's training",
+            note=f"{_gain(measured.conclusions, name)} over the report's training",
         )
         for name in IMPROVEMENTS
     ]
@@ -115,17 +116,18 @@ def _p(p_value: float) -> str:
     return f"{p_value:.2g}" if p_value >= 0.0001 else "< 0.0001"
 
 
-def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
+def draw(folder: Path, measured: Measured) -> list[str]:
     """Losses and accuracies by epoch; the confusion matrix; the accuracy of each improvement."""
-    _draw_epochs(folder / "figure.png", done)
-    plots.draw_confusion(folder / "confusion.png", _confusion(conclusions))
-    _draw_improvements(folder / "improvements.png", done)
+    _draw_epochs(folder / "figure.png", measured)
+    plots.draw_confusion(folder / "confusion.png", _confusion(measured.conclusions))
+    _draw_improvements(folder / "improvements.png", measured.runs)
     return ["figure.png", "confusion.png", "improvements.png"]
 
 
-def _draw_epochs(path: Path, done: Sequence[Run]) -> None:
+def _draw_epochs(path: Path, measured: Measured) -> None:
     """A column with augmentation and one without; thin lines are seeds, diamonds the report's figures."""
-    published = list(_reported(done, Published()))
+    done = measured.runs
+    published = list(_reported(done, measured.published))
     with plots.drawing(path, height=5.2) as figure:
         figure.set_figwidth(7.5)
         panels = figure.subplots(2, 2, sharex=True, sharey="row")
@@ -199,14 +201,15 @@ def _confusion(conclusions: Mapping[str, Any]) -> NDArray[np.int64]:
     return matrix
 
 
-def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """Whether the report's figures, its overfitting and its 9 as 4 are found, and what its proposals are worth."""
+    done, conclusions = measured.runs, measured.conclusions
     return "\n\n".join(
         [
-            _tell_figures(done, rows),
-            _tell_overfitting(done, conclusions),
-            _tell_confusions(conclusions),
-            _tell_improvements(done, conclusions),
+            _on_figures(done, rows),
+            _on_overfitting(done, conclusions),
+            _on_confusions(conclusions),
+            _on_improvements(done, conclusions),
         ]
     )
 
@@ -217,7 +220,7 @@ _TRIED = (  # by hand
 )
 
 
-def _tell_figures(done: Sequence[Run], rows: Sequence[Row]) -> str:
+def _on_figures(done: Sequence[Run], rows: Sequence[Row]) -> str:
     reported = [row for row in rows if row.published and row.variant in _VARIANTS.values()]
     missed = [row for row in reported if row.verdict.startswith("missed")]
     told = f"{len(reported) - len(missed)} of its {len(reported)} figures are reached here or within two deviations"
@@ -240,7 +243,7 @@ def _missed(row: Row) -> str:
     return f"the {row.metric.replace('_', ' ')} of {where}, {row.verdict}"
 
 
-def _tell_overfitting(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
+def _on_overfitting(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
     ratios, told = {}, {}
     for name in (UNMOVED, CONTROL):
         known = statistics.fmean(run.result["known_loss"] for run in of(done, name))
@@ -278,7 +281,7 @@ def _effect(against: Mapping[str, Any]) -> str:
     return f"no measurable difference, better in {better} of {num_seeds} seeds"
 
 
-def _tell_confusions(conclusions: Mapping[str, Any]) -> str:
+def _on_confusions(conclusions: Mapping[str, Any]) -> str:
     seeds, matrix = np.array(conclusions["confusion"]), _confusion(conclusions)
     counts = {pair: int(matrix[pair]) for pair in permutations(range(NUM_CLASSES), 2)}
     ranked = sorted(counts, key=lambda pair: -counts[pair])
@@ -296,7 +299,7 @@ def _tell_confusions(conclusions: Mapping[str, Any]) -> str:
     )
 
 
-def _tell_improvements(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
+def _on_improvements(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
     against = {name: conclusions["against_control"][name] for name in IMPROVEMENTS}
     lines = [
         f"- {_label(of(done, name)[0])}: {statistics.fmean(_values(of(done, name), 'test_accuracy')):.2f} %, "

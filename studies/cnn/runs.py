@@ -6,7 +6,7 @@ those of the report, of pytorch/examples, or were fixed before a test image was 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -14,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.splits import SIDE, NormalizedSplit
+from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation.metrics import confusion_matrix
-from mnist_pipe.evaluation.significance import combined, mcnemar
+from mnist_pipe.evaluation.significance import mcnemar
 from mnist_pipe.params import BatchSize, Epochs, Section
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common import fitting
-from studies.common.ledger import Config, Run
+from studies.common.fitting import Splits
+from studies.common.ledger import Config, Result, Run
+from studies.common.significance import combined
 
 CONTROL, UNMOVED, EXAMPLE = "report", "no augmentation", "pytorch/examples"
 IMPROVEMENTS = ("dropout", "decay", "batch norm", "resnet", "together")
@@ -82,7 +84,7 @@ def recipes(params: Params) -> dict[str, Recipe]:
     return found
 
 
-def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+def plan(params: Params) -> list[Config]:
     """Every recipe with every seed."""
     configs = [
         {"training": name, "train_rows": params.train_rows, **replace(recipe, seed=seed).to_dict()}
@@ -92,19 +94,21 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
     return sorted(configs, key=lambda config: -config["num_epochs"])
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def run(config: Config, splits: Splits) -> Result:
     """Train, with the test split as what is watched and nothing chosen by it.
 
     `epochs` has, for each, `train_loss` and `train_accuracy`, which are means over the epoch in training mode, as the
     report has them, and `test_loss` and `test_accuracy` after it. `known_loss` and `known_accuracy` are the last
     model's on as many training rows as the test split has, unmoved, so that the two can be compared.
+
+    Intermediate are the predicted `digits` of the test split.
     """
     recipe = Recipe(**{name: value for name, value in config.items() if name not in ("training", "train_rows")})
     training, test = fitting.whole(splits).first(config["train_rows"]), splits["test"]
     model, history = fitting.fit(recipe, training=training, watched=test)
     known = to_device(training.first(len(test.labels)), device=fitting.device())
     known_loss, known_accuracy = loop.evaluate(model, known)
-    return {
+    figures = {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": [
             {name.replace("validation", "test"): round(value, 6) for name, value in epoch.items() if name != "epoch"}
@@ -112,11 +116,11 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
         ],
         "known_loss": round(known_loss, 6),
         "known_accuracy": round(known_accuracy, 6),
-        "_digits": "".join(map(str, fitting.predicted(model, test))),
     }
+    return Result(figures=figures, intermediate={"digits": "".join(map(str, fitting.predicted(model, test)))})
 
 
-def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
     """`confusion`, a matrix for each seed of the report's training, and `against_control`, each other one against it.
 
     `p_value` combines those of the seeds' McNemar tests, which are on the same images.
@@ -142,7 +146,7 @@ def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict
 def _digits(done: Sequence[Run], name: str) -> Iterator[NDArray[np.uint8]]:
     """(rows,) predictions of the test split by each seed of the training `name`, in the order of the seeds."""
     for one in of(done, name):
-        yield np.frombuffer(one.result["_digits"].encode(), np.uint8) - ord("0")
+        yield np.frombuffer(one.intermediate["digits"].encode(), np.uint8) - ord("0")
 
 
 def of(done: Sequence[Run], name: str) -> list[Run]:

@@ -1,11 +1,10 @@
-"""A study's modules and its section of `studies/params.yaml`, by the study's name."""
+"""The studies by name, each loaded when it is asked for, and their sections of `studies/params.yaml`."""
 
 from __future__ import annotations
 
-import importlib
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
@@ -14,6 +13,9 @@ from mnist_pipe import paths
 from mnist_pipe.errors import unknown
 from mnist_pipe.params import Section
 from studies import STUDIES
+
+if TYPE_CHECKING:
+    from studies.common.study import Study
 
 
 def check(name: str, *, where: str) -> None:
@@ -26,17 +28,9 @@ def check(name: str, *, where: str) -> None:
         raise unknown(where, "study", name, STUDIES)
 
 
-def runs_of(name: str) -> ModuleType:
-    """What a study computes: `Params`, `plan(params, done)`, `run(config, splits)`, `conclude(done, splits)`.
-
-    One that searches first has `tune(params, splits, available=, storage=, name=, say=)` too.
-    """
-    return importlib.import_module(f"studies.{name}.runs")
-
-
-def findings_of(name: str) -> ModuleType:
-    """How a study is shown: `TITLE`, `rows`, `draw` and `tell`."""
-    return importlib.import_module(f"studies.{name}.findings")
+def study_of(name: str) -> Study[Any]:
+    """The study of that name, one of STUDIES."""
+    return _LOADERS[name]()
 
 
 def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
@@ -46,7 +40,53 @@ def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
         InputError: every fault of the file, one line each.
     """
     sections: dict[str, Any] = {study: (dict[str, Any], Field()) for study in STUDIES}
-    sections[name] = (runs_of(name).Params, Field())
+    sections[name] = (study_of(name).params, Field())
     schema = create_model("StudyParams", __base__=Section, **sections)
     section: Section = getattr(params_file.read(path, schema=schema), name)
     return section
+
+
+def _lecun1998() -> Study[Any]:
+    from studies.lecun1998.study import STUDY
+
+    return STUDY
+
+
+def _optimizers() -> Study[Any]:
+    from studies.optimizers.study import STUDY
+
+    return STUDY
+
+
+def _gradient_descent() -> Study[Any]:
+    from studies.gradient_descent.study import STUDY
+
+    return STUDY
+
+
+def _cnn() -> Study[Any]:
+    from studies.cnn.study import STUDY
+
+    return STUDY
+
+
+def _ladder() -> Study[Any]:
+    from studies.ladder.study import STUDY
+
+    return STUDY
+
+
+def _frontier() -> Study[Any]:
+    from studies.frontier.study import STUDY
+
+    return STUDY
+
+
+_LOADERS: dict[str, Callable[[], Study[Any]]] = {  # functions, since each study imports torch
+    "lecun1998": _lecun1998,
+    "optimizers": _optimizers,
+    "gradient_descent": _gradient_descent,
+    "cnn": _cnn,
+    "ladder": _ladder,
+    "frontier": _frontier,
+}

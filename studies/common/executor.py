@@ -1,4 +1,4 @@
-"""Runs spread over the processors of Ray."""
+"""Runs of one function on the CPUs or GPUs of Ray, each remembered as soon as it ends."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import ray
 
 from mnist_pipe.atomic import digest, sha256
+from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.ray_session import Cluster, check_code, check_storage
-from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.fingerprint import code_version
-from studies.common.ledger import Config, Run, read_ledger, record
+from studies.common.ledger import Config, Result, Run
 
-Compute = Callable[[Config, Mapping[str, Any]], dict[str, Any]]
+Compute = Callable[[Config, Mapping[str, Any]], Result]
 
 
 def run_all(
@@ -25,22 +25,22 @@ def run_all(
     *,
     shared: Mapping[str, Any],
     available: Cluster,
-    storage: Storage,
-    name: str,
+    ledger: Ledger[Run],
     on_run: Callable[[Run], None] = lambda _: None,
 ) -> list[Run]:
-    """`compute(config, shared)` for each of `configs`, on a processor each, or a GPU where there are any.
+    """`compute(config, shared)` for each of `configs`, on one CPU each, or one GPU where there are any.
 
-    `shared` is in the memory of each machine once. Runs start in the order given, so the longest should come first;
-    they return in that order too, and `on_run` is called as each ends. Those that the ledger `name` knows are not
-    computed again and `on_run` is not told of them. A run that is lost with its machine starts again.
+    `compute` is a function of a module, so that a worker can import it; `shared` is in the memory of each node once.
+    Runs start in the order given, so the longest should come first; they return in that order too, and `on_run` is
+    called as each ends. Runs that `ledger` has are neither computed again nor passed to `on_run`. A run that is lost
+    with its node starts again.
 
     Raises:
         EnvironmentFault: several machines without a storage that all of them reach, or one with other code.
         Exception: what a run raised; the others are given up.
     """
     check_storage(len(available.nodes))
-    known = read_ledger(storage, name)
+    known = {digest(run.config): run for run in ledger.read()}
     code = _version(compute)
     data = ray.put(dict(shared))
     task = ray.remote(_timed).options(
@@ -57,19 +57,21 @@ def run_all(
         except ray.exceptions.RayTaskError as fault:
             raise fault.cause from None
         run = Run(config=config, **measured)
-        record(run, storage=storage, name=name)
-        known[digest(config)] = run
+        key = digest(config)
+        ledger.record(run, name=key)
+        known[key] = run
         on_run(run)
     return [known[digest(config)] for config in configs]
 
 
 def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code: str) -> dict[str, Any]:
-    """What `Run` holds beside the configuration."""
+    """The fields of `Run` apart from its configuration."""
     check_code(code, found=_version(compute))
     started, worked = time.perf_counter(), time.process_time()
     result = compute(config, shared)
     return {
-        "result": result,
+        "result": result.figures,
+        "intermediate": result.intermediate,
         "seconds": round(time.perf_counter() - started, 2),
         "processor_seconds": round(time.process_time() - worked, 2),
         "address": ray.util.get_node_ip_address(),
@@ -77,8 +79,8 @@ def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code:
 
 
 def _version(compute: Compute) -> str:
-    """Of the library, and of what lies beside the function."""
+    """A digest of the library's code, of what the studies share, and of the modules beside the function's own."""
     source = inspect.getsourcefile(compute)
     assert source is not None
-    beside = sorted(Path(source).parent.glob("*.py"))
-    return digest([code_version(), *(sha256(path) for path in beside)])
+    modules = [path for folder in (__file__, source) for path in sorted(Path(folder).parent.glob("*.py"))]
+    return digest([code_version(), *(sha256(path) for path in modules)])

@@ -15,13 +15,16 @@ from mnist_pipe.training import ema, loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
 
+Splits = Mapping[str, NormalizedSplit]
+"""By the names train, validation and test."""
+
 
 def device() -> torch.device:
     """Where a run computes."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def whole(splits: Mapping[str, NormalizedSplit]) -> NormalizedSplit:
+def whole(splits: Splits) -> NormalizedSplit:
     """The published training rows, train and validation together, in the published order."""
     parts = [splits["train"], splits["validation"]]
     index = np.concatenate([part.index for part in parts])

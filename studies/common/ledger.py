@@ -1,19 +1,28 @@
-"""Independent runs of one function, and the ledger that remembers each as soon as it ends.
+"""A study's runs, and the ledger that remembers each as soon as it ends.
 
-The ledger is one JSON file for each finished run, in the storage, under a digest of the run's configuration. A study
-that was killed and runs again computes what is missing and nothing else.
+A study that was killed and runs again computes what is missing and nothing else.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from mnist_pipe.atomic import digest
+from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.storage import Storage
 
 Config = dict[str, Any]
 """JSON-able; everything that decides a run's result."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run computes; both parts are JSON values."""
+
+    figures: dict[str, Any]
+    """What the study shows; `runs.json` keeps it."""
+    intermediate: dict[str, Any] = field(default_factory=dict)
+    """What `Study.conclude` needs besides, such as predictions; it is not kept when the study has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +31,17 @@ class Run:
 
     config: Config
     result: dict[str, Any]
-    seconds: float
-    """That it took, without its wait for a processor."""
-    address: str
-    """Of the machine that computed it."""
+    """Its `Result.figures`."""
+    intermediate: dict[str, Any] = field(default_factory=dict)
+    """Its `Result.intermediate`; empty where the run was read from `runs.json`."""
+    seconds: float = 0.0
+    """Wall-clock time, without the wait for a CPU."""
+    address: str = ""
+    """The node that computed it."""
     processor_seconds: float = 0.0
-    """Of them, those in which its processor worked for it and not for others."""
+    """CPU time: less than `seconds` where other processes used the machine too."""
 
 
-def record(run: Run, *, storage: Storage, name: str) -> None:
-    """Enter `run` in the ledger `name`."""
-    storage.write_json(f"{ledger_key(name)}/{digest(run.config)}.json", asdict(run))
-
-
-def read_ledger(storage: Storage, name: str) -> dict[str, Run]:
-    """The finished runs of an interrupted study, by the digest of their configuration."""
-    entries = [storage.read_json(f"{ledger_key(name)}/{file}") for file in storage.names(ledger_key(name))]
-    return {digest(entry["config"]): Run(**entry) for entry in entries}
-
-
-def ledger_key(name: str) -> str:
-    """The folder of the ledger of `name` in the storage."""
-    return f"studies/{name}"
+def ledger_of(name: str, *, storage: Storage) -> Ledger[Run]:
+    """The finished runs of the study whose run has that name."""
+    return Ledger(storage=storage, folder=f"studies/{name}", entry=Run)

@@ -4,56 +4,60 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.evaluation import markdown
 from studies import STUDIES
 from studies.common import catalogue, table
 from studies.common.ledger import Run
 from studies.common.published import Published
+from studies.common.study import Measured
 from studies.common.table import Row
 
 README = paths.STUDIES / "README.md"
 _PROJECT_README = Path("README.md")
 
 
-def report(study: str) -> str:
-    """Write everything that is shown of `study` and return its verdicts, counted.
+def report(name: str) -> str:
+    """Write everything that is shown of the study `name` and return its verdicts, counted.
 
     Raises:
         InputError: a figure that the study is compared with is not in `published.csv`.
         CorruptDataError: the study has not been measured.
     """
-    findings, folder = catalogue.findings_of(study), paths.STUDIES / study
-    runs, conclusions = measured(study)
-    rows = findings.rows(runs, conclusions, Published())
+    study, folder = catalogue.study_of(name), paths.STUDIES / name
+    found = measured(name)
+    rows = study.rows(found)
     atomic.write_bytes(folder / "table.csv", table.csv(rows))
-    pictures = findings.draw(folder, runs, conclusions)
+    pictures = study.draw(folder, found)
     text = [
-        f"## {study}",
-        f"*{findings.TITLE[0].upper()}{findings.TITLE[1:]}.*",
-        re.sub(r"(\d)%", r"\1 %", findings.tell(runs, rows, conclusions)),  # as this project writes it
-        table.markdown(table.COLUMNS, [table.cells(row) for row in rows]),
-        *(f"![{Path(picture).stem} of {study}]({study}/{picture})" for picture in pictures),
+        f"## {name}",
+        f"*{study.title[0].upper()}{study.title[1:]}.*",
+        re.sub(r"(\d)%", r"\1 %", study.render_findings(found, rows)),  # as this project writes it
+        table.without_empty(table.COLUMNS, [table.cells(row) for row in rows]),
+        *(f"![{Path(picture).stem} of {name}]({name}/{picture})" for picture in pictures),
         _cost(atomic.read_json(folder / paths.STUDY_TIMES)),
     ]
-    _replace(README, study, lambda _: "\n\n".join(text))
-    _replace(_PROJECT_README, "studies", lambda before: with_systems(before, study, rows))
+    markdown.replace_region(README, name, lambda _: "\n\n".join(text))
+    markdown.replace_region(_PROJECT_README, "studies", lambda before: with_systems(before, name, rows))
     counted = Counter("missed" if row.verdict.startswith("missed") else row.verdict for row in rows)
     return ", ".join(f"{number} {verdict}" for verdict, number in counted.items())
 
 
-def measured(study: str) -> tuple[list[Run], Mapping[str, Any]]:
-    """The runs of `study` and what was concluded from them.
+def measured(name: str) -> Measured:
+    """What the study `name` measured, beside what was published.
 
     Raises:
-        CorruptDataError: there are none.
+        InputError: `published.csv` is damaged.
+        CorruptDataError: the study has not been measured.
     """
-    path = paths.STUDIES / study / paths.STUDY_RUNS
-    content = atomic.read_json(path, fix=f"run: dvc repro studies/dvc.yaml:{study}")
-    return [Run(**entry, seconds=0.0, address="") for entry in content["runs"]], content["conclusions"]
+    path = paths.STUDIES / name / paths.STUDY_RUNS
+    content = atomic.read_json(path, fix=f"run: dvc repro studies/dvc.yaml:{name}")
+    runs = [Run(**entry) for entry in content["runs"]]
+    return Measured(runs=runs, conclusions=content["conclusions"], published=Published())
 
 
 def with_systems(before: str, study: str, rows: Sequence[Row]) -> str:
@@ -66,7 +70,7 @@ def with_systems(before: str, study: str, rows: Sequence[Row]) -> str:
         if row.headline:
             system, variant, measure, published, ours, _, verdict, _ = table.cells(row)
             cells = (first_cell[study], f"{system}, {variant}", measure, published, ours, verdict)
-            by_study[study].append(table.line(cells))
+            by_study[study].append(markdown.row(cells))
     return "\n".join([head, rule, *(line for own in by_study.values() for line in own)])
 
 
@@ -78,12 +82,3 @@ def _cost(times: Mapping[str, Any]) -> str:
     if "processor_seconds" in times:  # less where others used the machine too
         work += f", {times['processor_seconds'] / 60:.1f} of a processor's work"
     return f"*{len(times['runs'])} runs in {wall}{work}; {where}, torch {times['torch']}.*"
-
-
-def _replace(path: Path, mark: str, change: Callable[[str], str]) -> None:
-    """Put what `change` makes of the text between the marks `mark` of the file in its place."""
-    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
-    old, end, after = rest.partition(f"<!-- /{mark} -->")
-    assert start, f"{path} has no mark {mark}"
-    assert end, f"{path} has no end of {mark}"
-    atomic.write_bytes(path, f"{before}{start}{change(old)}\n{end}{after}".encode())

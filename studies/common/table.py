@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mnist_pipe.evaluation import markdown
 from studies.common.published import Figure
 
 LOWER_IS_BETTER = ("error", "loss", "rmse", "mae")
@@ -89,17 +90,10 @@ def cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in GitHub's Markdown, without a last line break; columns that are empty throughout are left out."""
-    used = [column for column in range(len(head)) if any(row[column] for row in rows)]
-    lines = [[row[column] for column in used] for row in (head, *rows)]
-    lines.insert(1, ["---"] * len(used))
-    return "\n".join(map(line, lines))
-
-
-def line(cells: Sequence[str]) -> str:
-    """Of a table in Markdown."""
-    return f"| {' | '.join(cells)} |"
+def without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table in Markdown, without the columns that no row has an entry in."""
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return markdown.table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
 
 def listed(parts: Sequence[str]) -> str:

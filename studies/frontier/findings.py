@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation import plots
-from studies.common.ledger import Run
-from studies.common.published import Published
+from studies.common.study import Measured
 from studies.common.table import Row
 
-TITLE = "the best that the machine trains within an hour"
 _RECORDS = (  # and which of ours is of its kind
     ("branching CNN with homogeneous vector capsules", "single network", "single"),
     ("MCDNN", "35 networks averaged", "whole"),
@@ -28,8 +25,9 @@ _RECORDS = (  # and which of ours is of its kind
 )
 
 
-def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:
+def rows(measured: Measured) -> list[Row]:
     """Our three kinds, and each record beside the one that is most like it."""
+    done, conclusions = measured.runs, measured.conclusions
     ours = {
         "single": _errors([run.result["test_accuracy"] for run in done]),
         "small": _errors(conclusions["ensembles"]),
@@ -58,7 +56,7 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
     ]
     records = []
     for name, variant, kind in _RECORDS:
-        figure = published.find(name, variant, "test_error")
+        figure = measured.published.find(name, variant, "test_error")
         note = f"theirs: {figure.setting}; ours: {names[kind]}"
         records.append(
             Row(
@@ -74,8 +72,9 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
     return own + records
 
 
-def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
+def draw(folder: Path, measured: Measured) -> list[str]:
     """Error against the number of networks, with the records; and every mistake that is left."""
+    done, conclusions = measured.runs, measured.conclusions
     with plots.drawing(folder / "figure.png", height=3.4) as figure:
         axes = figure.subplots()
         sizes = np.arange(1, len(done) + 1)
@@ -88,9 +87,10 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
         axes.set(xlabel="networks averaged", ylabel="test error, %", title="Averages of networks, and the records")
         axes.set_xticks(sizes)
         axes.set_ylim(0, 1.1 * max(_errors(conclusions["by_size"]) + small))
-        published, records = Published(), dict[float, list[str]]()
+        records = dict[float, list[str]]()
         for name, variant, _ in _RECORDS:
-            records.setdefault(published.find(name, variant, "test_error").value, []).append(f"{name}, {variant}")
+            value = measured.published.find(name, variant, "test_error").value
+            records.setdefault(value, []).append(f"{name}, {variant}")
         for value, names in records.items():
             axes.axhline(value, color=plots.MUTED, linewidth=0.7, linestyle=":")
             label = "\n".join(names)
@@ -109,8 +109,9 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
     return ["figure.png", "mistakes.png"]
 
 
-def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """What an hour buys, how it was chosen and how theirs were, and what stays wrong."""
+    done, conclusions = measured.runs, measured.conclusions
     config, mistakes = done[0].config, conclusions["mistakes"]
     single = [run.result["test_accuracy"] for run in done]
     low, high = conclusions["interval"]

@@ -7,7 +7,7 @@ whatever it scored: nothing here is chosen, on the test split or any other.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Annotated, Any
 
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.splits import NUM_CLASSES, NormalizedSplit
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation.metrics import wilson_interval
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.params import Epochs, Section
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
-from studies.common.fitting import device, fit, pixels, whole
-from studies.common.ledger import Config, Run
+from studies.common.fitting import Splits, device, fit, pixels, whole
+from studies.common.ledger import Config, Result, Run
 
 _CONFIDENCE = 0.95
 _MOST_SUBSETS = 100
@@ -41,7 +41,7 @@ class Params(Section):
     num_epochs: Epochs
 
 
-def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+def plan(params: Params) -> list[Config]:
     """One network a seed."""
     return [
         {
@@ -72,7 +72,7 @@ def recipe_of(config: Config) -> Recipe:
     )
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def run(config: Config, splits: Splits) -> Result:
     """Train one network; its test accuracy with one look at each image and with five (`Shifted`)."""
     training, test = whole(splits), splits["test"]
     watched = splits["validation"].first(1000)  # which it knows by heart
@@ -80,22 +80,22 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     background = to_device(test, device=device()).background
     one = loop.logits(model, test.images)
     five = loop.logits(ShiftAveraged(model, background=background), test.images)
-    return {
+    figures = {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),
         "one_look_accuracy": float((one.argmax(1) == test.labels).mean()),
         "test_accuracy": float((five.argmax(1) == test.labels).mean()),
-        "_log_probabilities": packed(five),
     }
+    return Result(figures=figures, intermediate={"log_probabilities": packed(five)})
 
 
-def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
     """Averages of the networks' log-probabilities: small ensembles without a common member, and all of them.
 
     `by_size` is the mean error over subsets of each size, `mistakes` what the whole ensemble takes for another digit.
     """
     labels = splits["test"].labels
-    logs = np.stack([unpacked(run.result["_log_probabilities"]) for run in done])
+    logs = np.stack([unpacked(run.intermediate["log_probabilities"]) for run in done])
     size = done[0].config["ensemble_size"]
     groups = [logs[start : start + size] for start in range(0, len(logs) - size + 1, size)]
     average = logs.mean(0)

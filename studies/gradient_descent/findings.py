@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
-from studies.common.published import Published
+from studies.common.study import Measured
 from studies.common.table import Row
 from studies.gradient_descent.runs import ENCODINGS, is_search
 
-TITLE = "gradient descent on the quadratic cost"
 _SCHEDULES = ("constant", "decayed")
 
 
-def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:  # noqa: ARG001
+def rows(measured: Measured) -> list[Row]:
     """Test accuracy by batch size, encoding and schedule; the lesson publishes none."""
     return [
         Row(
@@ -32,15 +30,14 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
             note=f"η {run.config['members'][0][0]:g}, {run.config['num_epochs']} epochs",
             headline=run.config["batch"] == "mini-batch" and schedule == "constant",
         )
-        for run in done
-        if not is_search(run)
+        for run in _finals(measured)
         for schedule in _SCHEDULES
     ]
 
 
-def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:  # noqa: ARG001
+def draw(folder: Path, measured: Measured) -> list[str]:
     """Cost and accuracy by epoch, a column for each batch size, a colour for each encoding."""
-    finals = [run for run in done if not is_search(run)]
+    finals = _finals(measured)
     batches = list(dict.fromkeys(run.config["batch"] for run in finals))
     with plots.drawing(folder / "figure.png", height=4.6) as figure:
         figure.set_figwidth(8.5)
@@ -69,11 +66,17 @@ def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> l
     return ["figure.png"]
 
 
-def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:  # noqa: ARG001
+def render_findings(measured: Measured, _: Sequence[Row]) -> str:
     """One-hot or not, how often to step, and whether the rate should fall."""
-    finals = [run for run in done if not is_search(run)]
+    finals = _finals(measured)
     batches = list(dict.fromkeys(run.config["batch"] for run in finals))
-    return "\n\n".join([_encodings(finals, batches), _batches(finals, batches), _decay(finals), _searched(done)])
+    return "\n\n".join(
+        [_encodings(finals, batches), _batches(finals, batches), _decay(finals), _searched(measured.runs)]
+    )
+
+
+def _finals(measured: Measured) -> list[Run]:
+    return [run for run in measured.runs if not is_search(run)]
 
 
 def _encodings(finals: Sequence[Run], batches: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ since a step of batch 1 is so small that its cost is that of calling it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Annotated, Any
 
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
 from mnist_pipe.params import Epochs, Section
-from studies.common.fitting import pixels, whole
-from studies.common.ledger import Config, Run
+from studies.common.fitting import Splits, pixels, whole
+from studies.common.ledger import Config, Result, Run
 
 Array = NDArray[np.floating[Any]]
 _ROWS_AT_ONCE = 1000
@@ -56,18 +56,20 @@ def codes(encoding: str) -> NDArray[np.float64]:
 ENCODINGS = ("one-hot", "binary", "ordinal")
 
 
-def plan(params: Params, done: Sequence[Run]) -> list[Config]:
-    """For each batch size and encoding every learning rate for a while; then the best with every seed, to the end."""
-    searches = [
+def plan(params: Params) -> list[Config]:
+    """For each batch size and encoding every learning rate for a while."""
+    return [
         _config(params, size, encoding, "search", [[rate, "constant", 0] for rate in params.learning_rates[size]])
         for size in params.batch_sizes
         for encoding in ENCODINGS
     ]
-    if len(done) < len(searches):
-        return searches
+
+
+def plan_finals(params: Params, done: Sequence[Run]) -> list[Config]:
+    """For each batch size and encoding the best learning rate with every schedule and seed, to the end."""
     best = {(run.config["batch"], run.config["encoding"]): best_rate(run) for run in done if is_search(run)}
     kinds = [(schedule, seed) for schedule in ("constant", "decayed") for seed in range(params.num_seeds)]
-    return searches + [
+    return [
         _config(params, size, encoding, "final", [[rate, *kind] for kind in kinds])
         for (size, encoding), rate in best.items()
     ]
@@ -98,10 +100,10 @@ def _config(params: Params, size: str, encoding: str, phase: str, members: list[
     }
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def run(config: Config, splits: Splits) -> Result:
     """Train the members; a search on the training split, the final runs on all 60,000 rows.
 
-    Returns for each member a value before training and after each epoch of `cost` on the training rows (equation 1),
+    There is for each member a value before training and after each epoch of `cost` on the training rows (equation 1),
     `train_accuracy`, and `validation_accuracy` of a search, `test_accuracy` of a final run.
     """
     searching = config["phase"] == "search"
@@ -137,12 +139,7 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     members = [
         {name: [values[member] for values in found] for name, found in series.items()} for member in range(len(seeds))
     ]
-    return {"epochs": epochs, "members": members}
-
-
-def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:  # noqa: ARG001
-    """Nothing that the runs do not say one by one."""
-    return {}
+    return Result(figures={"epochs": epochs, "members": members})
 
 
 def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:

@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import atan, degrees
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
-from mnist_pipe.evaluation import plots
+from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation.report import format_count as count
-from mnist_pipe.evaluation.report import format_p_value as p_value
 from studies.common.ledger import Run
-from studies.common.published import Published
-from studies.common.table import Row, markdown
-from studies.ladder.runs import by_name, is_moved, num_parameters, unpacked
+from studies.common.study import Measured
+from studies.common.table import Row, without_empty
+from studies.ladder.results import (
+    SIDES,
+    is_linear,
+    kinds_of,
+    p_of,
+    pair,
+    size_of,
+    steps_of,
+    values_of,
+    weights_in_colour,
+)
+from studies.ladder.runs import by_name, is_moved
 
-TITLE = "A ladder from the linear classifier"
 SIGNIFICANCE = 0.05
 """A step improves measurably where its p-value is below."""
-SIDES = (14, 28, 56, 112, 224)
-"""Pixels along a side of the images whose models are counted."""
 _REGRESSION = {"r2": "R²", "rmse": "root mean squared error", "mae": "mean absolute error"}
-_PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
-def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:  # noqa: ARG001
+def rows(measured: Measured) -> list[Row]:
     """Test accuracy of each classifier; R² and errors of each regressor."""
-    lesson = published.find("linear softmax", "plain", "test_accuracy")
+    done, lesson = measured.runs, measured.published.find("linear softmax", "plain", "test_accuracy")
     classifiers = [
         Row(
             system=name.partition(", ")[0],
             variant="moved images" if is_moved(runs[0].config) else "plain",
             metric="test_accuracy",
-            values=[100 * value for value in _values(runs, "test_accuracy")],
+            values=[100 * value for value in values_of(runs, "test_accuracy")],
             unit="%",
-            published=lesson if _is_linear(runs) else None,
+            published=lesson if is_linear(runs) else None,
             note=f"{count(runs[0].result['parameters'])} parameters",
         )
         for name, runs in by_name(done, task="classify").items()
@@ -53,7 +54,7 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
             system=f"{name}, one output",
             variant="slant",
             metric=metric,
-            values=_values(runs, metric),
+            values=values_of(runs, metric),
             unit="",
             published=None,
             note="" if metric == "r2" else "pixels a row",
@@ -65,20 +66,9 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
     return classifiers + regressors
 
 
-def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
-    """The ladder, the templates, two pictures of where the models break, their sizes, and the regression."""
-    classifiers = by_name(done, task="classify")
-    draw_ladder(folder / "figure.png", classifiers, steps=_steps(classifiers, conclusions))
-    plots.draw_templates(folder / "templates.png", _templates(conclusions))
-    draw_failures(folder / "failure.png", classifiers)
-    draw_classes(folder / "classes.png", classifiers)
-    draw_sizes(folder / "sizes.png", classifiers)
-    draw_regression(folder / "regression.png", by_name(done, task="regress"), points=conclusions["scatter"])
-    return ["figure.png", "templates.png", "failure.png", "classes.png", "sizes.png", "regression.png"]
-
-
-def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """What the ladder shows, claim by claim of the lesson."""
+    done, conclusions = measured.runs, measured.conclusions
     classifiers = by_name(done, task="classify")
     paragraphs = [
         _on_the_steps(classifiers, conclusions, lesson=next(row for row in rows if row.published)),
@@ -91,144 +81,8 @@ def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any
     return "\n\n".join(paragraphs)
 
 
-def draw_ladder(path: Path, classifiers: Mapping[str, Sequence[Run]], *, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Test error against parameters: mean and standard deviation over the seeds, and the p-value of the step to it."""
-    with plots.drawing(path, height=4.4) as figure:
-        axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="parameters", title="test error, and p of the step to it")
-        at = {}
-        for (name, runs), colour in _coloured(classifiers):
-            errors = [100 * (1 - value) for value in _values(runs, "test_accuracy")]
-            at[name] = runs[0].result["parameters"], fmean(errors)
-            lines = [*name.split(", "), f"{fmean(errors):.2f} ± {stdev(errors):.2f} %"]
-            lines += [_p(step) for step in steps if step["upper"] == name]
-            # The steps come from the upper left and go to the lower right; a model without one stands below another.
-            below = is_moved(runs[0].config)
-            axes.errorbar(
-                *at[name],
-                yerr=stdev(errors),
-                fmt="o",
-                color=colour,
-                markerfacecolor="white" if below else colour,
-                capsize=3,
-                zorder=3,
-            )
-            axes.annotate(
-                "\n".join(lines),
-                at[name],
-                xytext=(-8, -2) if below else (8, 2),
-                textcoords="offset points",
-                ha="right" if below else "left",
-                va="top" if below else "bottom",
-                color=colour,
-                fontsize=8.5,
-            )
-        for step in steps:
-            x, y = zip(at[step["lower"]], at[step["upper"]], strict=True)
-            axes.plot(x, y, color=plots.MUTED, linewidth=1, linestyle=":", zorder=1)
-        sizes, means = ([point[axis] for point in at.values()] for axis in (0, 1))
-        low, high = min(means) / 1.9, max(means) * 1.9
-        axes.set(xlim=(min(sizes) / 1.8, max(sizes) * 3.6), ylim=(low, high))
-        ticks = [tick for tick in (0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 50) if low < tick < high]
-        axes.set_yticks(ticks, [f"{tick:g} %" for tick in ticks])
-        axes.minorticks_off()
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def draw_failures(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Accuracy of each model against the shift and the rotation of the test images."""
-    with plots.drawing(path, height=3.6) as figure:
-        figure.set_figwidth(8.4)
-        panels = figure.subplots(1, 2, sharey=True)
-        for axes, (kind, amounts, title, unit) in zip(panels, _kinds(classifiers), strict=True):
-            for (name, runs), colour in _coloured(classifiers):
-                seeds = 100 * np.array([one.result[kind]["accuracy"] for one in runs])
-                style = "--" if is_moved(runs[0].config) else "-"
-                axes.plot(amounts, seeds.mean(0), style, marker="o", markersize=3, color=colour, label=name)
-                axes.fill_between(amounts, seeds.min(0), seeds.max(0), color=colour, alpha=0.15, linewidth=0)
-            axes.set(title=title, xlabel=unit)
-            axes.yaxis.set_major_formatter(_PERCENT)
-        panels[0].set_ylim(0, 102)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-
-
-def draw_classes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Accuracy of each class against shift and rotation: a heat map for each model, means over the seeds."""
-    colours = LinearSegmentedColormap.from_list("accuracy", [plots.RED, "#f3c2a6", "#ffffff"])
-    kinds = _kinds(classifiers)
-    widths = [len(amounts) for _, amounts, _, _ in kinds]
-    with plots.drawing(path, height=2.6 * len(classifiers)) as figure:
-        figure.set_figwidth(8.4)
-        grid = figure.subplots(len(classifiers), 2, width_ratios=widths, squeeze=False)
-        for line, (name, runs) in zip(grid, classifiers.items(), strict=True):
-            for axes, (kind, amounts, _, unit) in zip(line, kinds, strict=True):
-                rates = 100 * np.mean([one.result[kind]["by_class"] for one in runs], axis=0)
-                _heat_map(axes, rates.T, colours=colours)
-                axes.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
-                axes.set_xlabel(unit)
-            line[0].set(title=f"{name}: % of each class recognised", ylabel="class")
-
-
-def draw_sizes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Parameters of each model against the side of its images; dotted, with the mean of each map in its place."""
-    with plots.drawing(path, height=3.6) as figure:
-        axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="pixels along a side", title="parameters")
-        for (name, runs), colour in _coloured(classifiers):
-            if is_moved(runs[0].config):
-                continue
-            axes.plot(SIDES, [_size(runs, side=side) for side in SIDES], "-o", markersize=3.5, color=colour, label=name)
-            if _is_linear(runs):
-                colours = f"{name}, {SIDES[-1]} x {SIDES[-1]} in colour"
-                axes.plot(SIDES[-1], _weights_in_colour(), "x", color=colour, label=colours)
-            else:
-                axes.plot(SIDES, [_size(runs, side=side, pooled=True) for side in SIDES], ":", color=colour)
-        axes.plot([], [], ":", color=plots.MUTED, label="with the mean of each map")
-        axes.set_xticks(SIDES, [str(side) for side in SIDES])
-        axes.minorticks_off()
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-
-
-def draw_regression(
-    path: Path, regressors: Mapping[str, Sequence[Run]], *, points: Mapping[str, Sequence[float]]
-) -> None:
-    """The predicted against the true slant of the first test digits, for each regressor at its first seed."""
-    slants = np.array(points["slant"])
-    low, high = slants.min() - 0.1, slants.max() + 0.1
-    with plots.drawing(path, height=3.3) as figure:
-        figure.set_figwidth(7)
-        panels = figure.subplots(1, len(regressors), sharex=True, sharey=True, squeeze=False)
-        for axes, (name, runs), colour in zip(panels[0], regressors.items(), plots.SERIES_COLOURS, strict=False):
-            axes.plot([low, high], [low, high], color="#b4bac2", linewidth=1)
-            axes.plot(slants, points[name], "o", markersize=2, alpha=0.4, color=colour, markeredgewidth=0)
-            axes.set(xlim=(low, high), ylim=(low, high), xlabel="slant from the moments", aspect="equal")
-            axes.set_title(f"{name}: R² {fmean(_values(runs, 'r2')):.4f}")
-        panels[0, 0].set_ylabel("predicted slant")
-
-
-def _heat_map(axes: Axes, rates: NDArray[np.float64], *, colours: LinearSegmentedColormap) -> None:
-    """(classes, amounts) percentages as coloured and numbered cells."""
-    axes.imshow(rates, cmap=colours, vmin=0, vmax=100, aspect="auto")
-    for label, amount in np.ndindex(rates.shape):
-        rate = rates[label, amount]
-        axes.text(
-            amount,
-            label,
-            f"{rate:.0f}",
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="white" if rate < 35 else plots.INK,
-        )
-    axes.set_yticks(range(NUM_CLASSES))
-    axes.tick_params(length=0, labelsize=8)
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
-
-
 def _on_the_steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any], *, lesson: Row) -> str:
-    steps = _steps(classifiers, conclusions)
+    steps = steps_of(classifiers, conclusions)
     failed = [_arrow(step) for step in steps if not _improves(step)]
     trained_on_moved = [name for name, runs in classifiers.items() if is_moved(runs[0].config)]
     largest = [name for name in classifiers if name not in trained_on_moved][-1]
@@ -244,7 +98,7 @@ def _on_the_steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping
         + f" It calls {lesson.published.value:g} % an honest ceiling of the linear model; here that reaches "
         f"{lesson.shown()}.",
     ]
-    told += [_instead(_pair(conclusions, lower=largest, upper=name), classifiers) for name in trained_on_moved]
+    told += [_instead(pair(conclusions, lower=largest, upper=name), classifiers) for name in trained_on_moved]
     return "\n\n".join(told)
 
 
@@ -261,7 +115,7 @@ def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> 
     return (
         f"**{_arrow(step)}** ({size}): {_accuracy(lower)} to {_accuracy(upper)}, {fmean(gains):+.2f} ± "
         f"{stdev(gains):.2f} points, better with {seeds}; a seed has {only_upper:.0f} rows that only the upper model "
-        f"gets right and {only_lower:.0f} that only the lower does, {_p(step)}: {verdict}."
+        f"gets right and {only_lower:.0f} that only the lower does, {p_of(step)}: {verdict}."
     )
 
 
@@ -274,12 +128,12 @@ def _instead(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) 
         verdict = "is measurably better than" if gain > 0 else "is measurably worse than"
     return (
         f"The {step['upper']}, with {share} of the parameters, {verdict} the {step['lower']} "
-        f"({gain:+.2f} points, {_p(step)})."
+        f"({gain:+.2f} points, {p_of(step)})."
     )
 
 
 def _on_the_templates(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> str:
-    linear = next(runs for runs in classifiers.values() if _is_linear(runs))
+    linear = next(runs for runs in classifiers.values() if is_linear(runs))
     accuracy, nearest = 100 * _mean(linear, "test_accuracy"), 100 * conclusions["nearest_mean_accuracy"]
     like = conclusions["likeness"]
     said = (
@@ -322,7 +176,7 @@ def _failures(classifiers: Mapping[str, Sequence[Run]]) -> str:
     """Every second shift and rotation, and where half of the test images are still recognised."""
     units = {"shifted": " pixels", "turned": "°"}
     steps = {"shifted": slice(None, None, 2), "turned": slice(2, None, 2)}
-    amounts = {kind: values for kind, values, _, _ in _kinds(classifiers)}
+    amounts = {kind: values for kind, values, _, _ in kinds_of(classifiers)}
     head = ["model", *(f"{value:g}{unit}" for kind, unit in units.items() for value in amounts[kind][steps[kind]])]
     lines = []
     for name, runs in classifiers.items():
@@ -331,7 +185,7 @@ def _failures(classifiers: Mapping[str, Sequence[Run]]) -> str:
         halves = [(crossing(amounts[kind], curve, level=50), units[kind]) for kind, curve in curves.items()]
         reached = ", ".join(f"{value:.1f}{unit}" for value, unit in halves if value is not None)
         lines.append([name, *cells, reached])
-    return markdown([*head, "half at"], lines)
+    return without_empty([*head, "half at"], lines)
 
 
 def _on_the_classes(classifiers: Mapping[str, Sequence[Run]]) -> str:
@@ -339,7 +193,7 @@ def _on_the_classes(classifiers: Mapping[str, Sequence[Run]]) -> str:
     told = []
     for name in (next(iter(plain)), list(plain)[-1]):
         parts = []
-        for kind, amounts, _, unit in _kinds(classifiers):
+        for kind, amounts, _, unit in kinds_of(classifiers):
             rates = 100 * np.mean([one.result[kind]["by_class"][-1] for one in plain[name]], axis=0)
             low, high = int(rates.argmin()), int(rates.argmax())
             parts.append(
@@ -352,21 +206,21 @@ def _on_the_classes(classifiers: Mapping[str, Sequence[Run]]) -> str:
 
 def _on_the_sizes(classifiers: Mapping[str, Sequence[Run]]) -> str:
     plain = {name: runs for name, runs in classifiers.items() if not is_moved(runs[0].config)}
-    linear = next(name for name, runs in plain.items() if _is_linear(runs))
+    linear = next(name for name, runs in plain.items() if is_linear(runs))
     convnets = [name for name in plain if name != linear]
-    lines = [[name, *(count(_size(runs, side=side)) for side in SIDES)] for name, runs in plain.items()]
+    lines = [[name, *(count(size_of(runs, side=side)) for side in SIDES)] for name, runs in plain.items()]
     lines += [
-        [f"{name}, maps averaged", *(count(_size(plain[name], side=side, pooled=True)) for side in SIDES)]
+        [f"{name}, maps averaged", *(count(size_of(plain[name], side=side, pooled=True)) for side in SIDES)]
         for name in convnets
     ]
-    ratios = [_size(plain[name], side=SIDES[-1]) / _size(plain[linear], side=SIDES[-1]) for name in convnets]
-    weights = _weights_in_colour()
+    ratios = [size_of(plain[name], side=SIDES[-1]) / size_of(plain[linear], side=SIDES[-1]) for name in convnets]
+    weights = weights_in_colour()
     per_class = weights // NUM_CLASSES
     millions = "that is not" if per_class < 1_000_000 else "that is"
     return "\n\n".join(
         [
             "Parameters by the side of a grey image:",
-            markdown(["model", *(f"{side} x {side}" for side in SIDES)], lines),
+            without_empty(["model", *(f"{side} x {side}" for side in SIDES)], lines),
             "The linear model grows with the square of the side, as the lesson says. So do these convnets, for their "
             f"last layer is a linear classifier of all values of their maps: at {SIDES[-1]} x {SIDES[-1]} they have "
             f"{min(ratios):.2f} to {max(ratios):.2f} times its parameters. What frees a model from the size of its "
@@ -380,7 +234,7 @@ def _on_the_sizes(classifiers: Mapping[str, Sequence[Run]]) -> str:
 def _on_the_regression(regressors: Mapping[str, Sequence[Run]]) -> str:
     told = []
     for name, runs in regressors.items():
-        r2, rmse, mae = (_values(runs, metric) for metric in _REGRESSION)
+        r2, rmse, mae = (values_of(runs, metric) for metric in _REGRESSION)
         told.append(
             f"{name}: R² {fmean(r2):.4f} ± {stdev(r2):.4f}, root mean squared error {fmean(rmse):.4f} ± "
             f"{stdev(rmse):.4f}, mean absolute error {fmean(mae):.4f} ± {stdev(mae):.4f}"
@@ -405,23 +259,6 @@ def crossing(amounts: Sequence[float], values: Sequence[float], *, level: float)
     return None
 
 
-def _steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Each rung against the next larger one; a model trained on moved images against the same model without them."""
-    plain = [name for name, runs in classifiers.items() if not is_moved(runs[0].config)]
-    steps = [_pair(conclusions, lower=lower, upper=upper) for lower, upper in pairwise(plain)]
-    for name, runs in classifiers.items():
-        twins = [other for other in plain if _architecture(classifiers[other]) == _architecture(runs)]
-        steps += [_pair(conclusions, lower=twin, upper=name) for twin in twins if twin != name]
-    return steps
-
-
-def _pair(conclusions: Mapping[str, Any], *, lower: str, upper: str) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = next(
-        step for step in conclusions["steps"] if (step["lower"], step["upper"]) == (lower, upper)
-    )
-    return found
-
-
 def _improves(step: Mapping[str, Any]) -> bool:
     return bool(step["p_value"] < SIGNIFICANCE and fmean(step["gains"]) > 0)
 
@@ -430,22 +267,9 @@ def _arrow(step: Mapping[str, Any]) -> str:
     return f"{step['lower']} → {step['upper']}"
 
 
-def _p(step: Mapping[str, Any]) -> str:
-    return f"p = {p_value(step['p_value'])}".replace("= <", "<")
-
-
 def _share(classifiers: Mapping[str, Sequence[Run]], step: Mapping[str, Any]) -> str:
     upper, lower = (classifiers[step[end]][0].result["parameters"] for end in ("upper", "lower"))
     return f"{100 * upper / lower:.0f} %"
-
-
-def _kinds(classifiers: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[float], str, str]]:
-    """(key of the result, amounts, title, unit) of the two ways to move the test images."""
-    config = next(iter(classifiers.values()))[0].config
-    return [
-        ("shifted", config["shifts"], "test images shifted", "pixels"),
-        ("turned", config["rotations"], "test images turned", "degrees"),
-    ]
 
 
 def _curve(runs: Sequence[Run], kind: str) -> list[float]:
@@ -454,40 +278,9 @@ def _curve(runs: Sequence[Run], kind: str) -> list[float]:
     return [float(value) for value in means]
 
 
-def _templates(conclusions: Mapping[str, Any]) -> NDArray[np.float32]:
-    return unpacked(conclusions["templates"], np.float16).astype(np.float32).reshape(NUM_CLASSES, PIXELS)
-
-
-def _weights_in_colour() -> int:
-    """Parameters of a linear model of ten classes for the largest images with three channels."""
-    return (3 * SIDES[-1] ** 2 + 1) * NUM_CLASSES
-
-
-def _coloured(classifiers: Mapping[str, Sequence[Run]]) -> Iterator[tuple[tuple[str, Sequence[Run]], str]]:
-    return zip(classifiers.items(), plots.SERIES_COLOURS, strict=False)
-
-
-def _size(runs: Sequence[Run], *, side: int, pooled: bool = False) -> int:
-    model, model_params = _architecture(runs)
-    return num_parameters(model, model_params, side=side, pooled=pooled)
-
-
-def _architecture(runs: Sequence[Run]) -> tuple[str, dict[str, Any]]:
-    recipe = runs[0].config["recipe"]
-    return recipe["model"], recipe["model_params"]
-
-
-def _is_linear(runs: Sequence[Run]) -> bool:
-    return _architecture(runs)[0] == "linear"
-
-
 def _accuracy(runs: Sequence[Run]) -> str:
     return f"{100 * _mean(runs, 'test_accuracy'):.2f} %"
 
 
 def _mean(runs: Sequence[Run], metric: str) -> float:
-    return fmean(_values(runs, metric))
-
-
-def _values(runs: Sequence[Run], metric: str) -> list[float]:
-    return [one.result[metric] for one in runs]
+    return fmean(values_of(runs, metric))

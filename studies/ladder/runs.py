@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mnist_pipe.data import augment
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
-from mnist_pipe.evaluation.significance import combined, mcnemar
+from mnist_pipe.evaluation.significance import mcnemar
 from mnist_pipe.params import (
     BatchSize,
     Degrees,
@@ -35,8 +35,9 @@ from mnist_pipe.training import loop, numerics, optimizers
 from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.deskew import slant
-from studies.common.fitting import device, fit, pixels, predicted, whole
-from studies.common.ledger import Config, Run
+from studies.common.fitting import Splits, device, fit, pixels, predicted, whole
+from studies.common.ledger import Config, Result, Run
+from studies.common.significance import combined
 
 NUM_POINTS = 1000
 """Of the scatter plot: the first test rows."""
@@ -82,7 +83,7 @@ class Params(Section):
     """Degrees by which the test images are turned either way."""
 
 
-def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
+def plan(params: Params) -> list[Config]:
     """A run for each model and seed, the largest models first."""
     common = params.model_dump(include={"num_epochs", "batch_size", "schedule", "weight_decay"})
     moves = {"shifts": params.shifts, "rotations": params.rotations}
@@ -95,7 +96,7 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:  # noqa: ARG001
     return sorted(configs, key=lambda config: (-_num_parameters_at_28(config), config["task"]))
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def run(config: Config, splits: Splits) -> Result:
     """Train one model on all 60,000 training rows and measure it on the test rows."""
     recipe = Recipe(**config["recipe"], seed=config["seed"])
     training, test = whole(splits), splits["test"]
@@ -104,12 +105,12 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
     return _classified(recipe, training=training, test=test, shifts=config["shifts"], rotations=config["rotations"])
 
 
-def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
     """The paired tests, the templates beside the average digits, the ink that shifts lose, the scatter."""
     classifiers, regressors = by_name(done, task="classify"), by_name(done, task="regress")
     names, test = list(classifiers), splits["test"]
     linear = next(runs[0] for runs in classifiers.values() if runs[0].config["recipe"]["model"] == "linear")
-    templates = unpacked(linear.result["_templates"], np.float16).reshape(NUM_CLASSES, PIXELS)
+    templates = unpacked(linear.intermediate["templates"], np.float16).reshape(NUM_CLASSES, PIXELS)
     means = class_means(whole(splits))
     return {
         "steps": [
@@ -124,7 +125,7 @@ def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict
         "scatter": {
             "slant": _rounded(slant(pixels(test.first(NUM_POINTS)))),
             **{
-                name: _rounded(unpacked(runs[0].result["_predicted"], np.float32)[:NUM_POINTS])
+                name: _rounded(unpacked(runs[0].intermediate["predicted"], np.float32)[:NUM_POINTS])
                 for name, runs in regressors.items()
             },
         },
@@ -260,7 +261,7 @@ def _classified(
     test: NormalizedSplit,
     shifts: Sequence[int],
     rotations: Sequence[float],
-) -> dict[str, Any]:
+) -> Result:
     model, history = fit(recipe, training=training, watched=test)
     correct = predicted(model, test) == test.labels
 
@@ -272,18 +273,18 @@ def _classified(
 
     shifted = [after({"right": k}, {"right": -k}, {"down": k}, {"down": -k}) if k else correct for k in shifts]
     turned = [after({"degrees": angle}, {"degrees": -angle}) if angle else correct for angle in rotations]
-    result = {
+    figures = {
         "parameters": _count(model),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),
         "test_accuracy": round(float(correct.mean()), 6),
         "shifted": _rates(shifted, labels=test.labels),
         "turned": _rates(turned, labels=test.labels),
-        "_correct": packed(np.packbits(correct)),
     }
+    intermediate = {"correct": packed(np.packbits(correct))}
     if recipe.model == "linear":
         weight = cast(nn.Linear, model.output).weight
-        result["_templates"] = packed(weight.detach().cpu().numpy().astype(np.float16))
-    return result
+        intermediate["templates"] = packed(weight.detach().cpu().numpy().astype(np.float16))
+    return Result(figures=figures, intermediate=intermediate)
 
 
 def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -294,21 +295,21 @@ def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[s
     }
 
 
-def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> dict[str, Any]:
+def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> Result:
     known, wanted = (slant(pixels(split)) for split in (training, test))
     centre, spread = known.mean(), known.std()
     targets = torch.tensor((known - centre) / spread, dtype=torch.float32)
     model = regress(recipe, training=to_device(training, device=device()), targets=targets)
     found = loop.logits(model, test.images)[:, 0] * spread + centre
     errors = found - wanted
-    return {
+    figures = {
         "parameters": _count(model),
         "spread": round(float(wanted.std()), 6),
         "r2": round(float(1 - (errors**2).mean() / wanted.var()), 6),
         "rmse": round(float(np.sqrt((errors**2).mean())), 6),
         "mae": round(float(np.abs(errors).mean()), 6),
-        "_predicted": packed(found.astype(np.float32)),
     }
+    return Result(figures=figures, intermediate={"predicted": packed(found.astype(np.float32))})
 
 
 def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: str) -> dict[str, Any]:
@@ -327,7 +328,7 @@ def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: st
 
 
 def _correct(one: Run) -> NDArray[np.bool_]:
-    bits = np.unpackbits(unpacked(one.result["_correct"], np.uint8))
+    bits = np.unpackbits(unpacked(one.intermediate["correct"], np.uint8))
     return bits.astype(np.bool_)  # the bits that fill up the last byte are wrong with every model
 
 

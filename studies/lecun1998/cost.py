@@ -22,7 +22,7 @@ def connections(model: nn.Module) -> int:
     """
     counts: list[int] = []
 
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG001
+    def count(layer: nn.Module, _: tuple[Tensor, ...], output: Tensor) -> None:
         parameters = sum(parameter.numel() for parameter in layer.parameters())
         places = output[0, 0].numel() if output.ndim == 4 else 1
         counts.append(5 * output[0].numel() if isinstance(layer, Subsampling) else places * parameters)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 from matplotlib.axes import Axes
 from scipy.stats import spearmanr
 
 from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
-from studies.common.published import Published
+from studies.common.study import Measured
 from studies.common.table import Row, listed
 
-TITLE = "Every system of LeCun et al. 1998"
 SYSTEMS = (  # as in figure 9, from above
     "linear (1-layer), plain",
     "linear (1-layer), deslanted",
@@ -49,16 +47,16 @@ _WIDEST = 6.0
 """Percent, where the figure ends: a bar that is longer is cut off."""
 
 
-def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Published) -> list[Row]:
+def rows(measured: Measured) -> list[Row]:
     """Test error of each system, in the figure's order."""
     errors: dict[str, list[float]] = {}
-    for each in done:
+    for each in measured.runs:
         for name, error in each.result["errors"].items():
             errors.setdefault(name, []).append(error)
     found = []
     for name in SYSTEMS:
         system, _, variant = name.rpartition(", ")
-        variables, products = conclusions["costs"][name]
+        variables, products = measured.conclusions["costs"][name]
         once = "" if len(errors[name]) > 1 else "; deterministic"
         found.append(
             Row(
@@ -67,18 +65,18 @@ def rows(done: Sequence[Run], conclusions: Mapping[str, Any], published: Publish
                 metric="test_error",
                 values=errors[name],
                 unit="%",
-                published=published.find(system, variant, "test_error"),
+                published=measured.published.find(system, variant, "test_error"),
                 note=f"{_short(variables)} variables, {_short(products)} multiply-adds{once}",
             )
         )
     return found
 
 
-def draw(folder: Path, done: Sequence[Run], conclusions: Mapping[str, Any]) -> list[str]:
+def draw(folder: Path, measured: Measured) -> list[str]:
     """Figure 9 with a second bar for each system, and the errors against the multiply-adds of figure 11."""
-    table = rows(done, conclusions, Published())
+    table = rows(measured)
     draw_errors(folder / "figure.png", table)
-    draw_costs(folder / "cost.png", table, conclusions["costs"])
+    draw_costs(folder / "cost.png", table, measured.conclusions["costs"])
     return ["figure.png", "cost.png"]
 
 
@@ -146,7 +144,7 @@ def _suffix(variant: str) -> str:
     return "" if variant == "plain" else f", {variant.removesuffix(' input')}"
 
 
-def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:  # noqa: ARG001
+def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """Whether the table is reached, whether its conclusions hold, and where ours is not what was done in 1998."""
     table = {f"{row.system}, {row.variant}": row for row in rows}
     return "\n\n".join(
@@ -154,8 +152,8 @@ def tell(done: Sequence[Run], rows: Sequence[Row], conclusions: Mapping[str, Any
             _on_the_errors(rows),
             _on_the_order(rows),
             _on_the_claims(table),
-            _on_boosting(done),
-            _on_the_machines(done),
+            _on_boosting(measured.runs),
+            _on_the_machines(measured.runs),
             _KEPT,
             _CHANGED,
             _TRIED,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +31,8 @@ from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from studies.common import fitting
-from studies.common.ledger import Config, Run
+from studies.common.fitting import Splits
+from studies.common.ledger import Config, Result, Run
 from studies.optimizers import side_by_side
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Params(Section):
 
 def tune(
     params: Params,
-    splits: Mapping[str, NormalizedSplit],
+    splits: Splits,
     *,
     available: Cluster,
     storage: Storage,
@@ -210,7 +211,7 @@ def best_rates(done: Sequence[Run]) -> dict[str, float]:
     }
 
 
-def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:
+def run(config: Config, splits: Splits) -> Result:
     """Train the optimizers of `config` side by side; by optimizer the training loss and test accuracy at `epochs`.
 
     The last accuracy is that of the network as `models.lenet5` computes it, in float32; those before are shown only.
@@ -240,19 +241,14 @@ def run(config: Config, splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]
             epochs.append(epoch)
             losses.append(loss)
             accuracies.append(side_by_side.accuracies(nets, test))
-    result: dict[str, Any] = {"epochs": epochs}
+    figures: dict[str, Any] = {"epochs": epochs}
     for index, name in enumerate(names):
         _, last = loop.evaluate(nets.copy_to(model, index), test)
-        result[name] = {
+        figures[name] = {
             "train_loss": [_figure(loss[index]) for loss in losses],
             "test_accuracy": [_figure(accuracy[index]) for accuracy in accuracies[:-1]] + [_figure(last)],
         }
-    return result
-
-
-def conclude(done: Sequence[Run], splits: Mapping[str, NormalizedSplit]) -> dict[str, Any]:  # noqa: ARG001
-    """Nothing: the statistics are those of the runs' figures."""
-    return {}
+    return Result(figures=figures)
 
 
 class RMSprop(torch.optim.Optimizer):

@@ -19,7 +19,7 @@ from mnist_pipe.training.recipe import Recipe
 from studies.cnn import findings, runs
 from studies.common import catalogue
 from studies.common.ledger import Run
-from studies.common.published import Published
+from tests.support.studies import check_rendered, measured, recorded
 
 PARAMS = runs.Params(
     num_seeds=3, batch_size=64, num_epochs=5, decay_epochs=8, example_epochs=14, dropout=0.5, train_rows=None
@@ -52,7 +52,7 @@ def _wrong(labels: np.ndarray, rows: dict[int, int]) -> str:
 
 
 def _run(training: str, seed: int, labels: np.ndarray, *, wrong: dict[int, int], known_loss: float = 0.02) -> Run:
-    config = next(one for one in runs.plan(PARAMS, []) if (one["training"], one["seed"]) == (training, seed))
+    config = next(one for one in runs.plan(PARAMS) if (one["training"], one["seed"]) == (training, seed))
     accuracy = 1 - len(wrong) / len(labels)
     epochs = [
         {
@@ -68,9 +68,8 @@ def _run(training: str, seed: int, labels: np.ndarray, *, wrong: dict[int, int],
         "epochs": epochs,
         "known_loss": known_loss + 0.001 * seed,
         "known_accuracy": 0.99,
-        "_digits": _wrong(labels, wrong),
     }
-    return Run(config=config, result=result, seconds=1.0, address="")
+    return Run(config=config, result=result, intermediate={"digits": _wrong(labels, wrong)})
 
 
 def _done(labels: np.ndarray, wrong: dict[str, dict[int, int]], *, known: dict[str, float] | None = None) -> list[Run]:
@@ -86,12 +85,12 @@ def _recipe(config: dict[str, Any]) -> Recipe:
 
 
 def test_the_plan_is_every_training_with_every_seed_the_longest_first() -> None:
-    plan = runs.plan(PARAMS, [])
+    plan = runs.plan(PARAMS)
     assert {(one["training"], one["seed"]) for one in plan} == {(name, seed) for name in TRAININGS for seed in range(3)}
     epochs = [one["num_epochs"] for one in plan]
     assert epochs == sorted(epochs, reverse=True)
     assert json.loads(json.dumps(plan)) == plan
-    without = runs.plan(PARAMS.model_copy(update={"example_epochs": None}), [])
+    without = runs.plan(PARAMS.model_copy(update={"example_epochs": None}))
     assert [one for one in plan if one["training"] != runs.EXAMPLE] == without
 
 
@@ -136,13 +135,14 @@ def test_together_has_all_four() -> None:
 
 def test_a_run_is_what_its_config_says_and_gives_the_same_again(splits: dict[str, NormalizedSplit]) -> None:
     params = PARAMS.model_copy(update={"num_seeds": 2, "num_epochs": 2, "batch_size": 32, "train_rows": 300})
-    config = next(one for one in runs.plan(params, []) if one["training"] == "dropout")
-    result = runs.run(config, splits)
-    assert runs.run(config, splits) == result
-    assert json.loads(json.dumps(result)) == result
+    config = next(one for one in runs.plan(params) if one["training"] == "dropout")
+    computed = runs.run(config, splits)
+    assert runs.run(config, splits) == computed
+    assert json.loads(json.dumps(vars(computed))) == vars(computed)
+    result = computed.figures
     assert len(result["epochs"]) == 2
     assert set(result["epochs"][0]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
-    digits = np.array([int(digit) for digit in result["_digits"]])
+    digits = np.array([int(digit) for digit in computed.intermediate["digits"]])
     assert np.mean(digits == splits["test"].labels) == pytest.approx(result["epochs"][-1]["test_accuracy"], abs=1e-6)
     assert result["num_parameters"] == 1_625_866
 
@@ -168,7 +168,7 @@ def test_confusions_are_counted_by_seed(splits: dict[str, NormalizedSplit]) -> N
 
 def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) -> None:
     done = _done(splits["test"].labels, {})
-    rows = findings.rows(done, runs.conclude(done, splits), Published())
+    rows = findings.rows(measured(done, runs.conclude(done, splits)))
     table = pd.read_csv(paths.PUBLISHED)
     expected = table[table["source"].isin(["cnn_report", "pytorch_examples"])]
     columns = ["system", "variant", "metric", "value", "setting"]
@@ -180,23 +180,33 @@ def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) 
     assert by_setting["epoch 2"].values == [pytest.approx(99.7)] * 3  # each epoch of `_run` gains 0.1
 
 
-def test_a_study_without_pytorch_examples_is_shown_too(splits: dict[str, NormalizedSplit], tmp_path: Path) -> None:
+def test_a_study_without_pytorch_examples_is_shown_too(
+    splits: dict[str, NormalizedSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = [run for run in _done(splits["test"].labels, {}) if run.config["training"] != runs.EXAMPLE]
-    conclusions = runs.conclude(done, splits)
-    assert all(row.system != "CNN 32-64 + dropout" for row in findings.rows(done, conclusions, Published()))
-    pictures = findings.draw(tmp_path, done, conclusions)
-    assert pictures == ["figure.png", "confusion.png", "improvements.png"]
-    assert all((tmp_path / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
+    found = measured(done, runs.conclude(done, splits))
+    assert all(row.system != "CNN 32-64 + dropout" for row in findings.rows(found))
+    drawn = recorded(monkeypatch)
+    pictures = findings.draw(tmp_path, found)
+    assert pictures == list(drawn) == ["figure.png", "confusion.png", "improvements.png"]
+    for name in pictures:
+        check_rendered(tmp_path / name, drawn[name])
+    loss, _, accuracy, _ = drawn["figure.png"].axes
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "test", "the report"]
+    assert len(loss.lines) == 2 * (3 + 1) + 2 * 5 + 1  # seeds and means, the report's figures, its mark in the legend
+    assert accuracy.get_ylabel() == "accuracy"
+    labels = [text.get_text() for text in drawn["improvements.png"].axes[0].get_yticklabels()]
+    assert len(labels) == len(TRAININGS) - 1
+    assert labels[:2] == ["without augmentation, 5 epochs", "the report's training, 5 epochs"]
 
 
 def _told(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], **known: float) -> str:
     done = _done(splits["test"].labels, wrong, known={runs.UNMOVED: known.get("unmoved", 0.02)})
     conclusions = runs.conclude(done, splits)
-    stripped = [
-        Run(config=run.config, result={k: v for k, v in run.result.items() if k[0] != "_"}, seconds=0.0, address="")
-        for run in done
-    ]  # as runs.json keeps them
-    return findings.tell(stripped, findings.rows(stripped, conclusions, Published()), conclusions)
+    found = measured(
+        [Run(config=run.config, result=run.result) for run in done], conclusions
+    )  # as runs.json keeps them
+    return findings.render_findings(found, findings.rows(found))
 
 
 def test_what_is_said_of_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
@@ -233,4 +243,4 @@ def test_what_is_said_of_an_improvement_follows_its_test(splits: dict[str, Norma
 def test_the_projects_numbers_are_a_valid_section() -> None:
     params = catalogue.params_of("cnn")
     assert isinstance(params, runs.Params)
-    assert len(runs.plan(params, [])) >= 3 * len(TRAININGS)
+    assert len(runs.plan(params)) >= 3 * len(TRAININGS)

@@ -15,20 +15,21 @@ from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.errors import InputError
 from studies.common.executor import run_all
-from studies.common.ledger import Config, Run, ledger_key, read_ledger
+from studies.common.ledger import Config, Result, Run, ledger_of
 
 pytestmark = pytest.mark.ray
 SHARED = {"numbers": np.arange(10.0)}
 
 
-def compute(config: Config, shared: Mapping[str, Any]) -> dict[str, Any]:
+def compute(config: Config, shared: Mapping[str, Any]) -> Result:
     """A run: its own number of the shared ones, and a file that shows that it was computed."""
     if config.get("wrong"):
         raise InputError("a rule must hold, but did not")
     time.sleep(config.get("wait", 0.0))
     Path(config["folder"], f"{config['number']}-{os.getpid()}-{time.monotonic_ns()}").touch()
     assert not shared["numbers"].flags.writeable  # one copy for every process of the machine
-    return {"number": float(shared["numbers"][config["number"]])}
+    number = float(shared["numbers"][config["number"]])
+    return Result(figures={"number": number}, intermediate={"twice": 2 * number})
 
 
 def _spread(configs: list[Config], root: Path, *, name: str = "a-study") -> tuple[list[Run], list[Run]]:
@@ -39,8 +40,7 @@ def _spread(configs: list[Config], root: Path, *, name: str = "a-study") -> tupl
             configs,
             shared=SHARED,
             available=available,
-            storage=storage.project_storage(root),
-            name=name,
+            ledger=ledger_of(name, storage=storage.project_storage(root)),
             on_run=told.append,
         )
     return runs, told
@@ -52,12 +52,14 @@ def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(tmp_path:
     configs = [{"number": n, "folder": str(work), "wait": 0.2 * (n == 3)} for n in (3, 1, 2)]
     runs, told = _spread(configs, tmp_path)
     assert [(run.config, run.result) for run in runs] == [(c, {"number": float(c["number"])}) for c in configs]
+    assert [run.intermediate for run in runs] == [{"twice": 2.0 * c["number"]} for c in configs]
     assert sorted(run.config["number"] for run in told) == [1, 2, 3]
     assert len(list(work.iterdir())) == 3
     # Asked for again with one more, only that is computed: what a study does after it was killed.
     more = [*configs, {"number": 4, "folder": str(work)}]
     runs, told = _spread(more, tmp_path)
     assert [run.result["number"] for run in runs] == [3, 1, 2, 4]
+    assert [run.intermediate["twice"] for run in runs] == [6, 2, 4, 8]
     assert [run.config["number"] for run in told] == [4]
     assert len(list(work.iterdir())) == 4
 
@@ -67,13 +69,5 @@ def test_a_fault_is_the_runs_own_and_what_had_ended_is_kept(tmp_path: Path) -> N
     _spread(configs[:1], tmp_path)
     with pytest.raises(InputError, match=r"^a rule must hold, but did not$"):
         _spread(configs, tmp_path)
-    assert [run.config for run in read_ledger(storage.project_storage(tmp_path), "a-study").values()] == configs[:1]
-
-
-def test_a_ledger_that_was_removed_remembers_nothing(tmp_path: Path) -> None:
-    place = storage.project_storage(tmp_path)
-    assert read_ledger(place, "a-study") == {}
-    place.write_json(f"{ledger_key('a-study')}/x.json", {"config": {}, "result": {}, "seconds": 1.0, "address": ""})
-    assert len(read_ledger(place, "a-study")) == 1
-    place.remove(ledger_key("a-study"))
-    assert read_ledger(place, "a-study") == {}
+    ledger = ledger_of("a-study", storage=storage.project_storage(tmp_path))
+    assert [run.config for run in ledger.read()] == configs[:1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -11,9 +14,9 @@ from mnist_pipe import params, paths
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training.recipe import recipe_of
 from studies.common.ledger import Run
-from studies.common.published import Published
 from studies.frontier import findings, runs
 from tests.conftest import ROOT
+from tests.support.studies import check_rendered, measured, recorded
 
 ROWS = 200
 
@@ -43,14 +46,13 @@ def split() -> NormalizedSplit:
 @pytest.fixture(scope="module")
 def done(split: NormalizedSplit) -> list[Run]:
     params = runs.Params(num_networks=7, ensemble_size=3, channels=[4], num_epochs=1)
-    measured = []
-    for config in runs.plan(params, []):
+    found = []
+    for config in runs.plan(params):
         logs = _logs(split, config["seed"])
         accuracy = float((logs.argmax(1) == split.labels).mean())
         result = {"test_accuracy": accuracy, "one_look_accuracy": accuracy, "num_parameters": 1}
-        result["_log_probabilities"] = runs.packed(logs)
-        measured.append(Run(config=config, result=result, seconds=1.0, address=""))
-    return measured
+        found.append(Run(config=config, result=result, intermediate={"log_probabilities": runs.packed(logs)}))
+    return found
 
 
 def test_the_recipe_is_the_main_pipelines_best() -> None:
@@ -85,10 +87,8 @@ def test_one_network_is_the_mean_over_all_of_them(done: list[Run], split: Normal
 
 def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -> None:
     """The plan knows no result: whatever a seed scored, it is trained, and it is in the ensemble."""
-    params = runs.Params(num_networks=7, ensemble_size=3, channels=[4], num_epochs=1)
-    assert runs.plan(params, done) == runs.plan(params, [])
     bad = runs.packed(log_softmax(np.random.default_rng(0).normal(0, 9, (ROWS, 10)), axis=1).astype(np.float32))
-    spoiled = [*done[:-1], Run(config=done[-1].config, result={"_log_probabilities": bad}, seconds=1, address="")]
+    spoiled = [*done[:-1], replace(done[-1], intermediate={"log_probabilities": bad})]
     found = runs.conclude(spoiled, {"test": split})
     assert found["whole_ensemble"] != runs.conclude(done, {"test": split})["whole_ensemble"]
 
@@ -96,7 +96,25 @@ def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -
 def test_every_record_is_a_published_figure_and_has_one_of_ours_beside_it(
     done: list[Run], split: NormalizedSplit
 ) -> None:
-    rows = findings.rows(done, runs.conclude(done, {"test": split}), Published(ROOT / "studies/published.csv"))
+    rows = findings.rows(measured(done, runs.conclude(done, {"test": split})))
     records = [row for row in rows if row.published is not None]
     assert len(records) == 6
     assert all(row.values and "theirs: " in row.note for row in records)
+
+
+def test_the_figures_show_every_size_every_record_and_every_mistake(
+    done: list[Run], split: NormalizedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = recorded(monkeypatch)
+    conclusions = runs.conclude(done, {"test": split})
+    assert findings.draw(tmp_path, measured(done, conclusions)) == ["figure.png", "mistakes.png"]
+    for name, figure in drawn.items():
+        check_rendered(tmp_path / name, figure)
+    by_size, ensembles, *records = drawn["figure.png"].axes[0].lines
+    assert list(by_size.get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(by_size.get_ydata(), 100 * (1 - np.array(conclusions["by_size"])), atol=1e-4)
+    assert len(list(ensembles.get_xdata())) == 2
+    published = {row.published.value for row in findings.rows(measured(done, conclusions)) if row.published}
+    assert {line.get_ydata()[0] for line in records} == published
+    tiles = [axes for axes in drawn["mistakes.png"].axes if axes.get_visible()]
+    assert len(tiles) == len(conclusions["mistakes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,10 +17,10 @@ from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe
-from studies.common.ledger import Run
-from studies.common.published import Published
-from studies.ladder import findings, runs
+from studies.common.ledger import Result, Run
+from studies.ladder import figures, findings, runs
 from studies.ladder.runs import Params
+from tests.support.studies import check_rendered, measured, recorded
 
 SMALL = {"channels": [8, 16]}
 LARGER = {"channels": [24, 48, 96], "convolutions": 2}
@@ -67,10 +68,8 @@ def splits() -> dict[str, NormalizedSplit]:
 
 @pytest.fixture(scope="module")
 def done(splits: dict[str, NormalizedSplit]) -> list[Run]:
-    return [
-        Run(config=config, result=runs.run(config, splits), seconds=0.0, address="here")
-        for config in runs.plan(_params(), [])
-    ]
+    results = [(config, runs.run(config, splits)) for config in runs.plan(_params())]
+    return [Run(config=config, result=one.figures, intermediate=one.intermediate) for config, one in results]
 
 
 def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled: bool) -> nn.Module:
@@ -174,7 +173,7 @@ def test_a_regressor_has_one_output_and_the_features_of_the_classifier() -> None
 
 
 def test_plans_each_model_with_each_seed_the_largest_first() -> None:
-    planned = runs.plan(_params(), [])
+    planned = runs.plan(_params())
     assert len(planned) == 5 * 3
     sizes = [runs.num_parameters(one["recipe"]["model"], one["recipe"]["model_params"], side=28) for one in planned]
     assert sizes == sorted(sizes, reverse=True)
@@ -182,7 +181,7 @@ def test_plans_each_model_with_each_seed_the_largest_first() -> None:
 
 def test_the_same_config_gives_the_same_figures(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     for one in done[::4]:
-        assert runs.run(one.config, splits) == one.result
+        assert runs.run(one.config, splits) == Result(figures=one.result, intermediate=one.intermediate)
 
 
 def test_an_unmoved_image_is_recognised_as_often_as_the_test_accuracy_says(done: list[Run]) -> None:
@@ -195,8 +194,7 @@ def test_an_unmoved_image_is_recognised_as_often_as_the_test_accuracy_says(done:
 
 
 def test_the_table_has_the_published_row_and_every_model(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
-    conclusions = runs.conclude(done, splits)
-    rows = findings.rows(done, conclusions, Published())
+    rows = findings.rows(measured(done, runs.conclude(done, splits)))
     published = [row for row in rows if row.published]
     assert [(row.system, row.published and row.published.value) for row in published] == [("linear softmax", 92.0)]
     assert {row.system for row in rows} >= {"linear softmax", "small convnet"}
@@ -206,11 +204,11 @@ def test_the_table_has_the_published_row_and_every_model(splits: dict[str, Norma
 
 def test_what_is_told_follows_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     conclusions = runs.conclude(done, splits)
-    rows = findings.rows(done, conclusions, Published())
+    rows = findings.rows(measured(done, conclusions))
 
     def told(**step: Any) -> str:
         steps = [{**one, **step} for one in conclusions["steps"]]
-        return findings.tell(done, rows, {**conclusions, "steps": steps})
+        return findings.render_findings(measured(done, {**conclusions, "steps": steps}), rows)
 
     better = told(gains=[0.01, 0.02, 0.03], p_value=1e-9)
     assert "Every step does." in better
@@ -229,7 +227,21 @@ def test_where_a_curve_crosses_a_level(values: list[float], reached: float | Non
     assert findings.crossing([0, 1, 2], values, level=50) == reached
 
 
-def test_draws_every_picture(splits: dict[str, NormalizedSplit], done: list[Run], tmp_path: Any) -> None:
-    names = findings.draw(tmp_path, done, runs.conclude(done, splits))
+def test_draws_every_picture(
+    splits: dict[str, NormalizedSplit], done: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = recorded(monkeypatch)
+    names = figures.draw(tmp_path, measured(done, runs.conclude(done, splits)))
+    assert names == list(drawn)
     assert names[0] == "figure.png"
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    for name in names:
+        check_rendered(tmp_path / name, drawn[name])
+    ladder, *_ = drawn["figure.png"].axes
+    assert len(ladder.containers) == 3  # a mean with its deviation for each classifier
+    labels = " ".join(text.get_text() for text in ladder.texts)
+    assert "linear softmax" in labels
+    assert labels.count("p ") == 2  # of the step to the convnet, and of that to moved images
+    shifts, turns = drawn["failure.png"].axes
+    assert [list(axes.lines[0].get_xdata()) for axes in (shifts, turns)] == [[0, 1, 4], [0, 15, 45]]
+    assert len(drawn["classes.png"].axes) == 2 * 3
+    assert len(drawn["regression.png"].axes) == 2

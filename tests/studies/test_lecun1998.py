@@ -20,7 +20,19 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import pixels
 from studies.common.ledger import Run
 from studies.common.published import Published
-from studies.lecun1998 import boosting, cost, findings, kernels, linear, neighbours, runs, tangent
+from studies.lecun1998 import (
+    boosting,
+    cost,
+    databases,
+    findings,
+    kernels,
+    linear,
+    methods,
+    neighbours,
+    runs,
+    tangent,
+)
+from tests.support.studies import check_rendered, measured, recorded
 
 torch.set_num_threads(1)
 
@@ -84,14 +96,14 @@ VARIABLES = {
 def costs() -> dict[str, tuple[int, int]]:
     done = [
         _done({"method": "tangent", "num_candidates": 100}, {}),
-        _done({"method": "reduced"}, {"num_vectors": {"reduced-set SVM poly 5, deslanted": runs.NUM_REDUCED}}),
+        _done({"method": "reduced"}, {"num_vectors": {"reduced-set SVM poly 5, deslanted": methods.NUM_REDUCED}}),
     ]
     found: dict[str, tuple[int, int]] = runs.conclude(done, {})["costs"]
     return found
 
 
 def _done(config: dict[str, object], result: dict[str, object]) -> Run:
-    return Run(config=config, result=result, seconds=1.0, address="here")
+    return Run(config=config, result=result)
 
 
 def test_every_system_costs_what_figures_11_and_12_say(costs: dict[str, tuple[int, int]]) -> None:
@@ -108,7 +120,7 @@ def test_the_convolutional_networks_have_the_papers_connections(costs: dict[str,
 
 
 def test_the_reduced_set_costs_650_000_multiply_adds() -> None:
-    assert cost.of_machine(runs.NUM_REDUCED, num_pixels=20 * 20)[1] == pytest.approx(650_000, rel=1e-3)
+    assert cost.of_machine(methods.NUM_REDUCED, num_pixels=20 * 20)[1] == pytest.approx(650_000, rel=1e-3)
 
 
 def test_neighbours_are_those_that_brute_force_finds() -> None:
@@ -231,7 +243,7 @@ def test_the_distance_of_two_planes_is_that_of_their_nearest_points() -> None:
 
 
 def test_a_small_rotation_is_near_in_tangent_distance(split: NormalizedSplit) -> None:
-    blots = ndimage.gaussian_filter(runs.resized(pixels(split)[:40], side=16), (0, 1, 1))
+    blots = ndimage.gaussian_filter(databases.resized(pixels(split)[:40], side=16), (0, 1, 1))
     turned = ndimage.rotate(blots[:10], 12, axes=(2, 1), reshape=False, order=1).astype(np.float32)
     rows = tangent.nearest(turned, blots, smoothing=0.9, num_candidates=20, num_neighbours=3)
     assert (split.labels[rows.numpy()] == split.labels[:10, None]).all()
@@ -283,11 +295,11 @@ def test_the_reduced_database_has_digits_of_16_pixels() -> None:
         index=np.zeros(1, np.uint32),
         provenance={"mean": 0.13, "std": 0.31},
     )
-    smaller = pixels(runs.prepared(split, "reduced"))[0]
+    smaller = pixels(databases.prepared(split, "reduced"))[0]
     assert smaller.shape == (28, 28)
     assert smaller.sum() == pytest.approx(16**2, rel=0.05)
     assert (smaller[:5] == 0).all()
-    assert (pixels(runs.prepared(split, "deslanted"))[0, 4:24, 4:24] == 1).all()
+    assert (pixels(databases.prepared(split, "deslanted"))[0, 4:24, 4:24] == 1).all()
 
 
 def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
@@ -328,7 +340,7 @@ PARAMS = runs.Params(
         name: runs.Training(
             optimizer="adamw", learning_rate=0.01, weight_decay=0.0, batch_size=20, num_epochs=2, translation_pixels=3.0
         )
-        for name in runs.NETWORKS
+        for name in methods.NETWORKS
     },
     rubbish=3.0,
     boosting_passes=1,
@@ -351,26 +363,26 @@ PARAMS = runs.Params(
 def test_every_run_can_be_done_and_every_system_is_measured(
     split: NormalizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "NUM_REDUCED", 20)
+    monkeypatch.setattr(methods, "NUM_REDUCED", 20)
     splits = {
         "train": replace(split, images=split.images[:250], labels=split.labels[:250], index=split.index[:250]),
         "validation": replace(split, images=split.images[250:], labels=split.labels[250:], index=split.index[250:]),
         "test": split,
     }
-    configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}), [])
+    configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}))
     skipped = {"1000 RBF + linear, plain"}  # 100 clusters of 30 rows there are none
     done = [
-        _done(config, runs.run(config, splits))
+        _done(config, runs.run(config, splits).figures)
         for config in configs
         if config["method"] not in ("radial",) and "MLP" not in config.get("name", "")
     ]
     names = {name for each in done for name in each.result["errors"]}
-    wanted = set(findings.SYSTEMS) - skipped - {name for name in runs.NETWORKS if "MLP" in name}
+    wanted = set(findings.SYSTEMS) - skipped - {name for name in methods.NETWORKS if "MLP" in name}
     assert names == wanted
 
 
 def test_seeds_repeat_what_draws_and_nothing_else() -> None:
-    configs = runs.plan(PARAMS, [])
+    configs = runs.plan(PARAMS)
     assert len({str(config) for config in configs}) == len(configs)
     seeds = {(config["method"], config.get("name")): 0 for config in configs}
     for config in configs:
@@ -409,7 +421,7 @@ _FIGURES: dict[str, dict[str, object]] = {
 def _measured(factor: float) -> list[Run]:
     """The whole plan, every error `factor` times the published one."""
     published, done = Published(), []
-    for config in runs.plan(PARAMS, []):
+    for config in runs.plan(PARAMS):
         variant = "plain" if config.get("images") == "regular" else "deslanted"
         names = [config.get("name") or _NAMES.get(config["method"], "").format(variant)]
         if config["method"] in _MACHINES:
@@ -426,7 +438,7 @@ def _measured(factor: float) -> list[Run]:
 
 def test_every_published_row_of_the_paper_is_shown() -> None:
     done = _measured(0.9)
-    rows = findings.rows(done, runs.conclude(done, {}), Published())
+    rows = findings.rows(measured(done, runs.conclude(done, {})))
     table = pd.read_csv(paths.PUBLISHED)
     wanted = table[table["source"] == "lecun1998"]
     assert [(row.system, row.variant) for row in rows] == [
@@ -437,16 +449,21 @@ def test_every_published_row_of_the_paper_is_shown() -> None:
     assert {len(row.values) for row in rows if "deterministic" in row.note} == {1}
 
 
-def test_the_findings_follow_the_figures(tmp_path: Path) -> None:
+def test_the_findings_follow_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     for factor in (0.9, 1.5):
         done = _measured(factor)
-        conclusions = runs.conclude(done, {})
-        rows = findings.rows(done, conclusions, Published())
-        told.append(findings.tell(done, rows, conclusions))
+        found = measured(done, runs.conclude(done, {}))
+        told.append(findings.render_findings(found, findings.rows(found)))
     assert told[0].startswith("27 of the 27 systems of figure 9 are at the published error or below it.")
     assert told[1].startswith("0 of the 27")
     assert "LeNet-5 0.86 → 0.72 %" in told[0]
-    pictures = findings.draw(tmp_path, done, conclusions)
-    assert pictures[0] == "figure.png"
-    assert all((tmp_path / picture).stat().st_size > 10_000 for picture in pictures)
+    drawn = recorded(monkeypatch)
+    assert findings.draw(tmp_path, found) == list(drawn) == ["figure.png", "cost.png"]
+    for name, figure in drawn.items():
+        check_rendered(tmp_path / name, figure)
+    errors, *_ = drawn["figure.png"].axes
+    assert errors.get_yticklabels()[0].get_text() == "linear (1-layer)"
+    assert len([bar for bar in errors.patches if bar.get_height()]) == 2 * 27  # those of the legend have none
+    costs, *_ = drawn["cost.png"].axes
+    assert len([line for line in costs.lines if len(line.get_xdata()) == 1]) == 2 * 27

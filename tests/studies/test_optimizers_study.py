@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -23,10 +22,10 @@ from mnist_pipe.training import loop, numerics
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
-from studies.common.published import Published
-from studies.optimizers import findings, runs, side_by_side
+from studies.optimizers import figures, findings, results, runs, side_by_side
 from studies.optimizers.runs import KERAS_DEFAULTS, Params
 from tests import ray_data
+from tests.support.studies import check_rendered, measured, recorded
 from tests.test_loop import CPU, blobs
 
 Array = NDArray[np.float64]
@@ -238,7 +237,7 @@ def test_the_defaults_are_those_of_keras(name: str, scale: float) -> None:
 
 
 def test_every_optimizer_is_an_entry_and_is_named() -> None:
-    assert set(KERAS_DEFAULTS) == set(findings.NAMES) == set(OPTIMIZERS) - {"nesterov"}
+    assert set(KERAS_DEFAULTS) == set(results.NAMES) == set(OPTIMIZERS) - {"nesterov"}
     assert {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()} == {
         **dict.fromkeys(KERAS_DEFAULTS, 0.001),
         "sgd": 0.01,
@@ -249,7 +248,7 @@ def test_every_optimizer_is_an_entry_and_is_named() -> None:
 def trial(name: str, rate: float, accuracy: float, *, loss: float = 0.1, status: str = "finished") -> Run:
     config = {"phase": "search", "optimizer": name, "learning_rate": rate, "num_epochs": 1, "num_rows": 200}
     result = {"validation_accuracy": accuracy, "validation_loss": loss, "status": status}
-    return Run(config=config, result=result, seconds=1, address="")
+    return Run(config=config, result=result)
 
 
 def searched() -> list[Run]:
@@ -271,12 +270,13 @@ def computed(finals: dict[str, dict[str, float]]) -> list[Run]:
         for name in config["learning_rates"]:
             last = finals.get(config["phase"], {}).get(name, 0.99) + 0.0004 * (config["seed"] - 1)
             result[name] = {"train_loss": [2.0, None], "test_accuracy": [0.3, round(last, 6)]}
-        done.append(Run(config=config, result=result, seconds=1, address=""))
+        done.append(Run(config=config, result=result))
     return done
 
 
 def told(done: Sequence[Run]) -> str:
-    return findings.tell(done, findings.rows(done, {}, Published()), {})
+    found = measured(done)
+    return findings.render_findings(found, findings.rows(found))
 
 
 def test_the_plan_has_every_column_for_its_optimizers_and_seeds() -> None:
@@ -329,8 +329,9 @@ def test_a_run_is_deterministic_and_what_it_tells_last_is_the_networks_own_accur
         "batch_size": 32,
         "seed": 1,
     }
-    result = runs.run(config, SPLITS)
-    assert result == runs.run(config, SPLITS)
+    computed_once = runs.run(config, SPLITS)
+    assert computed_once == runs.run(config, SPLITS)
+    result = computed_once.figures
     assert result["epochs"] == [1, 2, 3, 4, 5, 6]
     for name in config["learning_rates"]:
         assert len(result[name]["train_loss"]) == len(result[name]["test_accuracy"]) == 6
@@ -341,29 +342,23 @@ def test_a_run_is_deterministic_and_what_it_tells_last_is_the_networks_own_accur
 def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     config = {"phase": "tuned", "num_epochs": 1, "batch_size": 32, "seed": 0}
     wild, tame = ({**config, "learning_rates": {"sgd": rate, "adam": 0.001}} for rate in (1e20, 0.01))
-    first, second = runs.run(wild, SPLITS), runs.run(tame, SPLITS)
+    first, second = (runs.run(config, SPLITS).figures for config in (wild, tame))
     assert first["sgd"]["train_loss"] == [None]
     assert first["adam"] == second["adam"]
 
 
-def test_the_tests_are_those_of_scipy() -> None:
-    generator = np.random.default_rng(0)
-    samples = [list(generator.normal(mean, 0.1, size=4)) for mean in (0, 0.05, 0.3, 2)]
-    for other in samples[1:]:
-        assert findings.welch(samples[0], other) == pytest.approx(
-            scipy.stats.ttest_ind(samples[0], other, equal_var=False).pvalue
-        )
-    assert findings.one_way(samples) == pytest.approx(tuple(scipy.stats.f_oneway(*samples)))
+def test_samples_without_any_difference_are_not_distinct() -> None:
     assert findings.welch([1.0, 1.0], [1.0, 1.0]) == 1
+    assert findings.num_distinct_pairs([[1.0, 1.0], [1.0, 1.0]], level=0.05) == 0
 
 
 def test_holm_stops_at_the_first_pair_that_its_share_of_the_level_does_not_pass() -> None:
     # Three pairs of p 0.0001, 0.0001 and about 0.9: two are told apart.
-    assert findings.num_told_apart([[0.0, 0.01, 0.02], [0.0, 0.011, 0.02], [9.0, 9.01, 9.02]], level=0.05) == 2
+    assert findings.num_distinct_pairs([[0.0, 0.01, 0.02], [0.0, 0.011, 0.02], [9.0, 9.01, 9.02]], level=0.05) == 2
 
 
 def test_every_published_figure_has_a_row_in_both_columns() -> None:
-    rows = findings.rows(computed({"defaults": {"adadelta": 0.8}, "tuned": {}}), {}, Published())
+    rows = findings.rows(measured(computed({"defaults": {"adadelta": 0.8}, "tuned": {}})))
     assert len(rows) == 2 * len(KERAS_DEFAULTS) + len(runs.CONTROLS)
     compared = {(row.variant, row.published.value) for row in rows if row.published}
     assert compared == {
@@ -398,7 +393,22 @@ def test_the_findings_follow_the_numbers() -> None:
     assert "ended below" not in told(computed({}))
 
 
-def test_the_figures_are_drawn(tmp_path: Path) -> None:
-    names = findings.draw(tmp_path, computed({"defaults": {"adadelta": 0.8}, "tuned": {}}), {})
-    assert names == ["figure.png", "curves.png"]
-    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in names)
+def test_the_figures_show_every_optimizer_in_both_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = recorded(monkeypatch)
+    found = measured(computed({"defaults": {"adadelta": 0.8}, "tuned": {}}))
+    assert figures.draw(tmp_path, found) == list(drawn) == ["figure.png", "curves.png"]
+    for name, figure in drawn.items():
+        check_rendered(tmp_path / name, figure)
+    bars, *_ = drawn["figure.png"].axes
+    assert len(bars.patches) == 2 * len(KERAS_DEFAULTS) + len(results.REPORTED)
+    texts = [text.get_text() for text in bars.texts]
+    assert texts[:3] == ["85 %", "80.00 ± 0.04 %", "99.00 ± 0.04 %"]  # Adadelta, which comes first
+    # 90 % is drawn at 1 and 99 % at 2.
+    assert [bar.get_width() for bar in bars.patches[:3]] == pytest.approx([0.8239, 0.6990, 2.0], abs=1e-3)
+    panels = drawn["curves.png"].axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["defaults", "tuned", "", ""]
+    for axes in panels:
+        assert [line.get_label() for line in axes.lines] == list(results.NAMES.values())
+        assert {tuple(line.get_xdata()) for line in axes.lines} == {(1, 5)}
+    legend, *_ = drawn["curves.png"].legends
+    assert [text.get_text() for text in legend.get_texts()] == list(results.NAMES.values())

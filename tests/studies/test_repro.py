@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,45 @@ SMALL: dict[str, Any] = {
 }
 
 
+NUM_FIRST = 4
+"""Runs that end before the study is killed."""
+GATE = """
+
+_compute = run
+
+
+def run(config: Config, splits: Splits) -> Result:
+    import os
+    import time
+    from pathlib import Path
+
+    for number in range({num_first}):
+        try:
+            os.close(os.open(f"{folder}/run-{{number}}", os.O_CREAT | os.O_EXCL))
+            break
+        except FileExistsError:
+            continue
+    else:
+        while not Path("{folder}/open").exists():
+            time.sleep(0.02)
+    return _compute(config, splits)
+"""
+"""Behind the runs of the study: the first ones compute, the others wait until the gate is open."""
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A study that was killed and run again."""
+
+    folder: Path
+    known: int
+    """Runs in its ledger when it was dead."""
+    had_results: bool
+    """Whether there was a `runs.json` then."""
+    output: str
+    """Of the second `dvc repro`."""
+
+
 def set_study(folder: Path, study: str, changes: dict[str, Any]) -> None:
     yaml, path = YAML(), folder / "studies/params.yaml"
     content = yaml.load(path)
@@ -37,13 +76,17 @@ def set_study(folder: Path, study: str, changes: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Git clone with its own services and small studies that were never measured."""
+    """A Git clone with its own services, small studies that were never measured, and a gate before their runs."""
     folder = copy_tree(tmp_path_factory.mktemp("clone") / "main")
     set_study(folder, STUDY, SMALL)
     for study in STUDIES:
         for name in ("runs.json", "times.json", "table.csv"):
             (folder / "studies" / study / name).unlink(missing_ok=True)
     (folder / "studies/dvc.lock").unlink(missing_ok=True)
+    gate = folder.parent / "gate"
+    gate.mkdir()
+    with (folder / "studies" / STUDY / "runs.py").open("a") as stream:
+        stream.write(GATE.format(num_first=NUM_FIRST, folder=gate))
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
     run(folder, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "start")
@@ -54,44 +97,50 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         run(folder, "mnist-pipe", "down")
 
 
-def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(clone: Path) -> None:
-    log = clone / "first.log"
+@pytest.fixture(scope="module")
+def interrupted(clone: Path) -> Interrupted:
+    """The study, killed when its first runs are in the ledger and the next ones wait, and then run to its end."""
+    log, ledgers = clone.parent / "first.log", clone / ".state/studies"
     command = ("dvc", "repro", f"studies/dvc.yaml:{STUDY}")
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, cwd=clone, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
         )
-    deadline = time.monotonic() + 120
-    while log.read_text().count(" s: phase") < 4:
+    deadline = time.monotonic() + 240
+    while len(list(ledgers.glob("*/*.json"))) < NUM_FIRST:
         assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     family = psutil.Process(process.pid).children(recursive=True)
     kill_all(process)
     assert process.wait(timeout=20) != 0
     psutil.wait_procs(family, timeout=5)
-    assert not (clone / "studies" / STUDY / "runs.json").exists()
-    second = run(clone, *command)
-    assert stages_run(second)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
-    known = re.search(r"(\d+) runs had ended before it was interrupted", second)
-    assert known
-    computed = second.count(" s: phase")
-    assert int(known[1]) >= 4
-    assert int(known[1]) + computed == 18  # 9 searches, 9 final runs
-    assert not list((clone / ".state/studies").iterdir())  # finished, it is remembered by DVC alone
+    known = len(list(ledgers.glob("*/*.json")))
+    had_results = (clone / "studies" / STUDY / "runs.json").exists()
+    (clone.parent / "gate/open").touch()
+    return Interrupted(folder=clone, known=known, had_results=had_results, output=run(clone, *command))
 
 
-def test_the_study_is_shown_with_every_run(clone: Path) -> None:
-    folder = clone / "studies" / STUDY
+def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(interrupted: Interrupted) -> None:
+    assert (interrupted.known, interrupted.had_results) == (NUM_FIRST, False)
+    assert stages_run(interrupted.output)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
+    assert f"{STUDY}: {NUM_FIRST} runs had ended before it was interrupted" in interrupted.output
+    assert interrupted.output.count(" s: phase") == 18 - NUM_FIRST  # of 9 searches and 9 final runs
+    assert not list((interrupted.folder / ".state/studies").iterdir())  # finished, it is remembered by DVC alone
+
+
+def test_the_study_is_shown_with_every_run(interrupted: Interrupted) -> None:
+    folder = interrupted.folder / "studies" / STUDY
     content = json.loads((folder / "runs.json").read_text())
     assert len(content["runs"]) == 18
-    assert (folder / "figure.png").read_bytes()[:4] == b"\x89PNG"
-    section = (clone / "studies/README.md").read_text().partition(f"<!-- {STUDY} -->")[2]
+    assert (folder / "figure.png").read_bytes() != (ROOT / "studies" / STUDY / "figure.png").read_bytes()
+    section = (interrupted.folder / "studies/README.md").read_text().partition(f"<!-- {STUDY} -->")[2]
     assert "| 784-15-10, one-hot | online, constant rate |" in section
     assert f"({STUDY}/figure.png)" in section
 
 
-def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(clone: Path) -> None:
+def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(interrupted: Interrupted) -> None:
+    clone = interrupted.folder
     target = f"studies/dvc.yaml:{STUDY}"
     assert stages_run(run(clone, "dvc", "repro", target)) == []
     measured = clone / "studies" / STUDY / "runs.json"
@@ -100,7 +149,8 @@ def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(clone:
     assert measured.read_bytes() == before
 
 
-def test_a_figure_that_nobody_published_is_told_and_nothing_is_written(clone: Path) -> None:
+def test_a_figure_that_nobody_published_is_told_and_nothing_is_written(interrupted: Interrupted) -> None:
+    clone = interrupted.folder
     path, page = clone / "studies/published.csv", (clone / "studies/README.md").read_bytes()
     before = path.read_text()
     path.write_text("source,system\n")

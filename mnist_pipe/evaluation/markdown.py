@@ -1,0 +1,30 @@
+"""Tables in GitHub's Markdown, and the regions of a Markdown file that a program writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from mnist_pipe import atomic
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The table without a last line break."""
+    return "\n".join(row(cells) for cells in (header, ["---"] * len(header), *rows))
+
+
+def row(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def replace_region(path: Path, name: str, change: Callable[[str], str]) -> None:
+    """Replace the lines between `<!-- name -->` and `<!-- /name -->` in the file by what `change` makes of them.
+
+    `change` returns them without the last line break.
+    """
+    before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    old, end, after = rest.partition(f"<!-- /{name} -->")
+    assert start, f"{path} has no mark {name}"
+    assert end, f"{path} has no end of {name}"
+    atomic.write_bytes(path, f"{before}{start}{change(old)}\n{end}{after}".encode())

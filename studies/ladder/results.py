@@ -1,0 +1,74 @@
+"""The runs of the study read by model: its steps, its figures and its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from mnist_pipe.data.splits import NUM_CLASSES
+from mnist_pipe.evaluation.report import format_p_value as p_value
+from studies.common.ledger import Run
+from studies.ladder.runs import is_moved, num_parameters
+
+SIDES = (14, 28, 56, 112, 224)
+"""Pixels along a side of the images whose models are counted."""
+
+
+def values_of(runs: Sequence[Run], metric: str) -> list[float]:
+    """A metric of one model, one value a seed."""
+    return [one.result[metric] for one in runs]
+
+
+def steps_of(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Each rung against the next larger one; a model trained on moved images against the same model without them."""
+    plain = [name for name, runs in classifiers.items() if not is_moved(runs[0].config)]
+    steps = [pair(conclusions, lower=lower, upper=upper) for lower, upper in pairwise(plain)]
+    for name, runs in classifiers.items():
+        twins = [other for other in plain if architecture(classifiers[other]) == architecture(runs)]
+        steps += [pair(conclusions, lower=twin, upper=name) for twin in twins if twin != name]
+    return steps
+
+
+def pair(conclusions: Mapping[str, Any], *, lower: str, upper: str) -> Mapping[str, Any]:
+    """The comparison of two models."""
+    found: Mapping[str, Any] = next(
+        step for step in conclusions["steps"] if (step["lower"], step["upper"]) == (lower, upper)
+    )
+    return found
+
+
+def p_of(step: Mapping[str, Any]) -> str:
+    """The p-value of a comparison as it is printed."""
+    return f"p = {p_value(step['p_value'])}".replace("= <", "<")
+
+
+def kinds_of(classifiers: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[float], str, str]]:
+    """(key of the result, amounts, title, unit) of the two ways to move the test images."""
+    config = next(iter(classifiers.values()))[0].config
+    return [
+        ("shifted", config["shifts"], "test images shifted", "pixels"),
+        ("turned", config["rotations"], "test images turned", "degrees"),
+    ]
+
+
+def size_of(runs: Sequence[Run], *, side: int, pooled: bool = False) -> int:
+    """Parameters of the runs' model for images of side x side; see `num_parameters`."""
+    model, model_params = architecture(runs)
+    return num_parameters(model, model_params, side=side, pooled=pooled)
+
+
+def architecture(runs: Sequence[Run]) -> tuple[str, dict[str, Any]]:
+    """The model of the runs and its constructor arguments."""
+    recipe = runs[0].config["recipe"]
+    return recipe["model"], recipe["model_params"]
+
+
+def is_linear(runs: Sequence[Run]) -> bool:
+    """Whether the runs are those of the linear model."""
+    return architecture(runs)[0] == "linear"
+
+
+def weights_in_colour() -> int:
+    """Parameters of a linear model of ten classes for the largest images with three channels."""
+    return (3 * SIDES[-1] ** 2 + 1) * NUM_CLASSES

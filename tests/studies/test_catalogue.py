@@ -1,0 +1,59 @@
+"""Every study as the catalogue has it: complete, importable by Ray, and made of the modules that DVC names."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import studies
+from mnist_pipe import paths
+from mnist_pipe.errors import InputError
+from pipelines.study import computing_modules
+from studies.common import catalogue
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_a_study_is_its_packages_and_plans_something(name: str) -> None:
+    study = catalogue.study_of(name)
+    assert study is importlib.import_module(f"studies.{name}.study").STUDY
+    assert study.params.__module__ == f"studies.{name}.runs"
+    assert study.plan or study.plan_from_results
+    assert pickle.loads(pickle.dumps(study.run)) is study.run
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_the_projects_section_is_valid_and_its_plan_has_no_configuration_twice(name: str) -> None:
+    study, params = catalogue.study_of(name), catalogue.params_of(name, ROOT / paths.STUDY_PARAMS)
+    assert type(params) is study.params
+    if study.plan:
+        configs = study.plan(params)
+        assert configs
+        assert len({str(config) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_dvc_has_the_computing_modules_in_the_one_stage_and_the_showing_ones_in_the_other(name: str) -> None:
+    stages = YAML(typ="safe").load(ROOT / "studies/dvc.yaml")["stages"]
+    computing = {str(path.relative_to(ROOT)) for path in computing_modules(name)}
+    own = {f"studies/{name}/{path.name}" for path in (ROOT / "studies" / name).glob("*.py")}
+    runs, shown = set(stages[f"{name}-runs"]["deps"]), set(stages[name]["deps"])
+    packages = {f"studies/{name}/__init__.py"}
+    assert own - packages == (own & runs) | (own & shown)
+    assert not own & runs & shown
+    assert own & runs == (own & computing) - packages
+    assert {Path(path).name for path in own & shown} <= set(studies.SHOWING)
+
+
+def test_what_the_studies_share_and_compute_with_exists() -> None:
+    assert all((ROOT / "studies/common" / name).is_file() for name in studies.COMPUTING)
+
+
+def test_an_unknown_study_is_refused_with_the_nearest_name() -> None:
+    catalogue.check("ladder", where="here")
+    with pytest.raises(InputError, match=r"^here: study must be one of .*did you mean 'ladder'"):
+        catalogue.check("lader", where="here")

@@ -1,0 +1,106 @@
+"""The flow of a study: tune, plan and what follows from results in turn, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mnist_pipe import paths
+from mnist_pipe.cluster.storage import project_storage
+from mnist_pipe.params import Section
+from pipelines import study as flow
+from studies.common import catalogue
+from studies.common.fitting import Splits
+from studies.common.ledger import Config, Result, Run, ledger_of
+from studies.common.study import Study
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.ray
+LEDGER = "toy-runs-0"
+
+
+class Params(Section):
+    """Of the toy study."""
+
+    numbers: list[int]
+
+
+def tune(params: Params, _: Splits, **given: Any) -> list[Run]:
+    given["say"]("tuned")
+    return [Run(config={"phase": "search", "name": given["name"]}, result={"best": max(params.numbers)})]
+
+
+def plan(params: Params) -> list[Config]:
+    return [{"number": number} for number in params.numbers]
+
+
+def plan_from_results(_: Params, done: Sequence[Run]) -> list[Config]:
+    return [{"number": sum(run.result.get("square", run.result.get("best")) for run in done)}]
+
+
+def run(config: Config, _: Splits) -> Result:
+    return Result(figures={"square": config["number"] ** 2}, intermediate={"number": config["number"]})
+
+
+def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
+    return {"numbers": [run.intermediate.get("number") for run in done]}
+
+
+def study(**parts: Any) -> Study[Params]:
+    """The parts that are given, and nothing to show."""
+    return Study(
+        params=Params, run=run, title="", rows=lambda _: [], draw=lambda *_: [], render_findings=lambda *_: "", **parts
+    )
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, chosen: Study[Params]) -> dict[str, Any]:
+    """What `runs.json` has when the flow's task has ended."""
+    monkeypatch.setattr(catalogue, "study_of", lambda _: chosen)
+    monkeypatch.setattr(paths, "SPLITS", {})
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger(__name__))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # from there Ray's workers import this module
+    monkeypatch.chdir(folder)
+    times = flow.measure.fn("toy", {"numbers": [1, 2]}, LEDGER)
+    found: dict[str, Any] = json.loads((folder / "studies/toy/runs.json").read_text())
+    assert len(times["runs"]) == len(found["runs"])
+    return found
+
+
+def test_results_of_the_search_and_of_the_plan_reach_what_follows_and_the_conclusions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = study(tune=tune, plan=plan, plan_from_results=plan_from_results, conclude=conclude)
+    assert measure(monkeypatch, tmp_path, whole) == {
+        "conclusions": {"numbers": [None, 1, 2, 7]},
+        "runs": [
+            {"config": {"phase": "search", "name": LEDGER}, "result": {"best": 2}},
+            {"config": {"number": 1}, "result": {"square": 1}},
+            {"config": {"number": 2}, "result": {"square": 4}},
+            {"config": {"number": 7}, "result": {"square": 49}},
+        ],
+    }
+    # Before it is forgotten the runs come from the ledger, with what the conclusions need: none is computed again.
+    known = ledger_of(LEDGER, storage=project_storage(tmp_path)).read()
+    assert sorted(run.intermediate["number"] for run in known) == [1, 2, 7]
+
+
+def test_a_study_may_leave_out_all_but_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = measure(monkeypatch, tmp_path, study(plan=plan))
+    assert found["conclusions"] == {}
+    assert [run["result"]["square"] for run in found["runs"]] == [1, 4]
+
+
+def test_a_finished_study_is_forgotten_with_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage = project_storage(tmp_path)
+    ledger_of(LEDGER, storage=storage).record(Run(config={}, result={}), name="1")
+    for name in (LEDGER, "another"):
+        storage.write_json(f"trials/{name}/00001.json", {})
+    flow.forget.fn(LEDGER)
+    assert ledger_of(LEDGER, storage=storage).read() == []
+    assert storage.names("trials") == ["another"]

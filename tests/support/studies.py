@@ -1,0 +1,58 @@
+"""What the tests of several studies share: a study as measured, and the figures that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mnist_pipe import paths
+from mnist_pipe.evaluation import plots
+from studies.common.ledger import Run
+from studies.common.published import Published
+from studies.common.study import Measured
+from tests.conftest import ROOT
+
+DPI = 200
+MARGIN = 8  # pixels of each edge on which nothing may be drawn but the end of a letter
+
+
+def measured(runs: Sequence[Run], conclusions: Mapping[str, Any] | None = None) -> Measured:
+    """The runs beside the project's published figures."""
+    return Measured(runs=runs, conclusions=conclusions or {}, published=Published(ROOT / paths.PUBLISHED))
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures that are drawn from now on, by the names of their files."""
+    found: dict[str, Figure] = {}
+    drawing = plots.drawing
+
+    @contextmanager
+    def recording(path: Path, *, height: float) -> Iterator[Figure]:
+        with drawing(path, height=height) as figure:
+            found[path.name] = figure
+            yield figure
+
+    monkeypatch.setattr(plots, "drawing", recording)
+    return found
+
+
+def check_rendered(path: Path, figure: Figure) -> None:
+    """The file is the figure in its full size, and there is something within its frame."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    width, height = figure.get_size_inches()
+    assert pixels.shape == (round(height * DPI), round(width * DPI), 3), path
+    assert figure.axes, path
+    for axes in figure.axes:
+        if axes.get_visible():
+            left, bottom, right, top = (figure.transFigure.inverted().transform_bbox(axes.get_window_extent())).extents
+            rows = slice(int((1 - top) * len(pixels)), int((1 - bottom) * len(pixels)))
+            inside = pixels[rows, int(left * pixels.shape[1]) : int(right * pixels.shape[1])]
+            assert len(np.unique(inside.reshape(-1, 3), axis=0)) > 2, path  # more than the paper and its grid

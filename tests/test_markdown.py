@@ -1,0 +1,45 @@
+"""Tables and regions of Markdown files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mnist_pipe.evaluation import markdown
+
+PAGE = "# Title\n<!-- one -->\nold\nlines\n<!-- /one -->\nbetween\n<!-- two -->\n<!-- /two -->\nend"
+
+
+def test_a_table_has_its_header_its_rule_and_its_rows() -> None:
+    found = markdown.table(("a", "", "c"), iter([("1", "2", "3"), ("", "5", "")]))
+    assert found == "| a |  | c |\n| --- | --- | --- |\n| 1 | 2 | 3 |\n|  | 5 |  |"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "expected"),
+    [
+        ("one", "old\nlines\n", PAGE.replace("old\nlines\n", "new ü\n")),
+        ("two", "", PAGE.replace("<!-- two -->\n", "<!-- two -->\nnew ü\n")),
+    ],
+)
+def test_a_region_is_replaced_and_the_rest_stays(tmp_path: Path, name: str, old: str, expected: str) -> None:
+    path, given = tmp_path / "page.md", list[str]()
+    path.write_text(PAGE)
+
+    def change(before: str) -> str:
+        given.append(before)
+        return "new ü"
+
+    markdown.replace_region(path, name, change)
+    assert given == [old]
+    assert path.read_text(encoding="utf-8") == expected
+
+
+@pytest.mark.parametrize("content", ["no mark", "<!-- one -->\nno end"])
+def test_a_page_without_the_marks_stays_as_it_is(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(content)
+    with pytest.raises(AssertionError, match="one"):
+        markdown.replace_region(path, "one", str)
+    assert path.read_text() == content

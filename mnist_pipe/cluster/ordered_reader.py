@@ -1,6 +1,6 @@
-"""Tables in a fixed order from Ray Data: read ahead by actors, in bounded memory, without a word on the console.
+"""Tables in a fixed order from Ray Data: read ahead by actors, in bounded memory, with its console output disabled.
 
-Nothing heavy is imported here, since every reader's process imports it before it reads.
+Nothing heavy is imported here, since every reader's process imports this module before it reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mnist_pipe.errors import PipelineError
 if TYPE_CHECKING:
     import ray.data
 
-_AHEAD = 4  # blocks that lie ready where they are used
+_PREFETCHED = 4  # blocks that lie ready where they are used
 _MAX_TASKS = 10_000
 _PAUSE_SECONDS = 0.03
 
@@ -38,10 +38,10 @@ def read_in_order(
     """The tables of `read(*item)` for each item, in the order of `items`, read ahead by Ray Data in bounded memory.
 
     Args:
-        node: the one Ray node that the items can be read on; None for any.
-        then: what is made of the tables before they come here.
+        node: the one Ray node that can read the items; None for any.
+        then: further transformations, applied before the tables come here.
         readers: how many items are read at once.
-        sharers: how many of these go on at once; each takes its share of the object store.
+        sharers: how many such readings run at once; each takes its share of the object store.
         block_bytes: tables are joined or cut to about this size.
 
     Raises:
@@ -49,39 +49,47 @@ def read_in_order(
     """
     import ray.data
 
-    logger = logging.getLogger("ray.data")
-    for handler in list(logger.handlers):
-        if isinstance(handler, logging.StreamHandler):  # the console: what fails is raised, and the log file stays
-            logger.removeHandler(handler)
+    _silence_console()
     dataset = ray.data.from_items(list(range(len(items))), override_num_blocks=min(len(items), _MAX_TASKS)).map_batches(
         _Reader,
         fn_constructor_args=(items, read),
         batch_size=None,
-        # The workers of a training hold every CPU, and would wait for ever for a reader that asks for one.
+        # The workers of a training hold every CPU, so a reader that asked for one would never start.
         num_cpus=0,
-        # Actors: the process of a task ends after a second without work, and a new one costs 2.5 s of a processor.
+        # Actors, because the process of a task ends after a second without work, and a new one costs 2.5 s of CPU time.
         compute=ray.data.ActorPoolStrategy(size=readers),
         label_selector={"ray.io/node-id": node} if node else None,
     )
     dataset = then(dataset)
-    context = dataset.context
-    context.enable_progress_bars = context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = block_bytes
-    context.override_object_store_memory_limit_fraction = 0.5 / sharers
-    context.custom_execution_callback_classes = [_ThrottleScheduler]
-    # A storage that is away for a while is asked again, after 2, 4, 8, 16 and 32 seconds at most.
-    context.retried_map_errors, context.max_map_retries = ["AWS Error"], 6
+    _configure(dataset.context, block_bytes=block_bytes, sharers=sharers)
     try:
-        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_AHEAD)
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED)
     except ray.exceptions.RayTaskError as fault:
         if isinstance(fault.cause, PipelineError):
             raise type(fault.cause)(str(fault.cause).splitlines()[0]) from None  # Ray Data adds advice of its own
         raise
 
 
+def _configure(context: ray.data.DataContext, *, block_bytes: int, sharers: int) -> None:
+    context.enable_progress_bars = context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = block_bytes
+    context.override_object_store_memory_limit_fraction = 0.5 / sharers
+    context.custom_execution_callback_classes = [_ThrottleScheduler]
+    # A storage that does not answer is tried again, after 2, 4, 8, 16 and 32 seconds at most.
+    context.retried_map_errors, context.max_map_retries = ["AWS Error"], 6
+
+
+def _silence_console() -> None:
+    """Keep Ray Data's messages off the console: what fails is raised, and its log file stays."""
+    logger = logging.getLogger("ray.data")
+    for handler in list(logger.handlers):
+        if isinstance(handler, logging.StreamHandler):
+            logger.removeHandler(handler)
+
+
 class _Reader:
-    """What an actor of Ray Data calls for a block of numbers of items."""
+    """Reads the items whose numbers are in a block; one instance in each actor."""
 
     def __init__(self, items: Sequence[tuple[Any, ...]], read: Callable[..., Iterable[pa.Table]]) -> None:
         self._items, self._read = items, read
@@ -92,10 +100,10 @@ class _Reader:
 
 
 class _ThrottleScheduler:
-    """A callback of Ray Data's scheduling loop.
+    """A callback of Ray Data's scheduling loop, as `DataContext.custom_execution_callback_classes` takes it.
 
-    The loop waits for a block to be ready. While blocks that are ready wait for us it spins, and would take nine tenths
-    of a processor, and the interpreter's lock, from the training.
+    The loop blocks until some block is ready, so it spins while ready blocks wait for a slow consumer. Measured with an
+    idle consumer on two busy CPUs: 0.4 of a CPU, and the interpreter's lock, instead of 0.08 with this pause.
     """
 
     def before_execution_starts(self, executor: Any) -> None: ...

@@ -10,7 +10,7 @@ from mnist_pipe import paths
 from mnist_pipe.data import sources, table
 from mnist_pipe.data.sources import NoMirrorFault
 from mnist_pipe.fingerprint import PACKAGE
-from mnist_pipe.params import IngestParams
+from mnist_pipe.params.schema import IngestParams
 from pipelines import retries
 from pipelines.stage import stage
 

@@ -6,7 +6,7 @@ from prefect import get_run_logger, task
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.data import normalization, table
-from mnist_pipe.params import NormalizeParams
+from mnist_pipe.params.schema import NormalizeParams
 from pipelines.stage import stage
 
 

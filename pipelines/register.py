@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from mnist_pipe import atomic, lineage, paths
 from mnist_pipe.data.table import read_provenance
 from mnist_pipe.errors import EnvironmentFault
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import mlflow_registry
 from pipelines import retries
 from pipelines.stage import stage

@@ -22,7 +22,7 @@ from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, atomic_file, digest, locked, read_json, verify_manifest
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
 from mnist_pipe.evaluation.predictions import read_predictions
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field, create_model
 
-from mnist_pipe import params as params_file
 from mnist_pipe import paths
 from mnist_pipe.errors import unknown
-from mnist_pipe.params import Section
+from mnist_pipe.params import loader
+from mnist_pipe.params.schema import Section
 from studies import STUDIES
 
 
@@ -48,5 +48,5 @@ def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
     sections: dict[str, Any] = {study: (dict[str, Any], Field()) for study in STUDIES}
     sections[name] = (runs_of(name).Params, Field())
     schema = create_model("StudyParams", __base__=Section, **sections)
-    section: Section = getattr(params_file.read(path, schema=schema), name)
+    section: Section = getattr(loader.read(path, schema=schema), name)
     return section

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mnist_pipe.data.table import NormalizedSplit
 from mnist_pipe.models.lenet1998 import LeNet4
-from mnist_pipe.params import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
+from mnist_pipe.params.schema import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.deskew import deslanted

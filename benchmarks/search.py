@@ -26,7 +26,7 @@ from typing import Any
 from mnist_pipe import paths, preflight
 from mnist_pipe.cluster import storage
 from mnist_pipe.local import services
-from mnist_pipe.params import Params
+from mnist_pipe.params.schema import Params
 
 EPOCHS = 3
 REUSED = {"with processes reused": True, "with a process each": False}
@@ -101,24 +101,28 @@ def _told(seconds: float, accuracy: float, name: str, say: Callable[[str], None]
     return {"seconds": seconds, "validation_accuracy": accuracy}
 
 
-def _ours(params: Params, *, available: Any, folder: Path, trainable: type | None = None, **changes: Any) -> list[Any]:
+def _ours(
+    params: Params,
+    *,
+    available: Any,
+    folder: Path,
+    num_trials: int,
+    trainable: type | None = None,
+    on_trial: Callable[[Any], None] = lambda _: None,
+) -> list[Any]:
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.tuning import search
 
-    settings = params.search.model_dump(exclude={"space", "train_rows"})
     own = search.Trial
     search.Trial = trainable or own  # type: ignore[misc, assignment]
     try:
         return search.search(
-            space=params.search.space,
+            params.search.model_copy(update={"num_trials": num_trials}),
+            defaults=search.Defaults(recipe=params.recipes[params.recipe], models=params.models),
             training=read_normalized(paths.TRAINING_SPLITS["train"]).first(params.search.train_rows),
             validation=read_normalized(paths.TRAINING_SPLITS["validation"]),
-            available=available,
-            storage=storage.project_storage(folder),
-            name="benchmark",
-            recipe=params.recipes[params.recipe].model_dump(),
-            model_params=params.models,
-            **{**settings, **changes},
+            session=search.Session(name="benchmark", storage=storage.project_storage(folder), available=available),
+            on_trial=on_trial,
         )
     finally:
         search.Trial = own  # type: ignore[misc]
@@ -175,15 +179,15 @@ def _space(params: Params) -> dict[str, Any]:
     from mnist_pipe.training.optimizers import OPTIMIZERS
 
     space = params.search.space
-    optimizers = [name for name in space.optimizer if name != "muon"]
+    optimizers = [name for name in space["optimizer"] if name != "muon"]
     return {
-        "model": tune.choice(list(space.model)),
+        "model": tune.choice(space["model"]),
         "optimizer": tune.choice(optimizers),
         **{f"rate.{name}": tune.loguniform(*OPTIMIZERS[name].learning_rate) for name in optimizers},
-        "weight_decay": tune.loguniform(*space.weight_decay),
-        "batch_size": tune.choice(list(space.batch_size)),
-        "degrees": tune.uniform(*space.rotation_degrees),
-        "pixels": tune.uniform(*space.translation_pixels),
+        "weight_decay": tune.loguniform(*space["weight_decay"]),
+        "batch_size": tune.choice(space["batch_size"]),
+        "degrees": tune.uniform(*space["rotation_degrees"]),
+        "pixels": tune.uniform(*space["translation_pixels"]),
     }
 
 

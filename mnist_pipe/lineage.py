@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe import params, paths
+from mnist_pipe import paths
 from mnist_pipe.atomic import digest, read_json
+from mnist_pipe.params import loader
 
 _LIBRARIES = ("dvc", "mlflow", "numpy", "optuna", "prefect", "pyarrow", "ray", "safetensors", "scipy", "torch")
 NO_GIT = "not a git checkout"
@@ -26,7 +27,7 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
         InputError: `params.yaml` under `root` breaks a rule.
     """
     revision, dirty = source_revision(root)
-    values = params.load(root / paths.PARAMS, names={}).model_dump(mode="json", by_alias=True)
+    values = loader.load(root / paths.PARAMS, names={}).model_dump(mode="json", by_alias=True)
     return {
         "dataset": card["dataset"],
         "source_sha256": provenance.get("source_sha256"),

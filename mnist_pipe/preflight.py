@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mnist_pipe import hardware, paths
-from mnist_pipe import params as params_file
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import EnvironmentFault, InputError, describe
 from mnist_pipe.models import MODELS
-from mnist_pipe.params import Params
+from mnist_pipe.params.schema import Params, loader
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.schedules import SCHEDULES
 
@@ -21,21 +22,21 @@ NEEDED_BYTES = 1_000_000_000
 
 
 def load_params(path: Path) -> Params:
-    """`params.load` with the names that MODELS, OPTIMIZERS, SCHEDULES and SOURCES hold."""
+    """`loader.load` with the names that MODELS, OPTIMIZERS, SCHEDULES and SOURCES hold."""
     names: dict[str, Collection[str]] = {
         "models": MODELS,
         "optimizers": OPTIMIZERS,
         "schedules": SCHEDULES,
         "datasets": SOURCES,
     }
-    return params_file.load(path, names=names)
+    return loader.load(path, names=names)
 
 
 def sections(params: Params, names: Iterable[str]) -> dict[str, Any]:
-    """The sections of those names as JSON has them; `recipe` is the whole of the one that is chosen."""
+    """What params.yaml has under those names, as JSON has it; `recipe` is the whole of the one that is chosen."""
     values = params.model_dump(mode="json", by_alias=True)
     values["recipe"] = values["recipes"][params.recipe]
-    return {name: values[name] for name in names}
+    return {name: functools.reduce(operator.getitem, name.split("."), values) for name in names}
 
 
 def check_workers(

@@ -6,7 +6,7 @@ STAGES: dict[str, tuple[str, ...]] = {  # stage: the sections of params.yaml tha
     "ingest": ("ingest",),
     "normalize": ("normalize",),
     "baseline": ("baseline",),
-    "search": ("search", "recipe", "models"),
+    "search": ("search", "recipe", "models", "train.precision"),
     "train": ("train", "recipe", "models"),
     "evaluate": ("evaluate",),
     "register": ("register",),

@@ -110,7 +110,8 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
         preflight.check_params(params)
     if "models" in STAGES[stage]:
         recipe = params.recipes[params.recipe]
-        models.check({**params.models, recipe.model: recipe.model_params})
+        space = params.search.space.get("model_params")
+        models.check({**params.models, recipe.model: recipe.model_params}, space=space)
     values = preflight.sections(params, STAGES[stage])
     return stage, _parameters(values), values or params.model_dump(mode="json")
 
@@ -125,9 +126,9 @@ def _study(stage: str) -> tuple[str, dict[str, Any], Any]:
 
 
 def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's flow takes: its own section as `params`, the others by their names."""
+    """What a stage's flow takes: its own section as `params`, the others by the last part of their names."""
     own = next(iter(sections), None)
-    return {"params" if name == own else name: content for name, content in sections.items()}
+    return {"params" if name == own else name.rpartition(".")[2]: content for name, content in sections.items()}
 
 
 def _told_once(record: logging.LogRecord) -> bool:

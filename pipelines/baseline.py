@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect import get_run_logger, task
 
 from mnist_pipe import paths
-from mnist_pipe.params import BaselineParams
+from mnist_pipe.params.schema import BaselineParams
 from pipelines.stage import stage
 
 

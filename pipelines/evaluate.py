@@ -12,7 +12,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from mnist_pipe import paths
-from mnist_pipe.params import EvaluateParams
+from mnist_pipe.params.schema import EvaluateParams
 from pipelines.stage import stage
 
 SPLITS = ("validation", "test")

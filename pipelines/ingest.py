@@ -11,7 +11,7 @@ from mnist_pipe.data import sources
 from mnist_pipe.data.download import NoMirrorFault
 from mnist_pipe.data.splits import write_all, write_raw
 from mnist_pipe.fingerprint import PACKAGE
-from mnist_pipe.params import IngestParams
+from mnist_pipe.params.schema import IngestParams
 from pipelines import retries
 from pipelines.stage import stage
 

@@ -7,7 +7,7 @@ from prefect import get_run_logger, task
 from mnist_pipe import atomic, paths
 from mnist_pipe.data import normalization
 from mnist_pipe.data.splits import read_raw, write_all, write_normalized
-from mnist_pipe.params import NormalizeParams
+from mnist_pipe.params.schema import NormalizeParams
 from pipelines.stage import stage
 
 

@@ -13,7 +13,7 @@ from mnist_pipe import atomic, lineage, paths
 from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.evaluation import markdown
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import mlflow_registry
 from pipelines import retries
 from pipelines.stage import stage

@@ -11,19 +11,9 @@ from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import paths
 from mnist_pipe.errors import EnvironmentFault
-from mnist_pipe.params import RecipeParams, SearchParams
+from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
 from pipelines import retries
 from pipelines.stage import stage
-
-COLUMNS = (
-    "model",
-    "optimizer",
-    "learning_rate",
-    "weight_decay",
-    "batch_size",
-    "rotation_degrees",
-    "translation_pixels",
-)
 
 
 @task
@@ -36,18 +26,24 @@ def open_registry() -> None:
 
 @task
 def tune(
-    params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str
+    params: SearchParams,
+    recipe: RecipeParams,
+    models: dict[str, dict[str, Any]],
+    precision: Precision,
+    run_name: str,
 ) -> list[dict[str, Any]]:
     """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.splits import read_normalized
-    from mnist_pipe.tuning.search import TrialRecord, search
+    from mnist_pipe.tuning.ledger import TrialRecord
+    from mnist_pipe.tuning.search import Defaults, Session, search
 
     logger = get_run_logger()
 
     def show(trial: TrialRecord) -> None:
-        what = f"{trial.config['model']} {trial.config['optimizer']} lr {trial.config['learning_rate']:.2g}"
+        point = {**recipe.model_dump(), **trial.config}
+        what = f"{point['model']} {point['optimizer']} lr {point['learning_rate']:.2g}"
         result = f"{trial.score:.2%} after {len(trial.history)} epochs" if trial.score >= 0 else ""
         logger.info(
             "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
@@ -63,17 +59,14 @@ def tune(
         )
         splits = {name: read_normalized(path) for name, path in paths.TRAINING_SPLITS.items()}
         registry = open_registry.submit()  # now, as Ray's process imports torch and the other processors are idle
+        place = storage.project_storage(Path.cwd())
         trials = search(
+            params,
+            defaults=Defaults(recipe=recipe, models=models, precision=precision),
             training=splits["train"].first(params.train_rows),
             validation=splits["validation"],
-            available=available,
-            storage=storage.project_storage(Path.cwd()),
-            name=run_name,
-            recipe=recipe.model_dump(),
-            model_params=models,
+            session=Session(name=run_name, storage=place, available=available),
             on_trial=show,
-            space=params.space,
-            **params.model_dump(exclude={"space", "train_rows"}),
         )
     registry.wait()
     return [vars(trial) for trial in trials]
@@ -92,16 +85,16 @@ def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
 
 
 @task
-def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write the trial table, the best configuration and the search's metrics; return the best trial."""
+def write_results(trials: list[dict[str, Any]], table: list[dict[str, Any]]) -> dict[str, Any]:
+    """Write the table of trials, the best configuration and the search's metrics; return the best trial."""
     import pandas as pd
 
     from mnist_pipe.atomic import atomic_file, write_json
-    from mnist_pipe.tuning.search import TrialRecord, best_trial
+    from mnist_pipe.tuning.ledger import TrialRecord, best_trial
 
     winner = best_trial([TrialRecord(**trial) for trial in trials])
     with atomic_file(paths.TRIALS) as temporary:
-        pd.DataFrame([_row(trial) for trial in trials]).to_csv(temporary, index=False)
+        pd.DataFrame(table, dtype=object).to_csv(temporary, index=False)  # a number stays as it is beside a gap
     result = {
         "config": winner.config,
         "trial": winner.trial,
@@ -123,16 +116,24 @@ def write_results(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 @stage
-def search(params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
+def search(
+    params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], precision: Precision = "auto"
+) -> None:
     """Search, record every trial, and hand the best configuration on."""
     from mnist_pipe.fingerprint import run_name as name_of
 
-    made_from = {"search": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
+    made_from = {
+        "search": params.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "models": models,
+        "precision": precision,
+    }
     run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
-    trials = tune(params, recipe, models, run_name)
-    result = write_results(trials)
+    trials = tune(params, recipe, models, precision, run_name)
+    table = [_row(trial, params, recipe) for trial in trials]
+    result = write_results(trials, table)
     log_to_mlflow(trials, run_name)
-    create_table_artifact(key="trials", table=[_row(trial) for trial in trials], description="All trials")
+    create_table_artifact(key="trials", table=table, description="All trials")
     get_run_logger().info(
         "best: trial %d, validation accuracy %.2f %%", result["trial"], 100 * result["validation_accuracy"]
     )
@@ -143,17 +144,19 @@ def search(params: SearchParams, recipe: RecipeParams, models: dict[str, dict[st
 def forget(run_name: str) -> None:
     """Remove what a killed search resumes from; a finished one, asked for again, is to be searched again."""
     from mnist_pipe.cluster import storage
-    from mnist_pipe.tuning.search import ledger_key
+    from mnist_pipe.tuning.ledger import ledger_key
 
     storage.project_storage(Path.cwd()).remove(ledger_key(run_name))
 
 
-def _row(trial: Mapping[str, Any]) -> dict[str, Any]:
+def _row(trial: Mapping[str, Any], params: SearchParams, recipe: RecipeParams) -> dict[str, Any]:
+    from mnist_pipe.tuning.space import row
+
     last = trial["history"][-1] if trial["history"] else {}
     return {
         "trial": trial["trial"],
         "status": trial["status"],
-        **{column: trial["config"][column] for column in COLUMNS},
+        **row(trial["config"], space=params.space, recipe=recipe.model_dump()),
         "epochs": len(trial["history"]),
         **{key: last.get(key) for key in ("train_loss", "validation_loss", "validation_accuracy")},
     }

@@ -11,7 +11,7 @@ from prefect import get_run_logger, task
 
 from mnist_pipe import paths
 from mnist_pipe.cluster.storage import VARIABLE, Storage
-from mnist_pipe.params import RecipeParams, TrainParams
+from mnist_pipe.params.schema import RecipeParams, TrainParams
 from pipelines.stage import stage
 
 if TYPE_CHECKING:

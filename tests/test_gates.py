@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnist_pipe.evaluation.predictions import Predictions
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates
 
 PARAMS = RegisterParams(max_p_value_against_baseline=0.01, max_p_value_against_champion=0.05, max_calibration_error=0.1)

@@ -38,6 +38,7 @@ ONLY = {
         "mnist_pipe.training.progress",
         "mnist_pipe.training.ray_train",
         "mnist_pipe.training.streaming",
+        "mnist_pipe.tuning.callbacks",
         "mnist_pipe.tuning.search",
         "mnist_pipe.tuning.trial",
         "mnist_pipe.inference.batch",

@@ -120,14 +120,15 @@ def test_a_cropped_mlp_reads_the_middle_alone() -> None:
     [
         ("lenet", {}, f"models: model must be one of {', '.join(sorted(MODELS))}, but got 'lenet'; "
          "did you mean 'lenet5'?"),
-        ("mlp", {"hiden": [3]}, "params.yaml: models.mlp.hiden must be a known argument, but got 'hiden'; "
+        ("mlp", {"hiden": [3]}, "params.yaml: models.mlp.hiden must be a known key, but got 'hiden'; "
          "did you mean 'hidden'?"),
-        ("mlp", {"activation": "rely"}, "params.yaml: models.mlp.activation must be 'sigmoid', 'tanh' or 'relu', "
-         "but got 'rely'"),
-        ("convnet", {"channels": [0]}, "params.yaml: models.convnet.channels.0 must be greater than or equal to 1, "
-         "but got 0"),
-        ("linear", {"width": 3}, "params.yaml: models.linear.width must be a known argument, but got 'width'; "
-         "known: none"),
+        ("mlp", {"activation": "rely"}, "params.yaml: models.mlp.activation must be one of sigmoid, tanh, relu, "
+         "but got 'rely'; did you mean 'relu'?"),
+        ("mlp", {"hidden": 15}, "params.yaml: models.mlp.hidden must be a list, but got 15"),
+        ("mlp", {"hidden": "15"}, "params.yaml: models.mlp.hidden must be a list, but got '15'"),
+        ("convnet", {"channels": [0]}, "params.yaml: models.convnet.channels[0] must be >= 1, but got 0"),
+        ("linear", {"width": 3}, "params.yaml: models.linear.width must be a known key, but got 'width'; "
+         "known here: none"),
     ],
 )  # fmt: skip
 def test_a_wrong_name_or_argument_is_told_in_one_line(name: str, arguments: dict[str, object], message: str) -> None:

@@ -198,7 +198,7 @@ def test_mnist_has_the_known_moments_and_no_overlap(mnist_mirror: Path) -> None:
 def test_the_flow_writes_the_same_bytes_every_time_and_nothing_from_damaged_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_splits: Splits
 ) -> None:
-    from mnist_pipe.params import NormalizeParams
+    from mnist_pipe.params.schema import NormalizeParams
     from pipelines.normalize import normalize as flow
 
     monkeypatch.chdir(tmp_path)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from mnist_pipe import params
 from mnist_pipe.errors import InputError
+from mnist_pipe.params import loader, schema
 from mnist_pipe.preflight import load_params
 from tests.conftest import ROOT
 
@@ -35,11 +35,11 @@ class Edited:
 
     path: Path
 
-    def load(self, key: str, replacement: str) -> params.Params:
+    def load(self, key: str, replacement: str) -> schema.Params:
         """`replacement` stands for the line of `key`, such as `train.seed`."""
         self.line, text = edit(key, replacement)
         self.path.write_text(text)
-        return params.load(self.path, names=NAMES)
+        return loader.load(self.path, names=NAMES)
 
     def faults(self, key: str, replacement: str) -> str:
         """The whole message, without the file's name; L is the number of the line that was changed, M the next."""
@@ -76,11 +76,11 @@ def test_the_shipped_file_loads_with_the_names_that_exist() -> None:
 def test_every_shipped_value_is_the_one_that_yaml_means() -> None:
     """The oracle is the parser that DVC uses, so the two never disagree on a number."""
     content = YAML(typ="safe", pure=True).load(SHIPPED)
-    assert params.load(ROOT / "params.yaml", names=None).model_dump(by_alias=True) == content
+    assert loader.load(ROOT / "params.yaml", names=None).model_dump(by_alias=True) == content
 
 
 def test_what_is_loaded_cannot_be_changed() -> None:
-    loaded = params.load(ROOT / "params.yaml", names=NAMES)
+    loaded = loader.load(ROOT / "params.yaml", names=NAMES)
     with pytest.raises(ValueError, match="frozen"):
         loaded.train.seed = 1
 
@@ -152,7 +152,7 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         (
             "search.space.learning_rate",
             "    learning_rate: {sgd: [1, 0.1]}",
-            "search.space.learning_rate.sgd must be [low, high] with low <= high, but got [1.0, 0.1]; swap them",
+            "L: search.space.learning_rate.sgd must be [low, high] with low <= high, but got [1, 0.1]; swap them",
         ),
         (
             "search.space.learning_rate",
@@ -243,7 +243,7 @@ def test_all_faults_are_told_at_once(edited: Edited) -> None:
     text = SHIPPED.replace("num_trials:", "num_trails:").replace("confidence: 0.95", "confidence: 2")
     edited.path.write_text(text)
     with pytest.raises(InputError) as caught:
-        params.load(edited.path, names=NAMES)
+        loader.load(edited.path, names=NAMES)
     line = {key: text[: text.index(key)].count("\n") + 1 for key in ("num_trails:", "confidence:")}
     assert str(caught.value).splitlines() == [
         f"{edited.path}: search.num_trials must be set, but got nothing",
@@ -257,11 +257,11 @@ def test_all_faults_are_told_at_once(edited: Edited) -> None:
 def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edited) -> None:
     _, text = edit("ingest.dataset", "  dataset: tomorrow")
     edited.path.write_text(text)
-    assert params.load(edited.path, names=None).ingest.dataset == "tomorrow"
-    assert params.load(edited.path, names={"models": NAMES["models"]}).ingest.dataset == "tomorrow"
+    assert loader.load(edited.path, names=None).ingest.dataset == "tomorrow"
+    assert loader.load(edited.path, names={"models": NAMES["models"]}).ingest.dataset == "tomorrow"
     edited.path.write_text(text.replace("dataset: tomorrow", "dataset: 3"))
     with pytest.raises(InputError, match=r"ingest\.dataset must be text, but got 3$"):
-        params.load(edited.path, names=None)
+        loader.load(edited.path, names=None)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_what_is_not_yaml_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(text)
     with pytest.raises(InputError) as caught:
-        params.load(Path("params.yaml"), names=NAMES)
+        loader.load(Path("params.yaml"), names=NAMES)
     assert str(caught.value) == message
 
 
@@ -309,7 +309,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
     Path("folder").mkdir()
     for name in ("missing", "binary", "folder"):
         with pytest.raises(InputError) as caught:
-            params.load(Path(name), names=NAMES)
+            loader.load(Path(name), names=NAMES)
         messages.append(str(caught.value))
     assert messages == [
         "missing: the file must be readable text, but got No such file or directory",
@@ -327,7 +327,7 @@ def leaves(section: type[BaseModel], prefix: str = "") -> list[str]:
     return keys
 
 
-LEAVES = [key for key in leaves(params.Params) if not key.startswith("models") and key != "ingest.mirrors"]
+LEAVES = [key for key in leaves(schema.Params) if not key.startswith("models") and key != "ingest.mirrors"]
 SCALARS = st.one_of(
     st.text(max_size=20),
     st.integers(),
@@ -354,4 +354,4 @@ def load_or_refuse(text: str) -> None:
         path = Path(folder) / "params.yaml"
         path.write_text(text, encoding="utf-8", errors="surrogatepass")
         with suppress(InputError):
-            params.load(path, names=NAMES)
+            loader.load(path, names=NAMES)

@@ -300,7 +300,7 @@ def test_without_git_the_pipeline_runs_and_the_lineage_says_so(clone: Path, tmp_
          "params.yaml:{line}: search.space.model[1] must be one of {models}, "
          "but got 'resnett'; did you mean 'resnet'?"),
         ({"models.mlp.hidden": [0]}, "search", 2,
-         "params.yaml: models.mlp.hidden.0 must be greater than or equal to 1, but got 0"),
+         "params.yaml: models.mlp.hidden[0] must be >= 1, but got 0"),
     ],
     ids=["workers", "gpu", "model", "arguments"],
 )  # fmt: skip

@@ -635,7 +635,7 @@ from pathlib import Path
 calls = []
 sys.addaudithook(lambda event, _: calls.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
 from mnist_pipe.registry import mlflow_registry as registry
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 assert not {{"mlflow", "torch"}} & set(sys.modules), "imported before it is needed"
 assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ, "an effect at import"
 params = RegisterParams(max_p_value_against_baseline=.01, max_p_value_against_champion=.05, max_calibration_error=.1)

@@ -24,7 +24,7 @@ from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation import report
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.models import build
-from mnist_pipe.params import EvaluateParams
+from mnist_pipe.params.schema import EvaluateParams
 from mnist_pipe.training import checkpoint
 from pipelines import STAGES
 from pipelines import evaluate as stage

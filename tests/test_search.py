@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,12 @@ import torch
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.errors import PipelineError
+from mnist_pipe.params.schema import RecipeParams, SearchParams
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
-from mnist_pipe.tuning.search import TrialRecord, best_trial, ledger_key, read_ledger, search
+from mnist_pipe.training.recipe import recipe_of
+from mnist_pipe.tuning.ledger import TrialRecord, best_trial, ledger_key, read_ledger
+from mnist_pipe.tuning.search import Defaults, Session, search
 from mnist_pipe.tuning.trial import trial_recipe
 from tests import ray_data
 
@@ -29,68 +30,73 @@ ray = pytest.mark.ray
 NUM_TRIALS = 8
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from mnist_pipe.cluster.ray_session import connected
 from tests.test_search import run
+
+_, folder, stop_after = sys.argv
+ended = []
+
+def stop(record):
+    ended.append(record)
+    if len(ended) == int(stop_after):
+        print("stopped", flush=True)
+        signal.pause()
+
 with connected("a-test") as available:
-    run(available, folder=Path(sys.argv[1]))
+    run(available, folder=Path(folder), on_trial=stop)
 """
-
-
-@dataclass(frozen=True)
-class Space:
-    """A small space; see `params.SpaceParams`."""
-
-    model: list[str] = field(default_factory=lambda: ["mlp", "convnet"])
-    optimizer: list[str] = field(default_factory=lambda: ["adam", "nesterov"])
-    learning_rate: dict[str, list[float]] = field(default_factory=dict)
-    weight_decay: list[float] = field(default_factory=lambda: [1e-6, 1e-4])
-    batch_size: list[int] = field(default_factory=lambda: [32, 64])
-    rotation_degrees: list[float] = field(default_factory=lambda: [0.0, 5.0])
-    translation_pixels: list[float] = field(default_factory=lambda: [0.0, 2.0])
-
-
-RECIPE = {
-    "model": "mlp",
-    "model_params": {"hidden": [15], "activation": "relu"},
-    "optimizer": "adam",
-    "learning_rate": 0.01,
-    "weight_decay": 1e-5,
-    "batch_size": 64,
-    "train_rows": None,
-    "num_epochs": 9,
-    "schedule": "triangle",
-    "label_smoothing": 0.1,
-    "average_decay": 0.0,
-    "rotation_degrees": 2.0,
-    "translation_pixels": 1.0,
-    "test_shifts": False,
+SPACE: dict[str, Any] = {
+    "model": ["mlp", "convnet"],
+    "optimizer": ["adam", "nesterov"],
+    "learning_rate": {},
+    "weight_decay": [1e-6, 1e-4],
+    "batch_size": [32, 64],
+    "rotation_degrees": [0.0, 5.0],
+    "translation_pixels": [0.0, 2.0],
 }
-"""An operating point within `Space`."""
+RECIPE = RecipeParams(
+    model="mlp",
+    model_params={"hidden": [15], "activation": "relu"},
+    optimizer="adam",
+    learning_rate=0.01,
+    weight_decay=1e-5,
+    batch_size=64,
+    train_rows=None,
+    num_epochs=9,
+    schedule="triangle",
+    label_smoothing=0.1,
+    average_decay=0.0,
+    rotation_degrees=2.0,
+    translation_pixels=1.0,
+    test_shifts=False,
+)
+"""An operating point within `SPACE`."""
 
 
-def run(available: Cluster, *, folder: Path, **changes: Any) -> list[TrialRecord]:
-    """A search over blobs, with its ledger and results in `folder`."""
-    arguments: dict[str, Any] = {
-        "space": Space(),
-        "num_trials": NUM_TRIALS,
-        "num_epochs": 3,
-        "algorithm": "tpe",
-        "scheduler": "asha",
-        "reduction_factor": 3,
-        "max_concurrent_trials": "auto",
-        "seed": 0,
-        "recipe": RECIPE,
-        "model_params": {"convnet": {"channels": [4, 8]}},
-    }
+def run(
+    available: Cluster, *, folder: Path, on_trial: Callable[[TrialRecord], None] = lambda _: None, **changes: Any
+) -> list[TrialRecord]:
+    """A search over blobs, with its ledger and results in `folder`; `changes` are of the section `search`."""
+    params = SearchParams(
+        space=SPACE,
+        num_trials=NUM_TRIALS,
+        num_epochs=3,
+        train_rows=1000,
+        algorithm="tpe",
+        scheduler="asha",
+        reduction_factor=3,
+        max_concurrent_trials="auto",
+        seed=0,
+    )
     return search(
+        params.model_copy(update=changes),  # unchecked, so that rates may diverge
+        defaults=Defaults(recipe=RECIPE, models={"convnet": {"channels": [4, 8]}}),
         training=ray_data.split(3200).first(1000),
         validation=ray_data.split(501, seed=1),
-        available=available,
-        storage=storage.open_uri(str(folder)),
-        name="search",
-        **{**arguments, **changes},
+        session=Session(name="search", storage=storage.open_uri(str(folder)), available=available),
+        on_trial=on_trial,
     )
 
 
@@ -117,14 +123,28 @@ def test_every_trial_is_in_the_result_and_in_the_ledger(reference: tuple[list[Tr
 @ray
 def test_the_first_trial_is_the_recipe(reference: tuple[list[TrialRecord], Path]) -> None:
     first = reference[0][0].config
-    assert first == {key: RECIPE[key] for key in first}
+    assert first == {key: getattr(RECIPE, key) for key in first}
+    assert first.keys() == SPACE.keys()
 
 
 @ray
 def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["linear"], optimizer=["nesterov"])
+    space = {**SPACE, "model": ["linear"], "optimizer": ["nesterov"]}
     (record,) = run(cluster, folder=tmp_path, space=space, num_trials=1, num_epochs=1)
     assert (record.config["model"], record.config["optimizer"]) == ("linear", "nesterov")
+
+
+@ray
+def test_no_credential_is_in_the_environment_while_trials_run(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune would put them into the runtime environment of each trial, which Ray logs."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-key")
+    seen: list[str | None] = []
+    arguments: dict[str, Any] = {"space": {"batch_size": [64]}, "num_trials": 1, "num_epochs": 1}
+    run(cluster, folder=tmp_path, on_trial=lambda _: seen.append(os.environ.get("AWS_SECRET_ACCESS_KEY")), **arguments)
+    assert seen == [None]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "planted-secret-key"
 
 
 @ray
@@ -160,16 +180,15 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     root, place = Path(__file__).parent.parent, storage.open_uri(str(tmp_path))
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    first = subprocess.Popen(command, cwd=root, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 90
-    while len(read_ledger(place, "search")) < 2:
-        assert first.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    first = subprocess.Popen(
+        [*command, "2"], cwd=root, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
+    )
+    assert first.stdout is not None
+    assert "stopped\n" in iter(first.stdout.readline, "")  # it waits there to be killed
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     known = read_ledger(place, "search")
-    assert 2 <= len(known) < NUM_TRIALS
+    assert len(known) == 2
     # A mark in a recorded figure tells a trial that was remembered from one that was run again, and a file that is no
     # record is passed over.
     marked = vars(known[0])
@@ -178,7 +197,7 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
     place.write(f"{ledger_key('search')}/00099.json", b'{"trial": 7, "sta')
 
-    subprocess.run(command, cwd=root, env=environment, check=True)
+    subprocess.run([*command, "0"], cwd=root, env=environment, check=True)
     resumed = sorted(read_ledger(place, "search"), key=lambda r: r.trial)
     assert [record.trial for record in resumed] == list(range(1, NUM_TRIALS + 1))
     remembered = resumed[marked["trial"] - 1].history[0]
@@ -189,7 +208,12 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
 
 @ray
 def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["lenet5"], optimizer=["nesterov", "adam"], learning_rate={"nesterov": [1e18, 1e19]})
+    space = {
+        **SPACE,
+        "model": ["lenet5"],
+        "optimizer": ["nesterov", "adam"],
+        "learning_rate": {"nesterov": [1e18, 1e19]},
+    }
     records = run(
         cluster, folder=tmp_path, space=space, num_trials=5, num_epochs=1, algorithm="random", scheduler="fifo"
     )
@@ -200,9 +224,13 @@ def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tm
 
 @ray
 def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(
-        model=["mlp"], optimizer=["adam", "nesterov"], learning_rate={"nesterov": [0.01, 1e20]}, batch_size=[64]
-    )
+    space = {
+        **SPACE,
+        "model": ["mlp"],
+        "optimizer": ["adam", "nesterov"],
+        "learning_rate": {"nesterov": [0.01, 1e20]},
+        "batch_size": [64],
+    }
     told: list[TrialRecord] = []
     arguments = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
     records = run(cluster, folder=tmp_path, space=space, **arguments)
@@ -214,7 +242,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
     assert curves == {f"trial-{number}" for number in range(1, 13)}
     statuses = {record.status for record in records}
     assert statuses == {"finished", "diverged"}
-    given = {"recipe": RECIPE, "model_params": {}, "num_epochs": 3, "seed": 0}
+    given = {"recipe": RECIPE.model_dump(), "models": {}, "num_epochs": 3, "precision": "auto", "seed": 0}
     device = torch.device("cpu")
     training = to_device(ray_data.split(3200).first(1000), device=device)
     validation = to_device(ray_data.split(501, seed=1), device=device)
@@ -234,7 +262,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
 
 @ray
 def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["mlp"], optimizer=["adam"], batch_size=[64])
+    space = {**SPACE, "model": ["mlp"], "optimizer": ["adam"], "batch_size": [64]}
     arguments = {"folder": tmp_path, "space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
     first = run(cluster, **arguments)
     place = storage.open_uri(str(tmp_path))
@@ -250,13 +278,37 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
 
 @ray
 def test_when_every_trial_diverges_the_search_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
-    space = Space(model=["lenet5"], optimizer=["nesterov"], learning_rate={"nesterov": [1e18, 1e19]})
+    space = {**SPACE, "model": ["lenet5"], "optimizer": ["nesterov"], "learning_rate": {"nesterov": [1e18, 1e19]}}
     with pytest.raises(PipelineError) as caught:
         run(cluster, folder=tmp_path, space=space, num_trials=2, num_epochs=1)
     assert str(caught.value) == (
         "search: one trial at least must end with a finite loss, but got diverged; "
         "look at the learning rates in search.space"
     )
+
+
+@ray
+def test_constructor_arguments_and_lengths_are_searched_as_any_field_is(cluster: Cluster, tmp_path: Path) -> None:
+    channels = [[4], [4, 8]]
+    space = {
+        "model": ["convnet", "linear"],
+        "model_params": {"convnet": {"channels": channels}},
+        "learning_rate": {},
+        "num_epochs": [1, 2],
+        "schedule": ["constant", "triangle"],
+        "label_smoothing": [0.0, 0.2],
+    }
+    records = run(cluster, folder=tmp_path, space=space, num_trials=6, scheduler="fifo")
+    for record in records:
+        assert record.status == "finished"
+        assert len(record.history) == record.config["num_epochs"]
+        assert set(record.config) == set(space) - ({"model_params"} if record.config["model"] == "linear" else set())
+    convnets = [record.config for record in records if record.config["model"] == "convnet"]
+    assert all(config["model_params"]["channels"] in channels for config in convnets)
+    assert len(convnets) < len(records)
+    recipe = recipe_of(RECIPE.model_dump(), found=convnets[0], models={"convnet": {"channels": [9], "crop": 3}})
+    assert recipe.model_params == {"channels": convnets[0]["model_params"]["channels"], "crop": 3}
+    assert (recipe.schedule, recipe.optimizer) == (convnets[0]["schedule"], RECIPE.optimizer)
 
 
 @ray

@@ -532,7 +532,7 @@ def test_a_disk_that_takes_no_download_is_not_the_mirrors_fault(server: Server) 
 def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mnist_pipe.params import IngestParams
+    from mnist_pipe.params.schema import IngestParams
     from pipelines.ingest import fetch as fetch_task
     from pipelines.ingest import ingest
 

@@ -114,6 +114,15 @@ def test_it_travels_to_another_process_without_credentials(place: Storage) -> No
     assert pickle.loads(content).names("x") == ["y"]
 
 
+def test_an_open_storage_keeps_the_credentials_that_are_hidden(place: Storage) -> None:
+    before = dict(os.environ)
+    with storage.hidden_credentials():
+        assert not {name for name, value in os.environ.items() if value == SECRET}
+        place.write("hidden/key", b"content")
+        assert place.read("hidden/key") == b"content"
+    assert dict(os.environ) == before
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     place = storage.open_uri(str(tmp_path))
     content = (b"x" for _ in [1])

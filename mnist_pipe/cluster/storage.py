@@ -31,6 +31,7 @@ from mnist_pipe.atomic import atomic_file, sha256
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, without_credentials
 
 VARIABLE = "MNIST_PIPE_STORAGE"
+CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
 _PATIENT_ATTEMPTS = 12  # with the standard back-off about 90 s: a storage that is away for 30 s costs no run
 _CHUNK_BYTES = 1 << 20
@@ -193,6 +194,16 @@ def open_uri(uri: str) -> Storage:
     return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)
 
 
+@contextmanager
+def hidden_credentials() -> Iterator[None]:
+    """Take the credentials of S3 out of the environment for the time of the block; an open `Storage` keeps its own."""
+    hidden = {name: os.environ.pop(name) for name in CREDENTIALS if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
 class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
     """Arrow's S3 file system, connected anew when it is unpickled.
 
@@ -201,8 +212,9 @@ class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
 
     def __init__(self, *, attempts: int) -> None:
         self._attempts = attempts
-        # Arrow itself reads the credentials from the environment, but not the end point.
+        # Arrow would read the credentials from the environment with each request, and does not read the end point.
         super().__init__(
+            **_credentials(),
             endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
             connect_timeout=5,
@@ -211,6 +223,12 @@ class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _connect, (self._attempts,)
+
+
+def _credentials() -> dict[str, str | None]:
+    """Those of the environment, as Arrow takes them; empty where it should look for others itself."""
+    key, secret, token = (os.environ.get(name) for name in CREDENTIALS[:3])
+    return {"access_key": key, "secret_key": secret, "session_token": token} if key and secret else {}
 
 
 def _connect(attempts: int) -> fs.FileSystem:

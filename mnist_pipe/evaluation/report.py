@@ -10,7 +10,7 @@ import base64
 import csv
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ from mnist_pipe import paths
 from mnist_pipe.atomic import read_json
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, describe, one_line
+from mnist_pipe.params.schema import SEARCHED
 
 MAX_TRIALS = 200
 """Rows of the trial table; a search may have far more."""
 _TEMPLATE = Path(__file__).with_name("report.html")
 _FIX = "run: dvc repro"
+_NUMBER = re.compile(r"[\d.e+-]+")
 _CREDENTIALS = re.compile(r"://[^/\s]+@")  # of a mirror; a page is passed on more readily than params.yaml
 
 
@@ -109,6 +111,7 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
         "card": load(paths.CANDIDATE / paths.CARD),
         "best_trial": str(load(paths.BEST)["trial"]),
         "trials": trials[:MAX_TRIALS],
+        "searched": _searched(trials[:MAX_TRIALS]),
         "num_trials": len(trials),
         "statuses": dict(sorted(Counter(trial["status"] for trial in trials).items())),
         "epochs": _table(root / paths.CURVES),
@@ -131,6 +134,27 @@ def _rank(trial: dict[str, str]) -> tuple[bool, float, int]:
     """Best first; a trial without a score that counts comes last."""
     scored = trial["status"] in ("finished", "stopped") and trial["validation_accuracy"] != ""
     return not scored, -float(trial["validation_accuracy"]) if scored else 0.0, int(trial["trial"])
+
+
+def _searched(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
+    """Of each field of a recipe in the table of trials its header, and by trial its cell."""
+    columns = []
+    for name in trials[0] if trials else ():
+        field, _, argument = name.partition(".")
+        if field not in SEARCHED:
+            continue
+        how = SEARCHED[field]
+        filled = {trial["trial"]: trial[name] for trial in trials if trial[name] != ""}
+        read = str if how.shown == "{}" else float
+        shown = {number: how.shown.format(read(cell)) for number, cell in filled.items()}
+        columns.append(
+            {
+                "label": argument or how.label,
+                "is_text": not all(_NUMBER.fullmatch(cell) for cell in filled.values()),
+                "cells": {trial["trial"]: shown.get(trial["trial"], "–") for trial in trials},
+            }
+        )
+    return columns
 
 
 def _confusions(path: Path) -> list[tuple[str, str, int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from mnist_pipe.evaluation.metrics import calibration_bins
 from mnist_pipe.evaluation.predictions import Predictions
 from mnist_pipe.evaluation.significance import PairedComparison, mcnemar
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 
 _NUM_BINS = 15  # of Guo et al. 2017; a gate must not move with the bins that a plot is drawn with
 

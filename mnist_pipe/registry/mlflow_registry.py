@@ -18,7 +18,7 @@ from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
 from mnist_pipe.errors import CorruptDataError, InputError, describe
 from mnist_pipe.evaluation.predictions import read_predictions
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates
 from mnist_pipe.registry.store import (
     NAME,

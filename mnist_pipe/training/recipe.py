@@ -9,7 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a training run, apart from its data."""
+    """Everything that decides a training run, apart from its data.
+
+    >>> recipe = Recipe(model="mlp", optimizer="adam", learning_rate=0.01, batch_size=128, num_epochs=3)
+    >>> recipe.schedule
+    'one_cycle'
+    >>> Recipe(**recipe.to_dict()) == recipe
+    True
+    """
 
     model: str
     """A key of MODELS."""
@@ -46,10 +53,11 @@ def recipe_of(
 ) -> Recipe:
     """The operating point `point`, a recipe of params.yaml, with what a search `found` in place of its own.
 
-    `models` has the constructor arguments of the models that are not the recipe's own; `run` sets the other fields.
+    `models` has the constructor arguments of the models that are not the recipe's own; those that were searched come
+    before them. `run` sets the other fields.
     """
-    values = {**point, **found}
-    own = values["model"] == point["model"]
-    values["model_params"] = point["model_params"] if own else models.get(values["model"], {})
+    values = {**point, **found, **run}
+    own = point["model_params"] if values["model"] == point["model"] else models.get(values["model"], {})
+    values["model_params"] = {**own, **found.get("model_params", {})}
     names = {field.name for field in fields(Recipe)}
-    return Recipe(**{key: value for key, value in {**values, **run}.items() if key in names})
+    return Recipe(**{key: value for key, value in values.items() if key in names})

@@ -15,6 +15,7 @@ from mnist_pipe.cluster.ray_session import check_code
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError, new_run, progress_line, train
 from mnist_pipe.training.recipe import Recipe, recipe_of
+from mnist_pipe.tuning.space import config_of
 from mnist_pipe.tuning.vmapped import train_pack
 
 METRIC = "validation_accuracy"
@@ -30,18 +31,15 @@ def proposals_of(handed_out: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return found
 
 
-def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """What a proposal searches: without the trial's number and the learning rate's name within Optuna."""
-    return {key: proposal[key] for key in proposal if key != "trial" and not key.startswith("learning_rate.")}
-
-
 def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
     """What a proposal trains; `given` has what `search` hands to every trial."""
+    config = config_of(proposal)
     return recipe_of(
         given["recipe"],
-        found=config_of(proposal),
-        models=given["model_params"],
-        num_epochs=given["num_epochs"],
+        found=config,
+        models=given["models"],
+        num_epochs=config.get("num_epochs", given["num_epochs"]),
+        precision=given["precision"],
         seed=given["seed"],
     )
 
@@ -73,13 +71,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         """One epoch."""
-        num_epochs = self._given["num_epochs"]
         try:
             metrics = next(self._epochs)
-        except DivergedError as fault:
-            self._says[0](fault)  # a pack does not raise it
-            return {**_diverged(num_epochs), DONE: True}
-        return {DONE: metrics["epoch"] >= num_epochs, **metrics}
+        except DivergedError as error:
+            self._says[0](error)  # a pack does not raise it
+            return {**_diverged(self._num_epochs), DONE: True}
+        return {DONE: metrics["epoch"] >= self._num_epochs, **metrics}
 
     def _start(self, handed_out: Mapping[str, Any]) -> None:
         proposals = proposals_of(handed_out)
@@ -91,6 +88,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
                     for key, value in config_of(proposal).items()
                 )
             )
+        self._num_epochs = trial_recipe(proposals[0], self._given).num_epochs
         recorded = self._given["known"].get(digest(config_of(proposals[0])))
         if len(proposals) > 1:
             self._epochs = self._train_together(proposals)

@@ -17,7 +17,7 @@ from pydantic import Field
 from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation.metrics import confusion_matrix
 from mnist_pipe.evaluation.significance import mcnemar
-from mnist_pipe.params import BatchSize, Epochs, Section
+from mnist_pipe.params.schema import BatchSize, Epochs, Section
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe

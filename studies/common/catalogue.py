@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
-from mnist_pipe import params as params_file
 from mnist_pipe import paths
 from mnist_pipe.errors import unknown
-from mnist_pipe.params import Section
+from mnist_pipe.params.schema import Section, loader
 from studies import STUDIES
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
     sections: dict[str, Any] = {study: (dict[str, Any], Field()) for study in STUDIES}
     sections[name] = (study_of(name).params, Field())
     schema = create_model("StudyParams", __base__=Section, **sections)
-    section: Section = getattr(params_file.read(path, schema=schema), name)
+    section: Section = getattr(loader.read(path, schema=schema), name)
     return section
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mnist_pipe.params import Section
+from mnist_pipe.params.schema import Section
 from studies.common.fitting import Splits
 from studies.common.ledger import Config, Result, Run
 from studies.common.published import Published

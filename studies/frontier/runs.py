@@ -18,7 +18,7 @@ from pydantic import Field
 from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation.metrics import wilson_interval
 from mnist_pipe.models.tta import ShiftAveraged
-from mnist_pipe.params import Epochs, Section
+from mnist_pipe.params.schema import Epochs, Section
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe

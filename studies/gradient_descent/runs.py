@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
-from mnist_pipe.params import Epochs, Section
+from mnist_pipe.params.schema import Epochs, Section
 from studies.common.fitting import Splits, pixels, whole
 from studies.common.ledger import Config, Result, Run
 

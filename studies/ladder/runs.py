@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from mnist_pipe.data import augment
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
 from mnist_pipe.evaluation.significance import mcnemar
-from mnist_pipe.params import (
+from mnist_pipe.params.schema import (
     BatchSize,
     Degrees,
     Epochs,

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from mnist_pipe.params import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
+from mnist_pipe.params.schema import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
 from studies.common.fitting import Splits, whole
 from studies.common.ledger import Config, Result, Run
 from studies.lecun1998 import cost

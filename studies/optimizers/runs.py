@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import nn
 
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.params import BatchSize, Epochs, Section, Seed, SpaceParams
+from mnist_pipe.params.schema import BatchSize, Epochs, RecipeParams, SearchParams, Section, Seed
 from mnist_pipe.training import loop, numerics, optimizers
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
@@ -38,7 +38,7 @@ from studies.optimizers import side_by_side
 if TYPE_CHECKING:
     from mnist_pipe.cluster.ray_session import Cluster
     from mnist_pipe.cluster.storage import Storage
-    from mnist_pipe.tuning.search import TrialRecord
+    from mnist_pipe.tuning.ledger import TrialRecord
 
 MODEL: dict[str, Any] = {"initial": "glorot", "convolutions": "linear"}
 """Constructor arguments of `lenet5`."""
@@ -98,54 +98,64 @@ def tune(
     The trials are one search, whose rates are evenly spaced on a logarithmic scale: drawn at random, six can miss what
     is best of a range.
     """
-    from mnist_pipe.tuning.search import best_trial, search
+    from mnist_pipe.tuning.ledger import best_trial
+    from mnist_pipe.tuning.search import Defaults, Session, search
 
     training, validation = (
         _on_unit_scale(splits["train"].first(params.search_rows)),
         _on_unit_scale(splits["validation"]),
     )
     rates = {name: np.geomspace(*rates_of(name), params.search_trials).tolist() for name in KERAS_DEFAULTS}
-    fixed = {"model": "lenet5", "batch_size": params.batch_size, "rotation_degrees": 0.0, "translation_pixels": 0.0}
+    fixed: dict[str, Any] = {
+        "model": "lenet5",
+        "batch_size": params.batch_size,
+        "rotation_degrees": 0.0,
+        "translation_pixels": 0.0,
+    }
     points = [
         {**fixed, "optimizer": name, f"learning_rate.{name}": rate, "weight_decay": DECAY.get(name, _NO_DECAY)}
         for name, own in rates.items()
         for rate in own
     ]
     started = time.perf_counter()
+    recipe = RecipeParams(
+        **fixed,
+        model_params=MODEL,
+        optimizer=points[0]["optimizer"],
+        learning_rate=rates[points[0]["optimizer"]][0],
+        weight_decay=_NO_DECAY,
+        train_rows=None,
+        num_epochs=params.search_epochs,
+        schedule="constant",
+        label_smoothing=0.0,
+        average_decay=0.0,
+        test_shifts=False,
+    )
     trials = search(
+        SearchParams(
+            num_trials=len(points),
+            num_epochs=params.search_epochs,
+            train_rows=params.search_rows,
+            algorithm="random",  # which has nothing left to draw
+            scheduler="fifo",
+            reduction_factor=2,  # of a scheduler that stops trials
+            max_concurrent_trials=max(1, available.num_gpus or available.num_cpus),
+            seed=params.search_seed,
+            space={
+                "model": ["lenet5"],
+                "optimizer": list(rates),
+                "learning_rate": {name: [own[0], own[-1]] for name, own in rates.items()},
+                "weight_decay": [_NO_DECAY, max(DECAY.values())],
+                "batch_size": [params.batch_size],
+                "rotation_degrees": [0.0, 0.0],
+                "translation_pixels": [0.0, 0.0],
+            },
+        ),
+        defaults=Defaults(recipe=recipe),
         training=training,
         validation=validation,
-        available=available,
-        storage=storage,
-        name=name,
-        recipe={
-            **fixed,
-            "model_params": MODEL,
-            "optimizer": points[0]["optimizer"],
-            "learning_rate": rates[points[0]["optimizer"]][0],
-            "weight_decay": _NO_DECAY,
-            "schedule": "constant",
-            "label_smoothing": 0.0,
-            "average_decay": 0.0,
-        },
-        model_params={},
-        space=SpaceParams(
-            model=["lenet5"],
-            optimizer=list(rates),
-            learning_rate={name: [own[0], own[-1]] for name, own in rates.items()},
-            weight_decay=[_NO_DECAY, max(DECAY.values())],
-            batch_size=[params.batch_size],
-            rotation_degrees=[0.0, 0.0],
-            translation_pixels=[0.0, 0.0],
-        ),
+        session=Session(name=name, storage=storage, available=available),
         points=points,
-        num_trials=len(points),
-        num_epochs=params.search_epochs,
-        algorithm="random",  # which has nothing left to draw
-        scheduler="fifo",
-        reduction_factor=2,  # of a scheduler that stops trials
-        max_concurrent_trials=max(1, available.num_gpus or available.num_cpus),
-        seed=params.search_seed,
     )
     for optimizer in rates:
         winner = best_trial([trial for trial in trials if trial.config["optimizer"] == optimizer])

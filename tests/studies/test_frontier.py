@@ -10,8 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from mnist_pipe import params, paths
+from mnist_pipe import paths
 from mnist_pipe.data.splits import NormalizedSplit
+from mnist_pipe.params import loader
 from mnist_pipe.training.recipe import recipe_of
 from studies.common.ledger import Run
 from studies.frontier import findings, runs
@@ -56,7 +57,7 @@ def done(split: NormalizedSplit) -> list[Run]:
 
 
 def test_the_recipe_is_the_main_pipelines_best() -> None:
-    best = params.load(ROOT / paths.PARAMS, names=None).recipes["best"]
+    best = loader.load(ROOT / paths.PARAMS, names=None).recipes["best"]
     ours = runs.recipe_of({"channels": [24, 48, 96], "num_epochs": best.num_epochs, "seed": 0})
     assert ours == recipe_of(best.model_dump(), found={}, models={}, seed=0)
     assert best.test_shifts

@@ -12,7 +12,7 @@ import pytest
 
 from mnist_pipe import paths
 from mnist_pipe.cluster.storage import project_storage
-from mnist_pipe.params import Section
+from mnist_pipe.params.schema import Section
 from pipelines import study as flow
 from studies.common import catalogue
 from studies.common.fitting import Splits

@@ -13,7 +13,7 @@ import pytest
 
 from mnist_pipe import paths
 from mnist_pipe.evaluation.predictions import Predictions, write_predictions
-from mnist_pipe.params import RegisterParams
+from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import mlflow_registry, store
 from mnist_pipe.registry.mlflow_registry import Registration
 

@@ -1,0 +1,1 @@
+"""`params.yaml`: what it may hold (`schema`), how it is read (`loader`), how errors read (`messages`)."""

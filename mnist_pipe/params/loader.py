@@ -1,0 +1,120 @@
+"""YAML files as checked types, with the line number of every error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
+
+from mnist_pipe.errors import InputError, closest, describe
+from mnist_pipe.params.messages import Location
+from mnist_pipe.params.schema import Params, Section, messages
+
+
+def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
+    """Read and check `path`; `names` maps `models`, `datasets` and so on to the names that exist; None takes any.
+
+    Raises:
+        InputError: every error of the file, one line each.
+    """
+    return read(path, schema=Params, names=names, cross_checks=_cross_checks)
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def read(
+    path: Path,
+    *,
+    schema: type[Schema],
+    names: Mapping[str, Collection[str]] | None = None,
+    cross_checks: Callable[[Path, Schema], list[str]] = lambda *_: [],
+) -> Schema:
+    """The YAML file `path` as a `schema`; `cross_checks` finds the errors of a file whose values are right one by one.
+
+    Raises:
+        InputError: every error of the file, one line each.
+    """
+    content, lines, errors = _parse(path)
+    try:
+        params = schema.model_validate(content, context={"names": names})
+    except ValidationError as error:
+        errors += messages.explain(error, content, schema=schema, where=path, lines=lines)
+    else:
+        errors += cross_checks(path, params)
+    if errors:
+        raise InputError("\n".join(errors))
+    return params
+
+
+def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
+    """The file's value, the line of each key and list entry, and an error for each key that is defined twice."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8"
+        raise InputError(describe(path, "the file", "be readable text", got=reason)) from error
+    yaml = YAML(typ="safe", pure=True)
+    yaml.allow_duplicate_keys = True
+    try:
+        root = yaml.compose(text)
+        content = yaml.load(text)
+        keys = list(_keys(root, ()))
+    except MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        raise InputError(describe(where, "the file", "be YAML", got=error.problem)) from error
+    except RecursionError as error:
+        raise InputError(describe(path, "the file", "be YAML", got="bottomless nesting")) from error
+    except (YAMLError, ValueError, KeyError) as error:  # the last two from `!!int x` and `!!bool x`
+        raise InputError(describe(path, "the file", "be YAML", got=messages.shorten(str(error)))) from error
+    if not isinstance(content, dict):
+        got = "nothing" if content is None else type(content).__name__
+        raise InputError(describe(path, "the file", "be a mapping of sections", got=got))
+    lines: dict[Location, int] = {}
+    errors = []
+    for key, line in keys:
+        if key in lines:
+            got = f"line {lines[key]} and line {line}"
+            errors.append(describe(path, messages.name_of(key), "be defined once", got=got, fix="keep one"))
+        lines[key] = line
+    return content, lines, errors
+
+
+def _keys(node: Node | None, prefix: Location) -> Iterator[tuple[Location, int]]:
+    if isinstance(node, MappingNode):
+        for key, value in node.value:
+            here = (*prefix, str(key.value))
+            yield here, key.start_mark.line + 1
+            yield from _keys(value, here)
+    elif isinstance(node, SequenceNode):
+        for number, value in enumerate(node.value):
+            yield (*prefix, number), value.start_mark.line + 1
+            yield from _keys(value, (*prefix, number))
+
+
+def _cross_checks(path: Path, params: Params) -> list[str]:
+    """The rules that need more than one key."""
+    errors = []
+    too_long = [number for number in params.search.space.get("num_epochs", ()) if number > params.search.num_epochs]
+    if too_long:
+        rule = f"be at most search.num_epochs, which is {params.search.num_epochs}"
+        errors.append(describe(path, "search.space.num_epochs", rule, got=too_long[0]))
+    if params.recipe not in params.recipes:
+        rule = f"be one of {', '.join(sorted(params.recipes))}"
+        fix = closest(params.recipe, params.recipes)
+        errors.append(describe(path, "recipe", rule, got=repr(params.recipe), fix=fix))
+    elif params.train.data == "stream" and params.recipes[params.recipe].train_rows is not None:
+        rule = "be null when train.data is stream, which reads every row"
+        got = params.recipes[params.recipe].train_rows
+        errors.append(describe(path, f"recipes.{params.recipe}.train_rows", rule, got=got))
+    for name, dataset in (("dataset", params.ingest.dataset), ("fallback", params.ingest.fallback)):
+        if dataset == "local" and params.ingest.folder is None:
+            rule = f"name the folder of the four IDX files when ingest.{name} is local"
+            errors.append(describe(path, "ingest.folder", rule, got="null"))
+    return errors

@@ -1,0 +1,121 @@
+"""What a search writes while its trials run: TensorBoard's files, and the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+
+from mnist_pipe.atomic import digest
+from mnist_pipe.cluster.storage import Storage
+from mnist_pipe.tuning.ledger import TrialRecord, ledger_key
+from mnist_pipe.tuning.space import config_of
+from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
+
+_FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # of an epoch, as far as it has them
+
+
+def folder_of(proposal: Mapping[str, Any]) -> str:
+    """The name of a trial's folder."""
+    return f"trial-{proposal['trial']}"
+
+
+class _Curve:
+    """What TensorBoard's logger asks of a trial, for one proposal."""
+
+    def __init__(self, trial: Any, proposal: Mapping[str, Any]) -> None:
+        self.evaluated_params = config_of(proposal)
+        self.local_path = str(Path(trial.local_path).with_name(folder_of(proposal)))
+
+    def init_local_path(self) -> None:
+        Path(self.local_path).mkdir(parents=True, exist_ok=True)
+
+
+class Curves(TBXLoggerCallback):  # type: ignore[misc]
+    """TensorBoard's files: what was searched, by field of a recipe, and the figures of each epoch alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._curves: dict[Any, list[_Curve]] = {}
+
+    def log_trial_start(self, trial: Any) -> None:
+        self._curves[trial] = [_Curve(trial, proposal) for proposal in proposals_of(trial.config)]
+        for curve in self._curves[trial]:
+            super().log_trial_start(curve)
+
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        for curve, metrics in zip(self._curves[trial], result.get(MEMBERS, [result]), strict=True):
+            shown = {key: metrics[key] for key in _FIGURES if key in metrics}
+            super().log_trial_result(iteration, curve, {**shown, "training_iteration": result["training_iteration"]})
+
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        for curve in self._curves.pop(trial, []):
+            super().log_trial_end(curve, failed)
+
+
+class Ledger(tune.Callback):  # type: ignore[misc]
+    """Collects the trials as they end, and writes each to disk."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        name: str,
+        *,
+        num_epochs: int,
+        known: Mapping[str, TrialRecord],
+        on_trial: Callable[[TrialRecord], None],
+    ) -> None:
+        self.records: list[TrialRecord] = []
+        self._storage, self._name = storage, name
+        self._num_epochs, self._known, self._on_trial = num_epochs, known, on_trial
+        self._histories: dict[tuple[str, int], list[dict[str, float]]] = {}
+        self._addresses: dict[str, str] = {}
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
+        self._addresses[trial.trial_id] = str(result["node_ip"])
+        for member, metrics in enumerate(result.get(MEMBERS, [result])):
+            history = self._histories.get((trial.trial_id, member), [])
+            # A trial that lost its machine has started again and reports its first epochs once more.
+            earlier = [epoch for epoch in history if epoch["epoch"] < metrics["epoch"]]
+            shown = {key: metrics[key] for key in keys if key in metrics}
+            self._histories[trial.trial_id, member] = [*earlier, shown]
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._end(trial, failed=False)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        self._end(trial, failed=True)
+
+    def _end(self, trial: Any, *, failed: bool) -> None:
+        for member, proposal in enumerate(proposals_of(trial.config)):
+            history = self._histories.get((trial.trial_id, member), [])
+            diverged = bool(history and history[-1].get("diverged"))
+            num_epochs = proposal.get("num_epochs", self._num_epochs)
+            ended = bool(history and history[-1]["epoch"] >= num_epochs)
+            status = "failed" if failed else "diverged" if diverged else "finished" if ended else "stopped"
+            self._add(
+                TrialRecord(
+                    trial=proposal["trial"],
+                    status=status,
+                    config=config_of(proposal),
+                    history=history,
+                    address=self._addresses.get(trial.trial_id, ""),
+                )
+            )
+
+    def _add(self, record: TrialRecord) -> None:
+        self.records.append(record)
+        if digest(record.config) not in self._known:
+            self._storage.write_json(f"{ledger_key(self._name)}/{record.trial:05}.json", vars(record))
+        self._on_trial(record)

@@ -13,7 +13,8 @@ from mnist_pipe import hardware, paths
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import EnvironmentFault, InputError, describe
 from mnist_pipe.models import MODELS
-from mnist_pipe.params.schema import Params, loader
+from mnist_pipe.params import loader
+from mnist_pipe.params.schema import Params
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.schedules import SCHEDULES
 

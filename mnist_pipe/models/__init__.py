@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from pydantic import ConfigDict, ValidationError, create_model
 
 from mnist_pipe.errors import InputError, unknown
-from mnist_pipe.params.schema import Searched, messages
+from mnist_pipe.params import messages
+from mnist_pipe.params.schema import Searched
 
 if TYPE_CHECKING:
     from torch import nn

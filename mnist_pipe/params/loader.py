@@ -12,8 +12,9 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
 from mnist_pipe.errors import InputError, closest, describe
+from mnist_pipe.params import messages
 from mnist_pipe.params.messages import Location
-from mnist_pipe.params.schema import Params, Section, messages
+from mnist_pipe.params.schema import Params, Section
 
 
 def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:

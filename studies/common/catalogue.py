@@ -10,7 +10,8 @@ from pydantic import Field, create_model
 
 from mnist_pipe import paths
 from mnist_pipe.errors import unknown
-from mnist_pipe.params.schema import Section, loader
+from mnist_pipe.params import loader
+from mnist_pipe.params.schema import Section
 from studies import STUDIES
 
 if TYPE_CHECKING:

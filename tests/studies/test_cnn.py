@@ -19,7 +19,7 @@ from mnist_pipe.training.recipe import Recipe
 from studies.cnn import findings, runs
 from studies.common import catalogue
 from studies.common.ledger import Run
-from tests.support.studies import check_rendered, measured, recorded
+from tests.support.studies import check_rendered, legend, measured, recorded
 
 PARAMS = runs.Params(
     num_seeds=3, batch_size=64, num_epochs=5, decay_epochs=8, example_epochs=14, dropout=0.5, train_rows=None
@@ -192,7 +192,7 @@ def test_a_study_without_pytorch_examples_is_shown_too(
     for name in pictures:
         check_rendered(tmp_path / name, drawn[name])
     loss, _, accuracy, _ = drawn["figure.png"].axes
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "test", "the report"]
+    assert legend(loss) == ["train", "test", "the report"]
     assert len(loss.lines) == 2 * (3 + 1) + 2 * 5 + 1  # seeds and means, the report's figures, its mark in the legend
     assert accuracy.get_ylabel() == "accuracy"
     labels = [text.get_text() for text in drawn["improvements.png"].axes[0].get_yticklabels()]

@@ -49,7 +49,7 @@ def _spread(configs: list[Config], root: Path, *, name: str = "a-study") -> tupl
 def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    configs = [{"number": n, "folder": str(work), "wait": 0.2 * (n == 3)} for n in (3, 1, 2)]
+    configs: list[Config] = [{"number": n, "folder": str(work), "wait": 0.2 * (n == 3)} for n in (3, 1, 2)]
     runs, told = _spread(configs, tmp_path)
     assert [(run.config, run.result) for run in runs] == [(c, {"number": float(c["number"])}) for c in configs]
     assert [run.intermediate for run in runs] == [{"twice": 2.0 * c["number"]} for c in configs]
@@ -65,7 +65,7 @@ def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(tmp_path:
 
 
 def test_a_fault_is_the_runs_own_and_what_had_ended_is_kept(tmp_path: Path) -> None:
-    configs = [{"number": 1, "folder": str(tmp_path)}, {"wrong": True}]
+    configs: list[Config] = [{"number": 1, "folder": str(tmp_path)}, {"wrong": True}]
     _spread(configs[:1], tmp_path)
     with pytest.raises(InputError, match=r"^a rule must hold, but did not$"):
         _spread(configs, tmp_path)

@@ -17,7 +17,7 @@ from mnist_pipe.training.recipe import recipe_of
 from studies.common.ledger import Run
 from studies.frontier import findings, runs
 from tests.conftest import ROOT
-from tests.support.studies import check_rendered, measured, recorded
+from tests.support.studies import check_rendered, measured, points, recorded
 
 ROWS = 200
 
@@ -111,11 +111,12 @@ def test_the_figures_show_every_size_every_record_and_every_mistake(
     assert findings.draw(tmp_path, measured(done, conclusions)) == ["figure.png", "mistakes.png"]
     for name, figure in drawn.items():
         check_rendered(tmp_path / name, figure)
-    by_size, ensembles, *records = drawn["figure.png"].axes[0].lines
-    assert list(by_size.get_xdata()) == [1, 2, 3, 4, 5, 6, 7]
-    np.testing.assert_allclose(by_size.get_ydata(), 100 * (1 - np.array(conclusions["by_size"])), atol=1e-4)
-    assert len(list(ensembles.get_xdata())) == 2
+    curve, crosses, *records = drawn["figure.png"].axes[0].lines
+    by_size, ensembles = points(curve), points(crosses)
+    assert by_size[0].tolist() == [1, 2, 3, 4, 5, 6, 7]
+    np.testing.assert_allclose(by_size[1], 100 * (1 - np.array(conclusions["by_size"])), atol=1e-4)
+    assert ensembles[0].tolist() == [3, 3]
     published = {row.published.value for row in findings.rows(measured(done, conclusions)) if row.published}
-    assert {line.get_ydata()[0] for line in records} == published
+    assert {points(line)[1, 0] for line in records} == published
     tiles = [axes for axes in drawn["mistakes.png"].axes if axes.get_visible()]
     assert len(tiles) == len(conclusions["mistakes"])

@@ -20,7 +20,7 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Result, Run
 from studies.ladder import figures, findings, runs
 from studies.ladder.runs import Params
-from tests.support.studies import check_rendered, measured, recorded
+from tests.support.studies import check_rendered, measured, points, recorded
 
 SMALL = {"channels": [8, 16]}
 LARGER = {"channels": [24, 48, 96], "convolutions": 2}
@@ -242,6 +242,6 @@ def test_draws_every_picture(
     assert "linear softmax" in labels
     assert labels.count("p ") == 2  # of the step to the convnet, and of that to moved images
     shifts, turns = drawn["failure.png"].axes
-    assert [list(axes.lines[0].get_xdata()) for axes in (shifts, turns)] == [[0, 1, 4], [0, 15, 45]]
+    assert [points(axes.lines[0])[0].tolist() for axes in (shifts, turns)] == [[0, 1, 4], [0, 15, 45]]
     assert len(drawn["classes.png"].axes) == 2 * 3
     assert len(drawn["regression.png"].axes) == 2

@@ -32,7 +32,7 @@ from studies.lecun1998 import (
     runs,
     tangent,
 )
-from tests.support.studies import check_rendered, measured, recorded
+from tests.support.studies import bars, check_rendered, measured, points, recorded
 
 torch.set_num_threads(1)
 
@@ -464,6 +464,6 @@ def test_the_findings_follow_the_figures(tmp_path: Path, monkeypatch: pytest.Mon
         check_rendered(tmp_path / name, figure)
     errors, *_ = drawn["figure.png"].axes
     assert errors.get_yticklabels()[0].get_text() == "linear (1-layer)"
-    assert len([bar for bar in errors.patches if bar.get_height()]) == 2 * 27  # those of the legend have none
+    assert len(bars(errors)) == 2 * 27
     costs, *_ = drawn["cost.png"].axes
-    assert len([line for line in costs.lines if len(line.get_xdata()) == 1]) == 2 * 27
+    assert len([line for line in costs.lines if points(line).shape == (2, 1)]) == 2 * 27

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from numpy.typing import NDArray
 from PIL import Image
 
 from mnist_pipe import paths
@@ -20,7 +24,6 @@ from studies.common.study import Measured
 from tests.conftest import ROOT
 
 DPI = 200
-MARGIN = 8  # pixels of each edge on which nothing may be drawn but the end of a letter
 
 
 def measured(runs: Sequence[Run], conclusions: Mapping[str, Any] | None = None) -> Measured:
@@ -56,3 +59,20 @@ def check_rendered(path: Path, figure: Figure) -> None:
             rows = slice(int((1 - top) * len(pixels)), int((1 - bottom) * len(pixels)))
             inside = pixels[rows, int(left * pixels.shape[1]) : int(right * pixels.shape[1])]
             assert len(np.unique(inside.reshape(-1, 3), axis=0)) > 2, path  # more than the paper and its grid
+
+
+def points(line: Line2D) -> NDArray[np.float64]:
+    """(2, points) the places of a line on both axes."""
+    return np.array([line.get_xdata(), line.get_ydata()], np.float64)
+
+
+def bars(axes: Axes) -> list[Rectangle]:
+    """The bars in the order in which they were drawn; those that only name an entry of a legend have no height."""
+    return [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_height()]
+
+
+def legend(owner: Axes | Figure) -> list[str]:
+    """The entries of its one legend."""
+    found = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
+    assert found is not None
+    return [text.get_text() for text in found.get_texts()]

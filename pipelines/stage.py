@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import os
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 from prefect import Flow, flow
+
+from mnist_pipe.cluster import handoff
 
 Parameters = ParamSpec("Parameters")
 
@@ -15,20 +17,16 @@ Parameters = ParamSpec("Parameters")
 def stage(function: Callable[Parameters, None]) -> Flow[..., None]:
     """The flow of a stage, which bears the function's name.
 
-    It takes one more parameter, `run`: on the worker the place in the storage that `handoff.worker_workspace` takes.
+    On a worker the variable MNIST_PIPE_REQUEST names the place in the storage that `handoff.worker_workspace` takes.
     """
 
     @functools.wraps(function)
-    def body(*args: Any, run: str | None = None, **kwargs: Any) -> None:
-        if run is None:
+    def body(*args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+        request = os.environ.get(handoff.REQUEST)
+        if request is None:
             function(*args, **kwargs)
             return
-        from mnist_pipe.cluster import handoff
-
-        with handoff.worker_workspace(run):
+        with handoff.worker_workspace(request):
             function(*args, **kwargs)
 
-    signature = inspect.signature(function, eval_str=True)
-    place = inspect.Parameter("run", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
-    body.__signature__ = signature.replace(parameters=[*signature.parameters.values(), place])  # type: ignore[attr-defined]
     return flow(name=function.__name__)(body)

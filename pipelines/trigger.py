@@ -137,7 +137,8 @@ def _start(
         return f"runs/{key}", known[key]
     run = client.create_flow_run_from_deployment(
         deployment_id,
-        parameters={**parameters, "run": f"{place.uri}/runs/{key}"},
+        parameters=dict(parameters),
+        job_variables={"env": {handoff.REQUEST: f"{place.uri}/runs/{key}"}},
         name=name if number == 0 else f"{name}.{number}",
         idempotency_key=key,
     )

@@ -26,6 +26,8 @@ from mnist_pipe.cluster import dvc_stages
 from mnist_pipe.cluster.storage import VARIABLE, Storage, open_uri
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, describe, message_and_code
 
+REQUEST = "MNIST_PIPE_REQUEST"
+"""The variable that tells a run on a worker which request is its own: `<storage>/runs/<name>/<attempt>`."""
 WORK_POOL = "MNIST_PIPE_WORK_POOL"
 """The variable that names the pool whose worker runs the stages; without it they run here."""
 

@@ -127,9 +127,9 @@ def search(
                 mode="max",
             ),
         }
-    trainable = tune.with_parameters(Trial, training=training, validation=validation, **given)
+    named = type(name, (Trial,), {})  # Ray's dashboard shows the class's name as that of its actors
+    trainable = tune.with_parameters(named, training=training, validation=validation, **given)
     del training, validation  # Ray has them
-    trainable.__name__ = name  # which Ray's dashboard shows as the name of its actors
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
         tune_config=tune.TuneConfig(

@@ -94,7 +94,7 @@ def write_results(trials: list[dict[str, Any]], table: list[dict[str, Any]]) -> 
 
     winner = best_trial([TrialRecord(**trial) for trial in trials])
     with atomic_file(paths.TRIALS) as temporary:
-        pd.DataFrame(table).to_csv(temporary, index=False)
+        pd.DataFrame(table, dtype=object).to_csv(temporary, index=False)  # a number stays as it is beside a gap
     result = {
         "config": winner.config,
         "trial": winner.trial,

@@ -135,6 +135,19 @@ def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path
 
 
 @ray
+def test_no_credential_is_in_the_environment_while_trials_run(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tune would put them into the runtime environment of each trial, which Ray logs."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-key")
+    seen: list[str | None] = []
+    arguments: dict[str, Any] = {"space": {"batch_size": [64]}, "num_trials": 1, "num_epochs": 1}
+    run(cluster, folder=tmp_path, on_trial=lambda _: seen.append(os.environ.get("AWS_SECRET_ACCESS_KEY")), **arguments)
+    assert seen == [None]
+    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "planted-secret-key"
+
+
+@ray
 def test_asha_stops_some_trials_and_finishes_the_best(reference: tuple[list[TrialRecord], Path]) -> None:
     records, _ = reference
     epochs = {status: {len(r.history) for r in records if r.status == status} for status in ("finished", "stopped")}

@@ -18,10 +18,10 @@ from mnist_pipe.params.schema import Params, Section
 
 
 def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
-    """Read and check `path`; `names` maps `models`, `optimizers` and `datasets` to the names that exist, None to any.
+    """Read and check `path`; `names` maps `models`, `datasets` and so on to the names that exist; None takes any.
 
     Raises:
-        InputError: every fault of the file, one line each.
+        InputError: every error of the file, one line each.
     """
     return read(path, schema=Params, names=names, cross_checks=_cross_checks)
 
@@ -39,7 +39,7 @@ def read(
     """The YAML file `path` as a `schema`; `cross_checks` finds the errors of a file whose values are right one by one.
 
     Raises:
-        InputError: every fault of the file, one line each.
+        InputError: every error of the file, one line each.
     """
     content, lines, errors = _parse(path)
     try:
@@ -54,7 +54,7 @@ def read(
 
 
 def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
-    """The file's value, the line of each key and list entry, and a fault for each key that is defined twice."""
+    """The file's value, the line of each key and list entry, and an error for each key that is defined twice."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

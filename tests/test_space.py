@@ -48,10 +48,9 @@ def drawn(space: Space, *, num_trials: int = 16, points: list[dict[str, Any]] | 
 
 def load(folder: Path, space: str) -> Space:
     """`search.space` of a params.yaml, checked as the stage `search` checks it before it starts."""
-    before, _, after = (ROOT / "params.yaml").read_text().partition("  space:\n")
-    path = folder / "params.yaml"
-    _, train, rest = after.partition("\ntrain:")
-    path.write_text(f"{before}  space: {space}\n{train}{rest}")
+    text, path = (ROOT / "params.yaml").read_text(), folder / "params.yaml"
+    start, end = text.index("  space:"), text.index("\ntrain:")
+    path.write_text(f"{text[:start]}  space: {space}\n{text[end:]}")
     loaded = preflight.load_params(path).search.space
     models.check({}, space=loaded.get("model_params"))
     return loaded

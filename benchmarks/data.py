@@ -125,7 +125,7 @@ def _our_tensor(folder: Path) -> Tensor:
 
 def _published(folder: Path, name: str) -> Any:
     """torchvision's MNIST, from gzip: it keeps the unpacked files, which are removed, so that each round pays."""
-    from tests.vision import datasets
+    from benchmarks.vision import datasets
 
     images, labels = sources.SPLITS[name]
     for file in (images, labels):
@@ -232,7 +232,7 @@ def _tensors_tensor(folder: Path) -> Tensor:
 
 def _loader_tensor(folder: Path) -> Tensor:
     """What every epoch costs where the transforms run image by image."""
-    from tests.vision import datasets, transforms
+    from benchmarks.vision import datasets, transforms
 
     steps = [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True), transforms.Normalize([MEAN], [STD])]
     dataset = datasets.MNIST(folder, train=True, transform=transforms.Compose(steps))

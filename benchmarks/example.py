@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
-from tests.vision import datasets, transforms
+from benchmarks.vision import datasets, transforms
 
 FILES = Path("../shared/mnist")
 

@@ -198,8 +198,8 @@ def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, A
     from torch.nn import functional as F
     from torch.utils.data import DataLoader, Subset
 
+    from benchmarks.vision import datasets, transforms
     from mnist_pipe.models import build
-    from tests.vision import datasets, transforms
 
     torch.manual_seed(0)
     plain = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]

@@ -32,7 +32,7 @@ def test_a_whole_shift_moves_the_pixels(right: int, down: int) -> None:
 
 @pytest.mark.parametrize(("degrees", "right", "down"), [(90, 0, 0), (10, 0, 0), (-7, 2, -1), (30, -3, 2)])
 def test_agrees_with_torchvision(degrees: float, right: int, down: int) -> None:
-    from tests.vision import transforms
+    from benchmarks.vision import transforms
 
     image = _image()
     ours = augment.affine(image, torch.tensor([[math.radians(degrees), right, down]]), background=0.0)

@@ -151,3 +151,8 @@ def test_every_dependency_of_a_stage_on_code_exists() -> None:
             for dependency in stage["deps"]:
                 if dependency.split("/")[0] in ("mnist_pipe", "pipelines") or dependency.endswith(".py"):
                     assert (ROOT / dependency).exists(), dependency
+
+
+def test_benchmarks_import_no_tests() -> None:
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "tests"}, path

@@ -227,7 +227,7 @@ def md5_notes(dataset: str) -> dict[str, str]:
 
 
 def test_md5_and_mirrors_are_those_that_torchvision_lists() -> None:
-    importlib.import_module("tests.vision")  # makes torchvision importable
+    importlib.import_module("benchmarks.vision")  # makes torchvision importable
     from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
     peers = {"mnist": MNIST, "fashion-mnist": FashionMNIST, "kmnist": KMNIST}

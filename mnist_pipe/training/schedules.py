@@ -21,7 +21,11 @@ def one_cycle(progress: float) -> float:
 
 
 def triangle(progress: float) -> float:
-    """Linear from zero over the first quarter, then linear to zero."""
+    """Linear from zero over the first quarter, then linear to zero.
+
+    >>> [triangle(progress) for progress in (0.0, 0.125, 0.25, 0.625, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
     return progress / WARM_UP if progress < WARM_UP else (1 - progress) / (1 - WARM_UP)
 
 

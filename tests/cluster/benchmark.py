@@ -1,6 +1,6 @@
 """What a cluster costs and gains, on the test bed of tests/cluster: two one-thread nodes in network namespaces.
 
-    python -m benchmarks.cluster [--only stages|epochs] [--repeats 3] [--rows 8000] [--epochs 3]
+    python -m tests.cluster.benchmark [--only stages|epochs] [--repeats 3] [--rows 8000] [--epochs 3]
 
 Prints the seconds of a stage here and there; then those of an epoch on one node and on two, taken in turns in one run.
 While epochs are timed, Prefect, MLflow and PostgreSQL are stopped: they have no machine of their own in the bed, and

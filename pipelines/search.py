@@ -144,9 +144,9 @@ def search(
 def forget(run_name: str) -> None:
     """Remove what a killed search resumes from; a finished one, asked for again, is to be searched again."""
     from mnist_pipe.cluster import storage
-    from mnist_pipe.tuning.ledger import ledger_key
+    from mnist_pipe.tuning.ledger import ledger_of
 
-    storage.project_storage(Path.cwd()).remove(ledger_key(run_name))
+    ledger_of(run_name, storage=storage.project_storage(Path.cwd())).remove()
 
 
 def _row(trial: Mapping[str, Any], params: SearchParams, recipe: RecipeParams) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mnist_pipe.params.schema import RecipeParams, SearchParams
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import recipe_of
-from mnist_pipe.tuning.ledger import TrialRecord, best_trial, ledger_key, read_ledger
+from mnist_pipe.tuning.ledger import TrialRecord, best_trial, ledger_of
 from mnist_pipe.tuning.search import Defaults, Session, search
 from mnist_pipe.tuning.trial import trial_recipe
 from tests import ray_data
@@ -117,7 +117,7 @@ def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_every_trial_is_in_the_result_and_in_the_ledger(reference: tuple[list[TrialRecord], Path]) -> None:
     records, folder = reference
     assert [record.trial for record in records] == list(range(1, NUM_TRIALS + 1))
-    assert sorted(read_ledger(storage.open_uri(str(folder)), "search"), key=lambda r: r.trial) == records
+    assert ledger_of("search", storage=storage.open_uri(str(folder))).read() == records
 
 
 @ray
@@ -187,18 +187,18 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     assert "stopped\n" in iter(first.stdout.readline, "")  # it waits there to be killed
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    known = read_ledger(place, "search")
+    known = ledger_of("search", storage=place).read()
     assert len(known) == 2
     # A mark in a recorded figure tells a trial that was remembered from one that was run again, and a file that is no
     # record is passed over.
     marked = vars(known[0])
     figure = marked["history"][0]["train_loss"]
     marked["history"][0]["train_loss"] = 123.0
-    place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
-    place.write(f"{ledger_key('search')}/00099.json", b'{"trial": 7, "sta')
+    place.write_json(f"trials/search/{marked['trial']:05}.json", marked)
+    place.write("trials/search/00099.json", b'{"trial": 7, "sta')
 
     subprocess.run([*command, "0"], cwd=root, env=environment, check=True)
-    resumed = sorted(read_ledger(place, "search"), key=lambda r: r.trial)
+    resumed = ledger_of("search", storage=place).read()
     assert [record.trial for record in resumed] == list(range(1, NUM_TRIALS + 1))
     remembered = resumed[marked["trial"] - 1].history[0]
     assert remembered["train_loss"] == 123.0
@@ -237,7 +237,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
     optimizers = [record.config["optimizer"] for record in told]
     assert len(list(itertools.groupby(optimizers))) == 2  # all of a pack end together
     assert [record.trial for record in records] == list(range(1, 13))
-    assert sorted(read_ledger(storage.open_uri(str(tmp_path)), "search"), key=lambda r: r.trial) == records
+    assert ledger_of("search", storage=storage.open_uri(str(tmp_path))).read() == records
     curves = {path.parent.name for path in (tmp_path / "ray/search.0").glob("trial-*/*tfevents*")}
     assert curves == {f"trial-{number}" for number in range(1, 13)}
     statuses = {record.status for record in records}
@@ -267,10 +267,10 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
     first = run(cluster, **arguments)
     place = storage.open_uri(str(tmp_path))
     for record in first[:2]:
-        (tmp_path / ledger_key("search") / f"{record.trial:05}.json").unlink()
+        (tmp_path / "trials/search" / f"{record.trial:05}.json").unlink()
     marked = vars(first[4])
     marked["history"][0]["train_loss"] = 123.0
-    place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
+    place.write_json(f"trials/search/{marked['trial']:05}.json", marked)
     resumed = run(cluster, **arguments)
     assert [record.config for record in resumed] == [record.config for record in first]
     assert resumed[4].history[0]["train_loss"] == 123.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ from ray import tune
 from ray.tune.logger import TBXLoggerCallback
 
 from mnist_pipe.atomic import digest
-from mnist_pipe.cluster.storage import Storage
-from mnist_pipe.tuning.ledger import TrialRecord, ledger_key
+from mnist_pipe.cluster.ledger import Ledger
+from mnist_pipe.tuning.ledger import TrialRecord
 from mnist_pipe.tuning.space import config_of
 from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
 
@@ -56,21 +56,19 @@ class Curves(TBXLoggerCallback):  # type: ignore[misc]
             super().log_trial_end(curve, failed)
 
 
-class Ledger(tune.Callback):  # type: ignore[misc]
-    """Collects the trials as they end, and writes each to disk."""
+class Recorder(tune.Callback):  # type: ignore[misc]
+    """Collects the trials as they end, and enters each new one in the ledger."""
 
     def __init__(
         self,
-        storage: Storage,
-        name: str,
+        ledger: Ledger[TrialRecord],
         *,
         num_epochs: int,
-        known: Mapping[str, TrialRecord],
+        known: Collection[str],
         on_trial: Callable[[TrialRecord], None],
     ) -> None:
         self.records: list[TrialRecord] = []
-        self._storage, self._name = storage, name
-        self._num_epochs, self._known, self._on_trial = num_epochs, known, on_trial
+        self._ledger, self._num_epochs, self._known, self._on_trial = ledger, num_epochs, known, on_trial
         self._histories: dict[tuple[str, int], list[dict[str, float]]] = {}
         self._addresses: dict[str, str] = {}
 
@@ -117,5 +115,5 @@ class Ledger(tune.Callback):  # type: ignore[misc]
     def _add(self, record: TrialRecord) -> None:
         self.records.append(record)
         if digest(record.config) not in self._known:
-            self._storage.write_json(f"{ledger_key(self._name)}/{record.trial:05}.json", vars(record))
+            self._ledger.record(record, name=f"{record.trial:05}")
         self._on_trial(record)

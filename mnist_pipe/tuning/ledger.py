@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.tuning.trial import METRIC
 
@@ -15,20 +16,9 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
     return max(records, key=lambda r: (r.score, -r.history[-1]["validation_loss"] if r.score >= 0 else 0.0, -r.trial))
 
 
-def read_ledger(storage: Storage, name: str) -> list[TrialRecord]:
-    """The trials of the search `name` that had ended; a file that is no record is passed over."""
-    records = []
-    for file in storage.names(ledger_key(name)):
-        try:
-            records.append(TrialRecord(**storage.read_json(f"{ledger_key(name)}/{file}")))
-        except (ValueError, TypeError):
-            continue
-    return records
-
-
-def ledger_key(name: str) -> str:
-    """The folder of the storage where the finished trials of the search `name` are."""
-    return f"trials/{name}"
+def ledger_of(name: str, *, storage: Storage) -> Ledger[TrialRecord]:
+    """The trials of the search `name` that have ended."""
+    return Ledger(storage=storage, folder=f"trials/{name}", entry=TrialRecord)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import PipelineError, describe
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
-from mnist_pipe.tuning.callbacks import Curves, Ledger, folder_of
-from mnist_pipe.tuning.ledger import TrialRecord, read_ledger
+from mnist_pipe.tuning.callbacks import Curves, Recorder, folder_of
+from mnist_pipe.tuning.ledger import TrialRecord, ledger_of
 from mnist_pipe.tuning.space import config_of, propose, start_points
 from mnist_pipe.tuning.trial import METRIC, PACK, Trial, proposals_of, trial_recipe
 from mnist_pipe.tuning.vmapped import packs
@@ -93,8 +93,9 @@ def search(
     on_gpu = available.num_gpus > 0
     num_threads = max(1, min(min(available.nodes), available.num_cpus // (concurrent or 1)))
     num_processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
-    known = {digest(record.config): record for record in read_ledger(storage, name)}
-    ledger = Ledger(storage, name, num_epochs=params.num_epochs, known=known, on_trial=on_trial)
+    ledger = ledger_of(name, storage=storage)
+    known = {digest(record.config): record for record in ledger.read()}
+    recorder = Recorder(ledger, num_epochs=params.num_epochs, known=known.keys(), on_trial=on_trial)
     # Optuna's own line for every trial would come on top of ours.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = defaults.recipe.model_dump()
@@ -149,7 +150,7 @@ def search(
             # Ray's default is 0, which loses a trial with its node; this restarts it from its first epoch.
             failure_config=tune.FailureConfig(max_failures=3),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is what a search leaves
-            callbacks=[Curves(), ledger],
+            callbacks=[Curves(), recorder],
             verbose=0,
         ),
     )
@@ -160,11 +161,11 @@ def search(
     # node of a cluster has its own.
     with hidden_credentials():
         tuner.fit()
-    if not any(record.score >= 0 for record in ledger.records):
-        got = ", ".join(sorted({record.status for record in ledger.records})) or "no trial"
+    if not any(record.score >= 0 for record in recorder.records):
+        got = ", ".join(sorted({record.status for record in recorder.records})) or "no trial"
         fix = "look at the learning rates in search.space"
         raise PipelineError(describe("search", "one trial at least", "end with a finite loss", got=got, fix=fix))
-    return sorted(ledger.records, key=lambda record: record.trial)
+    return sorted(recorder.records, key=lambda record: record.trial)
 
 
 def draw(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 from mnist_pipe import paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.params.schema import BaselineParams
-from pipelines.stage import stage
 
 
 @task
@@ -29,11 +29,12 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     return metrics
 
 
-@stage
+@flow
 def baseline(params: BaselineParams) -> None:
     """Train the baseline and report its metrics."""
-    from mnist_pipe.atomic import write_json
+    with workspace():
+        from mnist_pipe.atomic import write_json
 
-    metrics = train_linear(params)
-    write_json(paths.BASELINE_REPORT, metrics)
-    get_run_logger().info("baseline: validation accuracy %.2f %%", 100 * metrics["validation_accuracy"])
+        metrics = train_linear(params)
+        write_json(paths.BASELINE_REPORT, metrics)
+        get_run_logger().info("baseline: validation accuracy %.2f %%", 100 * metrics["validation_accuracy"])

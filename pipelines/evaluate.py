@@ -8,32 +8,33 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from mnist_pipe import paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.params.schema import EvaluateParams
-from pipelines.stage import stage
 
 SPLITS = ("validation", "test")
 Figures = dict[str, Any]
 
 
-@stage
+@flow
 def evaluate(params: EvaluateParams) -> None:
     """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the pictures."""
-    by_split = {split: score_split(split, params) for split in SPLITS}
-    evaluation = summarise(by_split, params)
-    draw(params)
-    test, baseline = evaluation["test"], evaluation["baseline"]["test"]
-    headline = (
-        f"{evaluation['model']} on the test split of {evaluation['dataset']}: {test['accuracy']:.2%} "
-        f"({params.confidence:.0%} interval {test['interval'][0]:.2%} to {test['interval'][1]:.2%}), "
-        f"baseline {baseline['accuracy']:.2%}"
-    )
-    get_run_logger().info(headline)
-    create_markdown_artifact(f"{headline}.", key="evaluation", description="Headline of the evaluation")
-    create_table_artifact(evaluation["per_class"], key="per-class", description="Test split, by actual class")
+    with workspace():
+        by_split = {split: score_split(split, params) for split in SPLITS}
+        evaluation = summarise(by_split, params)
+        draw(params)
+        test, baseline = evaluation["test"], evaluation["baseline"]["test"]
+        headline = (
+            f"{evaluation['model']} on the test split of {evaluation['dataset']}: {test['accuracy']:.2%} "
+            f"({params.confidence:.0%} interval {test['interval'][0]:.2%} to {test['interval'][1]:.2%}), "
+            f"baseline {baseline['accuracy']:.2%}"
+        )
+        get_run_logger().info(headline)
+        create_markdown_artifact(f"{headline}.", key="evaluation", description="Headline of the evaluation")
+        create_table_artifact(evaluation["per_class"], key="per-class", description="Test split, by actual class")
 
 
 @task

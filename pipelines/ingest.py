@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 from mnist_pipe import paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data import sources
 from mnist_pipe.data.download import NoMirrorFault
 from mnist_pipe.data.splits import write_all, write_raw
 from mnist_pipe.fingerprint import PACKAGE
 from mnist_pipe.params.schema import IngestParams
 from pipelines import retries
-from pipelines.stage import stage
 
 
 @task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorFault))
@@ -42,23 +42,24 @@ def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> d
     return {name: len(split.labels) for name, split in splits.items()}
 
 
-@stage
+@flow
 def ingest(params: IngestParams) -> None:
     """Write `data/raw/{train,test}.parquet`."""
-    log = get_run_logger()
-    dataset, fallback_for = params.dataset, None
-    try:
-        found = fetch(dataset, params)
-    except NoMirrorFault as fault:
-        if params.fallback is None:
-            raise
-        dataset, fallback_for = params.fallback, params.dataset
-        log.warning(
-            "FALLBACK: everything from here on is made from %s, not %s. %s. To try again: dvc repro --force ingest",
-            dataset,
-            fallback_for,
-            fault,
-        )
-        found = fetch(dataset, params)
-    rows = convert(dataset, found, fallback_for)
-    log.info("%s: %s training and %s test images", dataset, f"{rows['train']:,}", f"{rows['test']:,}")
+    with workspace():
+        log = get_run_logger()
+        dataset, fallback_for = params.dataset, None
+        try:
+            found = fetch(dataset, params)
+        except NoMirrorFault as fault:
+            if params.fallback is None:
+                raise
+            dataset, fallback_for = params.fallback, params.dataset
+            log.warning(
+                "FALLBACK: everything from here on is made from %s, not %s. %s. To try again: dvc repro --force ingest",
+                dataset,
+                fallback_for,
+                fault,
+            )
+            found = fetch(dataset, params)
+        rows = convert(dataset, found, fallback_for)
+        log.info("%s: %s training and %s test images", dataset, f"{rows['train']:,}", f"{rows['test']:,}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data import normalization
 from mnist_pipe.data.splits import read_raw, write_all, write_normalized
 from mnist_pipe.params.schema import NormalizeParams
-from pipelines.stage import stage
 
 
 @task
@@ -26,11 +26,12 @@ def standardise(params: NormalizeParams) -> dict[str, int]:
     return {name: len(normalized.labels) for name, normalized in splits.items()}
 
 
-@stage
+@flow
 def normalize(params: NormalizeParams) -> None:
     """Write `data/normalized/{train,validation,test}.parquet` and `reports/data.json`."""
-    rows = standardise(params)
-    if rows["validation"] < params.validation_rows:
-        asked, got = params.validation_rows, rows["validation"]
-        get_run_logger().warning("validation_rows: %s asked, %s taken, a fifth of the training split", asked, got)
-    get_run_logger().info("rows: %s", ", ".join(f"{name} {number:,}" for name, number in rows.items()))
+    with workspace():
+        rows = standardise(params)
+        if rows["validation"] < params.validation_rows:
+            asked, got = params.validation_rows, rows["validation"]
+            get_run_logger().warning("validation_rows: %s asked, %s taken, a fifth of the training split", asked, got)
+        get_run_logger().info("rows: %s", ", ".join(f"{name} {number:,}" for name, number in rows.items()))

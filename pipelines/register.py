@@ -6,17 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from mnist_pipe import atomic, lineage, paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.evaluation import markdown
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import mlflow_registry
 from pipelines import retries
-from pipelines.stage import stage
 
 VALIDATION = paths.PREDICTIONS / "validation.parquet"
 
@@ -46,16 +46,17 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     return asdict(registration)
 
 
-@stage
+@flow
 def register(params: RegisterParams) -> None:
     """Register the candidate and show its gates."""
-    outcome = record(params, trace())
-    title = f"{outcome['name']} version {outcome['version']}"
-    log, rows = get_run_logger(), []
-    for gate in outcome["gates"]:
-        verdict = "passed" if gate["passed"] else "failed"
-        rows.append((gate["name"], verdict, gate["text"]))
-        log.info("gate %s %s: %s", gate["name"], verdict, gate["text"])
-    log.info("%s: %s", title, outcome["reason"])
-    table = markdown.table(("gate", "", ""), rows)
-    create_markdown_artifact(f"**{title}.** {outcome['reason']}\n\n{table}\n", key="gates", description=title)
+    with workspace():
+        outcome = record(params, trace())
+        title = f"{outcome['name']} version {outcome['version']}"
+        log, rows = get_run_logger(), []
+        for gate in outcome["gates"]:
+            verdict = "passed" if gate["passed"] else "failed"
+            rows.append((gate["name"], verdict, gate["text"]))
+            log.info("gate %s %s: %s", gate["name"], verdict, gate["text"])
+        log.info("%s: %s", title, outcome["reason"])
+        table = markdown.table(("gate", "", ""), rows)
+        create_markdown_artifact(f"**{title}.** {outcome['reason']}\n\n{table}\n", key="gates", description=title)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.evaluation.report import render_page
 from pipelines import STAGES
-from pipelines.stage import stage
 
 
-@stage
+@flow
 def report() -> None:
     """Write the report."""
-    write()
-    get_run_logger().info(f"report: {paths.REPORT}")
+    with workspace():
+        write()
+        get_run_logger().info(f"report: {paths.REPORT}")
 
 
 @task

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.errors import EnvironmentFault
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
 from pipelines import retries
-from pipelines.stage import stage
 
 
 @task
@@ -115,29 +115,30 @@ def write_results(trials: list[dict[str, Any]], table: list[dict[str, Any]]) -> 
     return result
 
 
-@stage
+@flow
 def search(
     params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], precision: Precision = "auto"
 ) -> None:
     """Search, record every trial, and hand the best configuration on."""
-    from mnist_pipe.fingerprint import run_name as name_of
+    with workspace():
+        from mnist_pipe.fingerprint import run_name as name_of
 
-    made_from = {
-        "search": params.model_dump(mode="json"),
-        "recipe": recipe.model_dump(mode="json"),
-        "models": models,
-        "precision": precision,
-    }
-    run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
-    trials = tune(params, recipe, models, precision, run_name)
-    table = [_row(trial, params, recipe) for trial in trials]
-    result = write_results(trials, table)
-    log_to_mlflow(trials, run_name)
-    create_table_artifact(key="trials", table=table, description="All trials")
-    get_run_logger().info(
-        "best: trial %d, validation accuracy %.2f %%", result["trial"], 100 * result["validation_accuracy"]
-    )
-    forget(run_name)
+        made_from = {
+            "search": params.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json"),
+            "models": models,
+            "precision": precision,
+        }
+        run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
+        trials = tune(params, recipe, models, precision, run_name)
+        table = [_row(trial, params, recipe) for trial in trials]
+        result = write_results(trials, table)
+        log_to_mlflow(trials, run_name)
+        create_table_artifact(key="trials", table=table, description="All trials")
+        get_run_logger().info(
+            "best: trial %d, validation accuracy %.2f %%", result["trial"], 100 * result["validation_accuracy"]
+        )
+        forget(run_name)
 
 
 @task

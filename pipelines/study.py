@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 
 import studies
 from mnist_pipe import atomic, paths
-from pipelines.stage import stage
+from mnist_pipe.cluster.handoff import workspace
 
 if TYPE_CHECKING:
     from studies.common.ledger import Config, Run
@@ -85,17 +85,18 @@ def _line(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in config.items())
 
 
-@stage
+@flow
 def study(study: str, params: dict[str, Any]) -> None:
     """Measure `study`; where it was interrupted, go on from the runs that had ended."""
-    from mnist_pipe.fingerprint import run_name
+    with workspace():
+        from mnist_pipe.fingerprint import run_name
 
-    name = run_name(f"{study}-runs", params=None, inputs=[*paths.SPLITS.values(), *computing_modules(study)])
-    times = measure(study, params, name)
-    table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
-    create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
-    get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["processor_seconds"])
-    forget(name)
+        name = run_name(f"{study}-runs", params=None, inputs=[*paths.SPLITS.values(), *computing_modules(study)])
+        times = measure(study, params, name)
+        table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
+        create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
+        get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["processor_seconds"])
+        forget(name)
 
 
 def computing_modules(study: str) -> list[Path]:

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefect import get_run_logger, task
+from prefect import flow, get_run_logger, task
 
 from mnist_pipe import paths
+from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.cluster.storage import VARIABLE, Storage
 from mnist_pipe.params.schema import RecipeParams, TrainParams
-from pipelines.stage import stage
 
 if TYPE_CHECKING:
     from mnist_pipe.training.streaming import Shards
@@ -109,27 +109,32 @@ def write_candidate(
     write_json(paths.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
 
 
-@stage
+@flow
 def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
     """Train the best configuration that the search found, as long and as carefully as the recipe says."""
-    from mnist_pipe.atomic import read_json
-    from mnist_pipe.fingerprint import run_name as name_of
-    from mnist_pipe.training.recipe import recipe_of
+    with workspace():
+        from mnist_pipe.atomic import read_json
+        from mnist_pipe.fingerprint import run_name as name_of
+        from mnist_pipe.training.recipe import recipe_of
 
-    best = read_json(paths.BEST, fix="run: dvc repro search")["config"]
-    run = {"precision": params.precision, "seed": params.seed}
-    if params.num_epochs != "auto":
-        run["num_epochs"] = params.num_epochs
-    full = recipe_of(recipe.model_dump(), found=best, models=models, **run).to_dict()
-    made_from = {"train": params.model_dump(mode="json"), "recipe": recipe.model_dump(mode="json"), "models": models}
-    run_name = name_of("train", params=made_from, inputs=[paths.BEST, *paths.TRAINING_SPLITS.values()])
-    result = fit(full, recipe.train_rows, params, run_name)
-    write_candidate(
-        full, result["history"], run_name, num_workers=result["num_workers"], test_shifts=recipe.test_shifts
-    )
-    accuracy = 100 * result["history"][-1]["validation_accuracy"]
-    get_run_logger().info("trained %s: validation accuracy %.2f %%", full["model"], accuracy)
-    forget(run_name)
+        best = read_json(paths.BEST, fix="run: dvc repro search")["config"]
+        run = {"precision": params.precision, "seed": params.seed}
+        if params.num_epochs != "auto":
+            run["num_epochs"] = params.num_epochs
+        full = recipe_of(recipe.model_dump(), found=best, models=models, **run).to_dict()
+        made_from = {
+            "train": params.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json"),
+            "models": models,
+        }
+        run_name = name_of("train", params=made_from, inputs=[paths.BEST, *paths.TRAINING_SPLITS.values()])
+        result = fit(full, recipe.train_rows, params, run_name)
+        write_candidate(
+            full, result["history"], run_name, num_workers=result["num_workers"], test_shifts=recipe.test_shifts
+        )
+        accuracy = 100 * result["history"][-1]["validation_accuracy"]
+        get_run_logger().info("trained %s: validation accuracy %.2f %%", full["model"], accuracy)
+        forget(run_name)
 
 
 @task

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,17 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
     )
     storage.write_json(f"runs/{name}/request.json", asdict(request))
     return request
+
+
+@contextmanager
+def workspace() -> Iterator[None]:
+    """Where a stage's flow works: the project's folder or, on a worker, a fresh one made from its request.
+
+    Raises:
+        CorruptDataError, EnvironmentFault: as `worker_workspace`.
+    """
+    with worker_workspace(os.environ[REQUEST]) if os.environ.get(REQUEST) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -232,7 +232,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
         "batch_size": [64],
     }
     told: list[TrialRecord] = []
-    arguments = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
+    arguments: dict[str, Any] = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
     records = run(cluster, folder=tmp_path, space=space, **arguments)
     optimizers = [record.config["optimizer"] for record in told]
     assert len(list(itertools.groupby(optimizers))) == 2  # all of a pack end together
@@ -263,15 +263,15 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
 @ray
 def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: Cluster, tmp_path: Path) -> None:
     space = {**SPACE, "model": ["mlp"], "optimizer": ["adam"], "batch_size": [64]}
-    arguments = {"folder": tmp_path, "space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
-    first = run(cluster, **arguments)
+    rules: dict[str, Any] = {"space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
+    first = run(cluster, folder=tmp_path, **rules)
     place = storage.open_uri(str(tmp_path))
     for record in first[:2]:
         (tmp_path / ledger_key("search") / f"{record.trial:05}.json").unlink()
     marked = vars(first[4])
     marked["history"][0]["train_loss"] = 123.0
     place.write_json(f"{ledger_key('search')}/{marked['trial']:05}.json", marked)
-    resumed = run(cluster, **arguments)
+    resumed = run(cluster, folder=tmp_path, **rules)
     assert [record.config for record in resumed] == [record.config for record in first]
     assert resumed[4].history[0]["train_loss"] == 123.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from typing import ParamSpec
@@ -29,4 +30,6 @@ def stage(function: Callable[Parameters, None]) -> Flow[..., None]:
         with handoff.worker_workspace(request):
             function(*args, **kwargs)
 
+    # Prefect would look up the names of the annotations in this module.
+    body.__signature__ = inspect.signature(function, eval_str=True)  # type: ignore[attr-defined]
     return flow(name=function.__name__)(body)

@@ -49,6 +49,7 @@ def offences(source: str) -> Iterator[str]:
     tree = ast.parse(source)
     bound = imported(tree)
     theirs = {name for name, package in bound.items() if package not in OURS}
+    functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -57,7 +58,9 @@ def offences(source: str) -> Iterator[str]:
                 yield from (f"{module}.{a.name}" for a in names if is_private(f"{module}.{a.name}"))
             case ast.keyword(arg=str(name)) if is_private(name):
                 yield name
-            case ast.Attribute(attr=name, ctx=ast.Store() | ast.Del()) if name.startswith("__"):
+            case ast.Attribute(value=value, attr=name, ctx=ast.Store() | ast.Del()) if (
+                name.startswith("__") and first_name(value) not in functions
+            ):
                 yield f"{ast.unparse(node)} ="
             case ast.Attribute(value=value, ctx=ast.Store() | ast.Del()) if first_name(value) in theirs:
                 yield f"{ast.unparse(node)} ="

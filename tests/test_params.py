@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from mnist_pipe.errors import InputError
 from mnist_pipe.params import loader, schema
 from mnist_pipe.preflight import load_params
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 NAMES = {

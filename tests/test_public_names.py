@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 OURS = ("mnist_pipe", "pipelines", "studies")
 SOURCES = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))
 EXCEPTIONS = {

@@ -24,9 +24,9 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
 from studies.optimizers import figures, findings, results, runs, side_by_side
 from studies.optimizers.runs import KERAS_DEFAULTS, Params
-from tests import ray_data
+from tests.support import ray_data
 from tests.support.studies import bars, check_rendered, legend, measured, points, recorded
-from tests.test_loop import CPU, blobs
+from tests.support.training import CPU, blobs
 
 Array = NDArray[np.float64]
 PARAMS = Params(

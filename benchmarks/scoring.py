@@ -43,7 +43,7 @@ def main() -> None:
     from mnist_pipe.data import splits
     from mnist_pipe.inference import batch
 
-    test = {"raw": splits.read_raw(options.data / "raw/test.parquet")}
+    test: dict[str, Any] = {"raw": splits.read_raw(options.data / "raw/test.parquet")}
     test["normalized"] = splits.read_normalized(options.data / "normalized/test.parquet")
     if options.model:
         model = batch.load(options.model, root=Path.cwd())

@@ -19,9 +19,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from mnist_pipe import paths, preflight
 from mnist_pipe.cluster import storage
@@ -113,9 +115,7 @@ def _ours(
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.tuning import search
 
-    own = search.Trial
-    search.Trial = trainable or own  # type: ignore[misc, assignment]
-    try:
+    with mock.patch("mnist_pipe.tuning.search.Trial", trainable) if trainable else nullcontext():
         return search.search(
             params.search.model_copy(update={"num_trials": num_trials}),
             defaults=search.Defaults(recipe=params.recipes[params.recipe], models=params.models),
@@ -124,8 +124,6 @@ def _ours(
             session=search.Session(name="benchmark", storage=storage.project_storage(folder), available=available),
             on_trial=on_trial,
         )
-    finally:
-        search.Trial = own  # type: ignore[misc]
 
 
 def _no_op() -> type:
@@ -209,7 +207,7 @@ def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, A
     train = Subset(datasets.MNIST(folder, train=True, transform=transforms.Compose(moved)), rows[5_000:])
     validation = Subset(datasets.MNIST(folder, train=True, transform=transforms.Compose(plain)), rows[:5_000])
     model = build(config["model"], **models[config["model"]])
-    classes = {
+    classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "nesterov": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
         "adagrad": torch.optim.Adagrad,
         "rmsprop": torch.optim.RMSprop,

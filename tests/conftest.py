@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from hypothesis import settings
 
 from mnist_pipe import telemetry
 from mnist_pipe.data.splits import RawSplit
+from tests.support import ROOT
 from tests.support.data import random_split
 
-pytest_plugins = ["tests.support.registry"]
+if TYPE_CHECKING:
+    from mnist_pipe.cluster.ray_session import Cluster
 
-ROOT = Path(__file__).parents[1]
+pytest_plugins = ["tests.support.registry"]
 
 # As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.
 for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **telemetry.OFF}.items():
@@ -50,3 +53,12 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A local Ray, one for all tests of a module."""
+    from mnist_pipe.cluster.ray_session import connected
+
+    with connected("a-test") as available:
+        yield available

@@ -13,7 +13,7 @@ from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
-from tests.test_loop import CPU, RECIPE, blobs
+from tests.support.training import CPU, RECIPE, blobs
 
 CARD = {"model": "convnet", "model_params": {"channels": [4, 8]}}
 

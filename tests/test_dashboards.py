@@ -23,6 +23,8 @@ from mnist_pipe.local.dashboards import Page
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import State, mlflow_server, tensorboard
 from mnist_pipe.local.services.process import is_free
+from tests.support.checkout import copy_tree
+from tests.support.checkout import run as run_in
 from tests.support.services import (
     clean_variables,
     command,
@@ -35,8 +37,6 @@ from tests.support.services import (
     taken,
     wait_until,
 )
-from tests.test_pipeline import copy_tree
-from tests.test_pipeline import run as run_in
 
 __all__ = ["clean_variables"]  # a fixture
 
@@ -387,7 +387,7 @@ def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
 @pytest.mark.browser
 def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("playwright", reason="playwright is not installed")
-    from tests import browser
+    from tests.support import browser
 
     pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path) / "machine"
     logs = {}

@@ -18,7 +18,7 @@ from mnist_pipe.cluster import storage
 from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
 from mnist_pipe.local import doctor, services
 from mnist_pipe.local.services import prefect_server
-from tests.conftest import ROOT
+from tests.support import ROOT
 from tests.support.services import dead_server
 
 MiniMount = Callable[..., subprocess.CompletedProcess[str]]

@@ -9,7 +9,7 @@ import torch
 
 from mnist_pipe.training import ema, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
-from tests.test_loop import CPU, RECIPE, blobs
+from tests.support.training import CPU, RECIPE, blobs
 
 DECAY = 0.8
 

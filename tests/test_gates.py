@@ -41,6 +41,11 @@ def predictions(
     )
 
 
+def approx(value: float) -> Any:
+    """A figure that is about this."""
+    return pytest.approx(value)
+
+
 def champion(of: Predictions, *, content: str = "old") -> gates.Champion:
     return gates.Champion(version=3, content_sha256=content, predictions=of)
 
@@ -56,7 +61,7 @@ def test_the_baseline_gate_counts_the_rows_that_one_alone_gets_right() -> None:
         name="baseline",
         rule="better than the baseline on the validation split (one-sided exact McNemar, p < 0.02)",
         passed=True,
-        figures={"rows": 10, "only_candidate_right": 8, "only_other_right": 1, "p_value": pytest.approx(10 / 512)},
+        figures={"rows": 10, "only_candidate_right": 8, "only_other_right": 1, "p_value": approx(10 / 512)},
         text="Of 10 rows, 8 are right with the candidate alone and 1 with the baseline alone: p = 0.02 is below 0.02.",
     )
 
@@ -87,7 +92,7 @@ def test_the_calibration_gate_compares_confidence_with_accuracy() -> None:
         name="calibration",
         rule="every probability finite, expected calibration error at most 0.1 (15 bins)",
         passed=True,
-        figures={"rows": 10, "rows_not_finite": 0, "calibration_error": pytest.approx(0.1)},
+        figures={"rows": 10, "rows_not_finite": 0, "calibration_error": approx(0.1)},
         text="All 10 probabilities are finite, and the expected calibration error 0.1000 is within 0.1.",
     )
     gate = gates.is_calibrated(candidate, max_error=0.05)
@@ -129,7 +134,7 @@ def test_the_champion_gate_joins_by_the_raw_row() -> None:
         name="champion",
         rule="better than the champion on the rows that both held out (one-sided exact McNemar, p < 0.05)",
         passed=False,
-        figures={"rows": 8, "only_candidate_right": 5, "only_other_right": 1, "p_value": pytest.approx(p_value)},
+        figures={"rows": 8, "only_candidate_right": 5, "only_other_right": 1, "p_value": approx(p_value)},
         text="Of 8 rows that both held out, 5 are right with the candidate alone and 1 with the champion, version 3, "
         "alone: p = 0.11 is not below 0.05.",
     )

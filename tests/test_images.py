@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ Save = Callable[..., Path]
 
 @pytest.fixture
 def save(tmp_path: Path) -> Save:
-    def save(image: Image.Image, name: str = "digit.png", **options: object) -> Path:
+    def save(image: Image.Image, name: str = "digit.png", **options: Any) -> Path:
         image.save(tmp_path / name, **options)
         return tmp_path / name
 

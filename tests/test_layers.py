@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,8 @@ from ruamel.yaml import YAML
 import studies
 from mnist_pipe import paths
 from pipelines import STAGES
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for folder in ("mnist_pipe", "pipelines", "studies")
@@ -156,3 +157,13 @@ def test_every_dependency_of_a_stage_on_code_exists() -> None:
 def test_benchmarks_import_no_tests() -> None:
     for path in (ROOT / "benchmarks").glob("*.py"):
         assert not {name for name in imports(path) if name.split(".")[0] == "tests"}, path
+
+
+def test_no_module_of_tests_imports_another() -> None:
+    for path in (ROOT / "tests").rglob("*.py"):
+        in_strings = set(re.findall(r"\btests\.[\w.]+", path.read_text()))  # of programs that a test starts
+        for name in imports(path) | in_strings:
+            parts = name.split(".")
+            assert parts[0] != "tests" or not any(part.startswith("test_") or part == "conftest" for part in parts), (
+                path
+            )

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from mnist_pipe import lineage
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 CARD = {"dataset": "mnist", "data_sha256": {"train": "aa", "validation": "bb"}}
 
 

@@ -17,39 +17,14 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe import models
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop, numerics, optimizers, sync_batchnorm
-from mnist_pipe.training.batches import DeviceSplit, Ranks, to_device
+from mnist_pipe.training.batches import Ranks, to_device
 from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.recipe import Recipe, recipe_of
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(
-    model="convnet",
-    model_params={"channels": [4, 8]},
-    optimizer="nesterov",
-    learning_rate=0.05,
-    batch_size=32,
-    num_epochs=3,
-    rotation_degrees=10,
-    translation_pixels=2,
-    label_smoothing=0.1,
-    precision="float32",
-)
-
-
-def blobs(num_rows: int, *, seed: int = 0) -> DeviceSplit:
-    """Ten classes, each a bright square in a place of its own with noise: learnable in a few steps."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(num_rows) % 10
-    images = 0.3 * torch.randn(num_rows, 1, 28, 28, generator=generator) - 0.4
-    for row, label in enumerate(labels.tolist()):
-        y, x = 4 + 14 * (label // 5), 2 + 5 * (label % 5)
-        images[row, 0, y : y + 5, x : x + 4] += 2.5
-    return DeviceSplit(images=images, labels=labels, background=-0.4)
+from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run
 
 
 def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
@@ -58,17 +33,6 @@ def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
     other = recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
     assert other == dataclasses.replace(RECIPE, model="mlp", model_params={"hidden": [3]}, batch_size=7, seed=5)
     assert recipe_of(point, found={"model": "linear"}, models={}).model_params == {}
-
-
-def run(
-    recipe: Recipe, *, training: DeviceSplit, validation: DeviceSplit, **arguments: Any
-) -> tuple[list[dict[str, float]], torch.Tensor]:
-    """Every epoch's metrics and the final weights as one vector."""
-    model, optimizer = loop.new_run(recipe, device=CPU)
-    history = list(
-        loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation, **arguments)
-    )
-    return history, torch.cat([value.flatten().double() for value in model.state_dict().values()])
 
 
 @pytest.mark.filterwarnings("error")  # torch warns of memory that it must not write to
@@ -266,26 +230,6 @@ def test_logits_of_arrays_are_the_models() -> None:
     model, _ = loop.new_run(RECIPE, device=CPU)
     got = loop.logits(model, data.images[:, 0].numpy())
     torch.testing.assert_close(torch.tensor(got), model.eval()(data.images), rtol=1e-4, atol=1e-5)
-
-
-class FirstCalls(TorchDispatchMode):
-    """How many elements each function of MKL's vector library is given first."""
-
-    FUNCTIONS = (
-        *("acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma"),
-        *("log", "log10", "log1p", "log2", "sin", "sinh", "sqrt", "tan", "tanh"),
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_elements: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__.strip("_").removeprefix("foreach_")
-        if name in self.FUNCTIONS:
-            tensors = args[0] if isinstance(args[0], list) else args[:1]
-            self.num_elements.setdefault(name, sum(tensor.numel() for tensor in tensors))
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(

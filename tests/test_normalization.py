@@ -46,11 +46,8 @@ def test_every_row_lands_in_one_split_under_its_own_number(raw_splits: Splits) -
         raw = raw_splits["test" if name == "test" else "train"]
         assert np.array_equal(normalized.labels, raw.labels[normalized.index])
         assert (np.diff(normalized.index.astype(int)) > 0).all()
-        assert (normalized.images.dtype, normalized.labels.dtype, normalized.index.dtype) == (
-            np.float32,
-            np.uint8,
-            np.uint32,
-        )
+        columns = (normalized.images, normalized.labels, normalized.index)
+        assert [column.dtype.name for column in columns] == ["float32", "uint8", "uint32"]
 
 
 def test_images_are_standardised_with_the_training_rows_alone(raw_splits: Splits) -> None:

@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from mnist_pipe.errors import InputError
 from mnist_pipe.params import loader, schema
 from mnist_pipe.preflight import load_params
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 SHIPPED = (ROOT / "params.yaml").read_text()
 NAMES = {
@@ -322,8 +322,8 @@ def leaves(section: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in section.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        keys += leaves(field.annotation, f"{key}.") if nested else [key]
+        kind = field.annotation
+        keys += leaves(kind, f"{key}.") if isinstance(kind, type) and issubclass(kind, BaseModel) else [key]
     return keys
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +16,25 @@ import torch
 
 from mnist_pipe import hardware, models
 from mnist_pipe.cluster import storage
-from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
+from mnist_pipe.cluster.ray_session import Cluster, Scale
 from mnist_pipe.cluster.ray_session import scale as scale_of
-from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import EnvironmentFault, InputError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError
-from mnist_pipe.training.progress import Progress
 from mnist_pipe.training.ray_train import TrainingResult
 from mnist_pipe.training.recipe import Recipe
-from mnist_pipe.training.streaming import Shards
-from tests import ray_data
+from tests.support import ROOT, ray_data
+from tests.support.ray_runs import TWO, Recorder, fit, workers
 
-ROOT = Path(__file__).parent.parent
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
-
-def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker: int = 1, num_nodes: int = 1) -> Scale:
-    """So many workers, on one machine."""
-    return Scale(
-        min_workers=least,
-        max_workers=most or least,
-        use_gpu=use_gpu,
-        cpus_per_worker=cpus_per_worker,
-        num_nodes=num_nodes,
-    )
-
-
-ONE, TWO = workers(1), workers(2)
 
 DRIVER = """
 import sys, threading
 from pathlib import Path
 from mnist_pipe.cluster.ray_session import connected
-from tests.test_ray_train import Recorder, fit
+from tests.support.ray_runs import Recorder, fit
 class Shown(Recorder):
     def on_epoch(self, metrics):
         print("epoch", metrics["epoch"], flush=True)
@@ -61,53 +44,12 @@ with connected("a-test"):
 """
 
 
-class Recorder(Progress):
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, float]] = []
-        self.starts: list[list[str]] = []
-
-    def on_start(self, addresses: list[str]) -> None:
-        self.starts.append(addresses)
-
-    def on_epoch(self, metrics: dict[str, float]) -> None:
-        self.epochs.append(metrics)
-
-
-def fit(
-    folder: Path,
-    *,
-    recipe: Recipe = ray_data.RECIPE,
-    training: NormalizedSplit | Shards | None = None,
-    scale: Scale = ONE,
-    progress: Progress | None = None,
-) -> TrainingResult:
-    """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
-    return ray_train.fit(
-        recipe,
-        training=training or ray_data.split(3200),
-        validation=ray_data.split(501, seed=1),
-        name="run",
-        storage=storage.open_uri(str(folder)),
-        state=folder / "state",
-        scale=scale,
-        progress=progress or Recorder(),
-    )
-
-
 def progress(folder: Path) -> dict[str, Any] | None:
     """Of the checkpoint under `folder` that got farthest."""
     if ray_train.restore(storage.open_uri(str(folder)), name="run", into=folder / "found") is None:
         return None
     content: dict[str, Any] = json.loads((folder / "found" / checkpoint.PROGRESS).read_text())["progress"]
     return content
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with connected("a-test") as available:
-        yield available
 
 
 @pytest.fixture(scope="module")

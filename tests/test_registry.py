@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -180,9 +181,9 @@ def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, ma
     candidate = make_candidate(1, 40)
     for name in ("", "../x", "a/b", "a" * 65, "-a", "a b", "a:b", "a' or '1' = '1", "a\n"):
         calls: list[Callable[[], Any]] = [
-            lambda n=name: register(tmp_path, candidate, name=n),
-            lambda n=name: mlflow_registry.champion(n, root=tmp_path),
-            lambda n=name: mlflow_registry.log_search(n, [], root=tmp_path, search_id="s"),
+            partial(register, tmp_path, candidate, name=name),
+            partial(mlflow_registry.champion, name, root=tmp_path),
+            partial(mlflow_registry.log_search, name, [], root=tmp_path, search_id="s"),
         ]
         for call in calls:
             with pytest.raises(InputError) as caught:
@@ -538,7 +539,7 @@ def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     candidates = [make_candidate(seed, errors) for seed, errors in enumerate((60, 45, 30, 15))]
-    processes = [in_process(lambda c=c: register(registry_root, c)) for c in candidates]
+    processes = [in_process(partial(register, registry_root, c)) for c in candidates]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4

@@ -29,7 +29,7 @@ from mnist_pipe.training import checkpoint
 from pipelines import STAGES
 from pipelines import evaluate as stage
 from pipelines import report as report_stage
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 PARAMS = EvaluateParams(confidence=0.95, num_calibration_bins=15, num_worst_mistakes=5)
 MISTAKES = {"validation": 2, "test": 4}  # of 200 rows each, all of class 3 and taken for 4

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,23 @@ import pytest
 import torch
 
 from mnist_pipe.cluster import storage
-from mnist_pipe.cluster.ray_session import Cluster, connected
+from mnist_pipe.cluster.ray_session import Cluster
 from mnist_pipe.errors import PipelineError
-from mnist_pipe.params.schema import RecipeParams, SearchParams
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import recipe_of
 from mnist_pipe.tuning.ledger import TrialRecord, best_trial, ledger_of
-from mnist_pipe.tuning.search import Defaults, Session, search
 from mnist_pipe.tuning.trial import trial_recipe
-from tests import ray_data
+from tests.support import ray_data
+from tests.support.search import NUM_TRIALS, RECIPE, SPACE, run
 
 ray = pytest.mark.ray
-NUM_TRIALS = 8
 
 DRIVER = """
 import signal, sys
 from pathlib import Path
 from mnist_pipe.cluster.ray_session import connected
-from tests.test_search import run
+from tests.support.search import run
 
 _, folder, stop_after = sys.argv
 ended = []
@@ -47,63 +44,6 @@ def stop(record):
 with connected("a-test") as available:
     run(available, folder=Path(folder), on_trial=stop)
 """
-SPACE: dict[str, Any] = {
-    "model": ["mlp", "convnet"],
-    "optimizer": ["adam", "nesterov"],
-    "learning_rate": {},
-    "weight_decay": [1e-6, 1e-4],
-    "batch_size": [32, 64],
-    "rotation_degrees": [0.0, 5.0],
-    "translation_pixels": [0.0, 2.0],
-}
-RECIPE = RecipeParams(
-    model="mlp",
-    model_params={"hidden": [15], "activation": "relu"},
-    optimizer="adam",
-    learning_rate=0.01,
-    weight_decay=1e-5,
-    batch_size=64,
-    train_rows=None,
-    num_epochs=9,
-    schedule="triangle",
-    label_smoothing=0.1,
-    average_decay=0.0,
-    rotation_degrees=2.0,
-    translation_pixels=1.0,
-    test_shifts=False,
-)
-"""An operating point within `SPACE`."""
-
-
-def run(
-    available: Cluster, *, folder: Path, on_trial: Callable[[TrialRecord], None] = lambda _: None, **changes: Any
-) -> list[TrialRecord]:
-    """A search over blobs, with its ledger and results in `folder`; `changes` are of the section `search`."""
-    params = SearchParams(
-        space=SPACE,
-        num_trials=NUM_TRIALS,
-        num_epochs=3,
-        train_rows=1000,
-        algorithm="tpe",
-        scheduler="asha",
-        reduction_factor=3,
-        max_concurrent_trials="auto",
-        seed=0,
-    )
-    return search(
-        params.model_copy(update=changes),  # unchecked, so that rates may diverge
-        defaults=Defaults(recipe=RECIPE, models={"convnet": {"channels": [4, 8]}}),
-        training=ray_data.split(3200).first(1000),
-        validation=ray_data.split(501, seed=1),
-        session=Session(name="search", storage=storage.open_uri(str(folder)), available=available),
-        on_trial=on_trial,
-    )
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with connected("a-test") as available:
-        yield available
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +172,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
         "batch_size": [64],
     }
     told: list[TrialRecord] = []
-    arguments = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
+    arguments: dict[str, Any] = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
     records = run(cluster, folder=tmp_path, space=space, **arguments)
     optimizers = [record.config["optimizer"] for record in told]
     assert len(list(itertools.groupby(optimizers))) == 2  # all of a pack end together
@@ -263,15 +203,15 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
 @ray
 def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: Cluster, tmp_path: Path) -> None:
     space = {**SPACE, "model": ["mlp"], "optimizer": ["adam"], "batch_size": [64]}
-    arguments = {"folder": tmp_path, "space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
-    first = run(cluster, **arguments)
+    rules: dict[str, Any] = {"space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
+    first = run(cluster, folder=tmp_path, **rules)
     place = storage.open_uri(str(tmp_path))
     for record in first[:2]:
         (tmp_path / "trials/search" / f"{record.trial:05}.json").unlink()
     marked = vars(first[4])
     marked["history"][0]["train_loss"] = 123.0
     place.write_json(f"trials/search/{marked['trial']:05}.json", marked)
-    resumed = run(cluster, **arguments)
+    resumed = run(cluster, folder=tmp_path, **rules)
     assert [record.config for record in resumed] == [record.config for record in first]
     assert resumed[4].history[0]["train_loss"] == 123.0
 

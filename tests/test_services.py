@@ -22,7 +22,7 @@ from mnist_pipe.errors import CorruptDataError, EnvironmentFault
 from mnist_pipe.local import services
 from mnist_pipe.local.services import Service, State, prefect_server, ray_head
 from mnist_pipe.local.services.process import is_free
-from tests.conftest import ROOT
+from tests.support import ROOT
 from tests.support.services import (
     clean_variables,
     command,

@@ -130,7 +130,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
             self.answer(content)
 
     def downgrade(self, _content: bytes, name: str) -> None:
-        self.answer(b"", status=302, Location=f"http://127.0.0.1:{self.server.server_address[1]}/good/{name}")
+        self.answer(b"", status=302, Location=f"http://127.0.0.1:{self.connection.getsockname()[1]}/good/{name}")
 
     def private(self, content: bytes, _name: str) -> None:
         known = self.headers.get("Authorization") == "Basic dXNlcjpzZWNyZXQ="  # user:secret

@@ -18,7 +18,7 @@ from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe, recipe_of
 from mnist_pipe.tuning import search
 from mnist_pipe.tuning.space import ALWAYS_SHOWN, config_of, row, start_points
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 PARAMS = preflight.load_params(ROOT / "params.yaml")
 RECIPE = {**PARAMS.recipes["standard"].model_dump(), "num_epochs": 2}  # no longer than the search lets a trial be

@@ -27,7 +27,7 @@ def raw(raw_splits: dict[str, RawSplit]) -> RawSplit:
 @pytest.fixture
 def normalized(raw: RawSplit) -> NormalizedSplit:
     return NormalizedSplit(
-        images=raw.images.astype(np.float32) / 255 - 0.1307,
+        images=(raw.images / 255 - 0.1307).astype(np.float32),
         labels=raw.labels,
         index=np.arange(100, 200, dtype=np.uint32),
         provenance={"dataset": "toy", "mean": 0.1307, "std": 1.0},

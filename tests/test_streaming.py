@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from mnist_pipe.cluster.ray_session import Cluster, Scale, connected
+from mnist_pipe.cluster.ray_session import Cluster, Scale
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError, InputError
@@ -23,8 +23,8 @@ from mnist_pipe.training import streaming
 from mnist_pipe.training.batches import ALONE, Ranks
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Arrays, Buffer, Shards, Stream
-from tests import ray_data
-from tests.test_ray_train import ONE, TWO, fit
+from tests.support import ray_data
+from tests.support.ray_runs import ONE, TWO, fit
 
 CPU = torch.device("cpu")
 ROWS = 25_000  # three row groups
@@ -100,12 +100,6 @@ def test_the_buffer_gives_distinct_rows_and_holds_no_more_than_it_may(
 
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with connected("a-test") as available:
-        yield available
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.tuning import vmapped
-from tests.test_loop import CPU, FirstCalls, blobs, run
+from tests.support.training import CPU, FirstCalls, blobs, run
 
 RECIPE = Recipe(
     model="mlp",

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from tests.cluster.bed import ROOT, Bed, wait_for
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "baseline.num_epochs": 1,
     "search.num_trials": 10,
     "search.num_epochs": 2,

@@ -18,7 +18,7 @@ PAGES = {"prefect": 4200, "ray": 8265, "tensorboard": 6006, "mlflow": 5000}
 def test_a_browser_finds_this_run_by_name_on_every_page(
     bed: Bed, rebuilt: str, project: Project, tmp_path: Path
 ) -> None:
-    from tests import browser
+    from tests.support import browser
 
     pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path) / "cluster"
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": bed.secrets["RAY_AUTH_TOKEN"]}

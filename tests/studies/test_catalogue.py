@@ -14,7 +14,7 @@ from mnist_pipe import paths
 from mnist_pipe.errors import InputError
 from pipelines.study import computing_modules
 from studies.common import catalogue
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

@@ -105,7 +105,7 @@ def test_the_control_is_the_reports_training() -> None:
     ]
     assert isinstance(optimizer, torch.optim.Adam)
     assert {group["lr"] for group in optimizer.param_groups} == {0.001}
-    assert (recipe.rotation_degrees, recipe.translation_pixels) == (10, pytest.approx(2.8))
+    assert (recipe.rotation_degrees, recipe.translation_pixels) == pytest.approx((10, 2.8))
     assert (recipe.schedule, recipe.num_epochs, recipe.label_smoothing, recipe.weight_decay) == ("constant", 5, 0, 0)
 
 

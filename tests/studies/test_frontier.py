@@ -16,7 +16,7 @@ from mnist_pipe.params import loader
 from mnist_pipe.training.recipe import recipe_of
 from studies.common.ledger import Run
 from studies.frontier import findings, runs
-from tests.conftest import ROOT
+from tests.support import ROOT
 from tests.support.studies import check_rendered, measured, points, recorded
 
 ROWS = 200

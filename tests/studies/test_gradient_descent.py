@@ -16,7 +16,9 @@ WIDTHS = {"one-hot": 10, "binary": 4, "ordinal": 1}
 
 def _problem(encoding: str = "one-hot", *, members: int = 2, rows: int = 6) -> tuple[list[Array], Array, Array]:
     generator = np.random.default_rng(0)
-    network = [values.astype(np.float64) for values in runs.initial(range(members), (20, 5, WIDTHS[encoding]))]
+    network: list[Array] = [
+        values.astype(np.float64) for values in runs.initial(range(members), (20, 5, WIDTHS[encoding]))
+    ]
     for biases in network[1::2]:
         biases += generator.normal(size=biases.shape)
     labels = generator.integers(0, 10, (members, rows))
@@ -48,7 +50,8 @@ def test_the_gradient_is_that_of_autograd(encoding: str) -> None:
     cost.backward()
     assert runs.cost(network, images, targets)[0] == pytest.approx(cost.item(), rel=1e-12)
     for slopes, tensor in zip(runs.gradient(network, images, targets), tensors, strict=True):
-        np.testing.assert_allclose(slopes[0], tensor.grad, rtol=1e-10, atol=1e-14)
+        assert tensor.grad is not None
+        np.testing.assert_allclose(slopes[0], tensor.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
 def test_the_gradient_of_a_batch_is_the_mean_of_its_rows_own() -> None:

@@ -18,7 +18,7 @@ from studies.common import catalogue
 from studies.common.fitting import Splits
 from studies.common.ledger import Config, Result, Run, ledger_of
 from studies.common.study import Study
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 pytestmark = pytest.mark.ray
 LEDGER = "toy-runs-0"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
 from studies.optimizers import figures, findings, results, runs, side_by_side
 from studies.optimizers.runs import KERAS_DEFAULTS, Params
-from tests import ray_data
+from tests.support import ray_data
 from tests.support.studies import bars, check_rendered, legend, measured, points, recorded
-from tests.test_loop import CPU, blobs
+from tests.support.training import CPU, blobs
 
 Array = NDArray[np.float64]
 PARAMS = Params(
@@ -58,16 +58,17 @@ def test_glorots_first_weights_are_within_their_bound_and_fill_it() -> None:
     layers = dict(models.build("lenet5", initial="glorot").layers.named_children())  # type: ignore[union-attr]
     for name, sizes in fans.items():
         bound = math.sqrt(6 / sum(sizes))
-        assert 0.95 * bound < layers[name].weight.abs().max() <= bound
-        assert not layers[name].bias.any()
+        assert 0.95 * bound < layers[name].get_parameter("weight").abs().max() <= bound
+        assert not layers[name].get_parameter("bias").any()
 
 
 def test_linear_convolutions_have_nothing_between_them_and_their_pools() -> None:
     first, second = blobs(4).images, blobs(4, seed=1).images
     for convolutions, is_linear in (("linear", True), ("relu", False)):
         torch.manual_seed(0)
-        network = models.build("lenet5", convolutions=convolutions)
-        features = network.layers[: 3 if convolutions == "linear" else 7]  # type: ignore[index]
+        layers = models.build("lenet5", convolutions=convolutions).layers
+        assert isinstance(layers, torch.nn.Sequential)
+        features = layers[: 3 if convolutions == "linear" else 7]
         of_none = features(torch.zeros_like(first))
         error = features(first + second) - features(first) - features(second) + of_none
         assert bool(error.abs().max() < 1e-5) == is_linear
@@ -282,7 +283,8 @@ def told(done: Sequence[Run]) -> str:
 def test_the_plan_has_every_column_for_its_optimizers_and_seeds() -> None:
     configs = runs.plan(PARAMS, searched())
     assert {config["phase"] for config in configs} == {"defaults", "tuned", *findings.CONTROLS}
-    for phase, names in {"defaults": KERAS_DEFAULTS, "tuned": KERAS_DEFAULTS, **runs.CONTROLS}.items():
+    phases: dict[str, Iterable[str]] = {"defaults": KERAS_DEFAULTS, "tuned": KERAS_DEFAULTS, **runs.CONTROLS}
+    for phase, names in phases.items():
         members = sorted((name, c["seed"]) for c in configs if c["phase"] == phase for name in c["learning_rates"])
         assert members == sorted((name, seed) for name in names for seed in range(3))
     assert runs.plan(PARAMS, computed({"defaults": {}, "tuned": {}})) == configs
@@ -322,7 +324,7 @@ def test_the_search_tries_the_same_even_places_of_every_optimizers_range(
 
 
 def test_a_run_is_deterministic_and_what_it_tells_last_is_the_networks_own_accuracy() -> None:
-    config = {
+    config: dict[str, Any] = {
         "phase": "defaults",
         "learning_rates": {"adam": 0.001, "muon": 0.001, "rmsprop": 0.001},
         "num_epochs": 6,

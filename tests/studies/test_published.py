@@ -10,7 +10,7 @@ import pytest
 from mnist_pipe import paths
 from mnist_pipe.errors import InputError
 from studies.common.published import Published
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 PUBLISHED = Published(ROOT / paths.PUBLISHED)
 

@@ -16,8 +16,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from studies import STUDIES
-from tests.conftest import ROOT
-from tests.test_pipeline import copy_tree, environment, kill_all, run, stages_run
+from tests.support import ROOT
+from tests.support.checkout import copy_tree, environment, kill_all, run, stages_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 STUDY = "gradient_descent"

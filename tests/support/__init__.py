@@ -1,1 +1,6 @@
 """Fixtures and helpers that several test modules share."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+"""The folder of the project."""

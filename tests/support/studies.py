@@ -21,7 +21,7 @@ from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.common.study import Measured
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 DPI = 200
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training.recipe import Recipe
-from tests.test_loop import blobs
+from tests.support.training import blobs
 
 RECIPE = Recipe(
     model="convnet",

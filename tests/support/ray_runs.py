@@ -1,0 +1,64 @@
+"""Trainings on Ray over the small data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mnist_pipe.cluster import storage
+from mnist_pipe.cluster.ray_session import Scale
+from mnist_pipe.data.splits import NormalizedSplit
+from mnist_pipe.training import ray_train
+from mnist_pipe.training.progress import Progress
+from mnist_pipe.training.ray_train import TrainingResult
+from mnist_pipe.training.recipe import Recipe
+from mnist_pipe.training.streaming import Shards
+from tests.support import ray_data
+
+
+def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker: int = 1, num_nodes: int = 1) -> Scale:
+    """So many workers, on one machine."""
+    return Scale(
+        min_workers=least,
+        max_workers=most or least,
+        use_gpu=use_gpu,
+        cpus_per_worker=cpus_per_worker,
+        num_nodes=num_nodes,
+    )
+
+
+ONE, TWO = workers(1), workers(2)
+
+
+class Recorder(Progress):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.starts: list[list[str]] = []
+
+    def on_start(self, addresses: list[str]) -> None:
+        self.starts.append(addresses)
+
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        self.epochs.append(metrics)
+
+
+def fit(
+    folder: Path,
+    *,
+    recipe: Recipe = ray_data.RECIPE,
+    training: NormalizedSplit | Shards | None = None,
+    scale: Scale = ONE,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
+    return ray_train.fit(
+        recipe,
+        training=training or ray_data.split(3200),
+        validation=ray_data.split(501, seed=1),
+        name="run",
+        storage=storage.open_uri(str(folder)),
+        state=folder / "state",
+        scale=scale,
+        progress=progress or Recorder(),
+    )

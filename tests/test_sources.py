@@ -116,6 +116,11 @@ class Mirror(http.server.BaseHTTPRequestHandler):
             if not self.released.wait(0.05):
                 self.wfile.write(bytes([byte]))
 
+    def drip_headers(self, _content: bytes, _name: str) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Padding: ")
+        while not self.released.wait(0.05):
+            self.wfile.write(b"x")
+
     def unavailable(self, _content: bytes, _name: str) -> None:
         self.answer(b"", status=503)
 
@@ -425,6 +430,7 @@ FAULTS = {
     "endless": f"more than {SIZE} bytes",
     "silent": "silent for 2 s",
     "drip": "not done in 2.3 s",
+    "drip_headers": "not done in 2.3 s",
     "unavailable": "HTTP 503 Service Unavailable",
     "loop": "more than 3 redirects",
     "hops-4": "more than 3 redirects",
@@ -434,7 +440,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("way", FAULTS)
 def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
-    timeout_seconds = 2 if way in ("silent", "drip") else 30
+    timeout_seconds = 2 if way in ("silent", "drip", "drip_headers") else 30
     with pytest.raises(NoMirrorFault) as caught:
         fetch(f"{server.url}/{way}", timeout_seconds=timeout_seconds)
     assert str(caught.value) == no_mirror(f"{server.url}/{way} ({FAULTS[way]})")
@@ -447,7 +453,7 @@ def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(se
 def test_a_faulty_server_is_given_up_in_seconds(server: Server, way: str) -> None:
     started = time.monotonic()
     with pytest.raises(NoMirrorFault):
-        fetch(f"{server.url}/{way}", timeout_seconds=2 if way in ("silent", "drip") else 30)
+        fetch(f"{server.url}/{way}", timeout_seconds=2 if way in ("silent", "drip", "drip_headers") else 30)
     assert time.monotonic() - started < 10
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mnist_pipe.atomic import atomic_file
@@ -134,7 +135,14 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
 
     try:
         with atomic_file(target) as temporary:
-            _stream_file(url, temporary, published, timeout_seconds=timeout_seconds)
+            is_late = threading.Event()
+            stream = partial(_stream_file, url, temporary, published, timeout_seconds=timeout_seconds, is_late=is_late)
+            limit_seconds = timeout_seconds + published.num_bytes / _SLOWEST_BYTES_PER_SECOND
+            try:
+                _finish_within(limit_seconds, stream)
+            except TimeoutError:
+                is_late.set()
+                raise _UnreachableError(f"not done in {limit_seconds:.1f} s") from None
     except httpx.TimeoutException as fault:
         raise _UnreachableError(f"silent for {timeout_seconds:g} s") from fault
     except httpx.ConnectError as fault:
@@ -151,7 +159,34 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
         raise EnvironmentFault(describe(target.parent, "the folder", rule, got=fault.strerror)) from fault
 
 
-def _stream_file(url: str, temporary: Path, published: PublishedFile, *, timeout_seconds: float) -> None:
+def _finish_within(seconds: float, work: Callable[[], None]) -> None:
+    """Do `work` in a thread: httpx bounds each silence of a server, but not the whole, however slowly it drips.
+
+    Raises:
+        TimeoutError: it is not done; the thread then ends with its server or with the process.
+    """
+    ended: list[Exception | None] = []
+
+    def attempt() -> None:
+        try:
+            work()
+        except Exception as fault:
+            ended.append(fault)
+        else:
+            ended.append(None)
+
+    thread = threading.Thread(target=attempt, daemon=True, name="download")
+    thread.start()
+    thread.join(seconds)
+    if not ended:
+        raise TimeoutError
+    if ended[0] is not None:
+        raise ended[0]
+
+
+def _stream_file(
+    url: str, temporary: Path, published: PublishedFile, *, timeout_seconds: float, is_late: threading.Event
+) -> None:
     import httpx
     from tqdm import tqdm
 
@@ -167,8 +202,6 @@ def _stream_file(url: str, temporary: Path, published: PublishedFile, *, timeout
         max_redirects=_MAX_REDIRECTS,
         event_hooks={"request": [refuse_downgrade]},
     )
-    limit_seconds = timeout_seconds + published.num_bytes / _SLOWEST_BYTES_PER_SECOND
-    deadline = time.monotonic() + limit_seconds
     with client, client.stream("GET", url) as response:
         if response.status_code != httpx.codes.OK:
             raise _MirrorError(f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
@@ -181,8 +214,7 @@ def _stream_file(url: str, temporary: Path, published: PublishedFile, *, timeout
         )
         with temporary.open("wb") as stream, progress:
             for chunk in _verified(response.iter_raw(), published):
-                # httpx bounds each silence, and this the whole, however slowly a server drips.
-                if time.monotonic() > deadline:
-                    raise _UnreachableError(f"not done in {limit_seconds:.1f} s")
+                if is_late.is_set():
+                    return
                 stream.write(chunk)
                 progress.update(len(chunk))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.registry"]
 
+# Under pytest-xdist there is a process for each CPU; with a thread for each besides, they wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    assert "torch" not in sys.modules  # which reads it once
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.
 for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **telemetry.OFF}.items():
     os.environ.setdefault(name, value)
@@ -35,6 +41,17 @@ def raw_splits() -> dict[str, RawSplit]:
     """A train split of 500 and a test split of 100 random images, every class in both."""
     random = np.random.default_rng(7)
     return {name: random_split(rows, random) for name, rows in (("train", 500), ("test", 100))}
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread, as in a worker of Ray with one CPU."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

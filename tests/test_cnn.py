@@ -108,5 +108,5 @@ def test_the_sizes_of_the_resnet_are_arguments() -> None:
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
 def test_to_drop_everything_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"dropout must be less than 1, but got 1\.0"):
+    with pytest.raises(InputError, match=r"dropout must be < 1, but got 1\.0"):
         models.build(name, dropout=1.0)

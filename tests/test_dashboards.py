@@ -40,7 +40,7 @@ from tests.support.services import (
 
 __all__ = ["clean_variables"]  # a fixture
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(600)]
 NAMES = ("prefect", "ray", "tensorboard", "mlflow")
 
 

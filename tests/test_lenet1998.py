@@ -144,7 +144,7 @@ def test_with_rubbish_the_cross_entropy_is_equation_9() -> None:
 
 
 def test_a_rubbish_penalty_is_positive() -> None:
-    with pytest.raises(InputError, match=r"lenet5_rbf\.rubbish must be greater than 0"):
+    with pytest.raises(InputError, match=r"lenet5_rbf\.rubbish must be > 0"):
         models.build("lenet5_rbf", rubbish=-1.0)
 
 

@@ -191,6 +191,7 @@ def test_mnist_has_the_known_moments_and_no_overlap(mnist_mirror: Path) -> None:
     assert splits["train"].images.std(dtype=np.float64) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("prefect_server")
 def test_the_flow_writes_the_same_bytes_every_time_and_nothing_from_damaged_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_splits: Splits

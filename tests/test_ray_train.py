@@ -68,8 +68,8 @@ def weights(folder: Path) -> torch.Tensor:
     return torch.cat([tensors[key].flatten().double() for key in sorted(tensors) if key.startswith("model.")])
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
-    torch.set_num_threads(1)
     cpu = torch.device("cpu")
     training, validation = (
         to_device(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))

@@ -69,6 +69,7 @@ def root(started: tuple[Path, set[int], dict[str, Service]]) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
     found = recorded(root)
     assert found["prefect"].port > prefect_server.PORT
@@ -77,6 +78,7 @@ def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_two_that_start_at_once_start_one_of_each(started: tuple[Path, set[int], dict[str, Service]]) -> None:
     _, first_processes, found = started
     assert set(found) == set(NAMES)
@@ -84,6 +86,7 @@ def test_two_that_start_at_once_start_one_of_each(started: tuple[Path, set[int],
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_every_listener_is_on_loopback(root: Path) -> None:
     listeners = [
         connection.laddr
@@ -97,6 +100,7 @@ def test_every_listener_is_on_loopback(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
     server = recorded(root)["prefect"]
     for path in ("admin/version", "admin/settings", "csrf-token?client=x"):
@@ -107,6 +111,7 @@ def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path) -> None:
     server = recorded(root)["prefect"]
     status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=services.authorization(server))
@@ -118,6 +123,7 @@ def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
     head = recorded(root)["ray"]
     for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
@@ -128,6 +134,7 @@ def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_secrets_are_for_their_owner_alone(root: Path) -> None:
     found = recorded(root)
     assert (root / paths.SERVICES).stat().st_mode & 0o777 == 0o600
@@ -142,6 +149,7 @@ def test_secrets_are_for_their_owner_alone(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
     for service in recorded(root).values():
         assert os.getsid(service.pid) == service.pid  # a terminal signals its own session only
@@ -149,6 +157,7 @@ def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_up_again_changes_nothing(root: Path) -> None:
     before = (root / paths.SERVICES).read_bytes()
     assert run(root, "up").splitlines()[-1] == "stop         mnist-pipe down"
@@ -195,6 +204,7 @@ def stage(root: Path) -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_a_stage_joins_both(root: Path) -> None:
     result, session, runs, *ips = stage(root)
     assert result == "49"
@@ -204,6 +214,7 @@ def test_a_stage_joins_both(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> None:
     before = recorded(root)
     os.kill(before["prefect"].pid, signal.SIGSTOP)
@@ -223,6 +234,7 @@ def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> No
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
     found = recorded(root)
     # A Ray of somebody else looks like this to `ray stop`, which would end it.
@@ -243,6 +255,7 @@ def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
 
 
 @pytest.mark.ray
+@pytest.mark.services
 def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     variables = os.environ | {"PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "nonsense"}
@@ -263,6 +276,7 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.services
 def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
     roots = []
     for path in (tmp_path / "a", tmp_path / "b"):
@@ -284,6 +298,7 @@ def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ray
+@pytest.mark.services
 def test_without_services_a_stage_brings_its_own_on_loopback(tmp_path: Path) -> None:
     result, _, runs, *ips = stage(tmp_path)
     assert (result, runs, ips) == ("49", "1", ["127.0.0.1"])

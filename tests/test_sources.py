@@ -534,6 +534,7 @@ def test_a_disk_that_takes_no_download_is_not_the_mirrors_fault(server: Server) 
     assert leftovers() == []
 
 
+@pytest.mark.services
 @pytest.mark.usefixtures("prefect_server")
 def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -34,7 +34,7 @@ from studies.lecun1998 import (
 )
 from tests.support.studies import bars, check_rendered, measured, points, recorded
 
-torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from studies import STUDIES
 from tests.support import ROOT
 from tests.support.checkout import copy_tree, environment, kill_all, run, stages_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(600)]
 STUDY = "gradient_descent"
 SMALL: dict[str, Any] = {
     "num_epochs": {"online": 2, "mini-batch": 4, "full batch": 20},

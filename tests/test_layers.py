@@ -167,3 +167,10 @@ def test_no_module_of_tests_imports_another() -> None:
             assert parts[0] != "tests" or not any(part.startswith("test_") or part == "conftest" for part in parts), (
                 path
             )
+
+
+def test_every_stage_is_deployed() -> None:
+    deployed = YAML(typ="safe").load(ROOT / "prefect.yaml")["deployments"]
+    assert [entry["entrypoint"] for entry in deployed] == [
+        f"pipelines.{name}.{name}" for name in (*STAGES, "study", "rebuild")
+    ]

@@ -127,7 +127,7 @@ def search(
             "search": params.model_dump(mode="json"),
             "recipe": recipe.model_dump(mode="json"),
             "models": models,
-            "precision": precision,
+            "train.precision": precision,
         }
         run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
         trials = tune(params, recipe, models, precision, run_name)

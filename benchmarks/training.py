@@ -110,7 +110,7 @@ def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device:
     _synchronize(device)
     seconds = time.perf_counter() - started
     test = splits["test"]
-    scored = ShiftAveraged(model, background=training.background) if chosen.test_shifts else model
+    scored = ShiftAveraged(model, background=training.background) if chosen.test_time_augmentation else model
     with ema.averaged(optimizer):
         correct = loop.logits(scored, test.images).argmax(1) == test.labels
     return seconds, float(correct.mean())

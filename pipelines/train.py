@@ -86,7 +86,12 @@ def state_of(run_name: str) -> Path:
 
 @task
 def write_candidate(
-    recipe: dict[str, Any], history: list[dict[str, float]], run_name: str, *, num_workers: int, test_shifts: bool
+    recipe: dict[str, Any],
+    history: list[dict[str, float]],
+    run_name: str,
+    *,
+    num_workers: int,
+    tta: bool,
 ) -> None:
     """Write `models/candidate`, the learning curves and the training's metrics."""
     import pandas as pd
@@ -100,7 +105,11 @@ def write_candidate(
     model, optimizer = loop.new_run(full, device=torch.device("cpu"))
     checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
     card = checkpoint.model_card(
-        full.to_dict(), model=model, metrics=history[-1], data=paths.TRAINING_SPLITS, test_shifts=test_shifts
+        full.to_dict(),
+        model=model,
+        metrics=history[-1],
+        data=paths.TRAINING_SPLITS,
+        tta=tta,
     )
     with ema.averaged(optimizer):
         checkpoint.save_model(paths.CANDIDATE, model, card=card)
@@ -130,7 +139,11 @@ def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str,
         run_name = name_of("train", params=made_from, inputs=[paths.BEST, *paths.TRAINING_SPLITS.values()])
         result = fit(full, recipe.train_rows, params, run_name)
         write_candidate(
-            full, result["history"], run_name, num_workers=result["num_workers"], test_shifts=recipe.test_shifts
+            full,
+            result["history"],
+            run_name,
+            num_workers=result["num_workers"],
+            tta=recipe.test_time_augmentation,
         )
         accuracy = 100 * result["history"][-1]["validation_accuracy"]
         get_run_logger().info("trained %s: validation accuracy %.2f %%", full["model"], accuracy)

@@ -10,6 +10,7 @@ import torch
 
 from mnist_pipe import models
 from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
@@ -100,3 +101,13 @@ def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: fl
     assert list(rest) == [expected]
     for ours, theirs in zip(resumed.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("key", "averaged"), [("test_time_augmentation", True), ("test_shifts", True), ("none", False)]
+)
+def test_a_model_looks_at_shifts_where_its_card_says_so(key: str, averaged: bool, tmp_path: Path) -> None:
+    card = {"model": "linear", "model_params": {}, "mean": 0.1, "std": 0.3, key: True}
+    checkpoint.save_model(tmp_path, models.build("linear"), card=card)
+    model, _ = checkpoint.load_model(tmp_path)
+    assert isinstance(model, ShiftAveraged) is averaged

@@ -28,7 +28,7 @@ from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run
 
 
 def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
-    point = {**RECIPE.to_dict(), "train_rows": 100, "test_shifts": True}
+    point = {**RECIPE.to_dict(), "train_rows": 100, "test_time_augmentation": True}
     assert recipe_of(point, found={}, models={"convnet": {"channels": [9]}}) == RECIPE
     other = recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
     assert other == dataclasses.replace(RECIPE, model="mlp", model_params={"hidden": [3]}, batch_size=7, seed=5)

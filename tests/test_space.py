@@ -151,7 +151,10 @@ def test_any_constructor_argument_can_be_searched(name: str, tmp_path: Path) -> 
             "search.space.lable_smoothing must be a known key, but got 'lable_smoothing'; did you mean "
             "'label_smoothing'?",
         ),
-        ("{test_shifts: [true, false]}", "search.space.test_shifts must be a known key, but got 'test_shifts'; "),
+        (
+            "{test_time_augmentation: [true, false]}",
+            "search.space.test_time_augmentation must be a known key, but got 'test_time_augmentation'; ",
+        ),
         ("{num_epochs: [0, 1]}", "search.space.num_epochs[0] must be >= 1, but got 0"),
         ("{num_epochs: [1, 99]}", "search.space.num_epochs must be at most search.num_epochs, which is 3, but got 99"),
         ("{batch_size: 128}", "search.space.batch_size must be a list, but got 128"),

@@ -163,7 +163,7 @@ class RecipeParams(Section):
     """The largest random rotation."""
     translation_pixels: Annotated[Pixels, Searched(by="range", label="shift", shown="{:.1f} px")]
     """The largest random shift."""
-    test_shifts: bool
+    test_time_augmentation: bool
     """Whether the model looks at each image five times, once shifted by a pixel in each direction."""
 
 

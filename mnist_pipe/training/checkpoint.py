@@ -39,7 +39,7 @@ def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in evaluation mode, within `Shifted` where its card says so, and the card.
+    """The model in evaluation mode, within `ShiftAveraged` where its card says so, and the card.
 
     Raises:
         CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
@@ -49,7 +49,8 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model = models.build(card["model"], **card["model_params"])
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        if card.get("test_shifts"):
+        # Cards of version 0.1 call it test_shifts; without it such a model would be scored wrongly in silence.
+        if card.get("test_time_augmentation", card.get("test_shifts")):
             model = ShiftAveraged(model, background=-card["mean"] / card["std"])
     except (PipelineError, KeyError, RuntimeError) as fault:
         got = one_line(fault)[:200]
@@ -126,7 +127,7 @@ def model_card(
     model: nn.Module,
     metrics: dict[str, float],
     data: dict[str, Path],
-    test_shifts: bool = False,
+    tta: bool = False,
 ) -> dict[str, Any]:
     """What a reader of the weights must know; the same run gives the same bytes, so it holds no time and no host.
 
@@ -138,7 +139,7 @@ def model_card(
         "model": recipe["model"],
         "model_params": recipe["model_params"],
         "recipe": settings,
-        "test_shifts": test_shifts,
+        "test_time_augmentation": tta,
         "dataset": provenance["dataset"],
         "mean": provenance["mean"],
         "std": provenance["std"],

@@ -129,7 +129,7 @@ def tune(
         schedule="constant",
         label_smoothing=0.0,
         average_decay=0.0,
-        test_shifts=False,
+        test_time_augmentation=False,
     )
     trials = search(
         SearchParams(

@@ -60,7 +60,7 @@ def test_the_recipe_is_the_main_pipelines_best() -> None:
     best = loader.load(ROOT / paths.PARAMS, names=None).recipes["best"]
     ours = runs.recipe_of({"channels": [24, 48, 96], "num_epochs": best.num_epochs, "seed": 0})
     assert ours == recipe_of(best.model_dump(), found={}, models={}, seed=0)
-    assert best.test_shifts
+    assert best.test_time_augmentation
 
 
 def test_probabilities_survive_their_text_within_half_precision(split: NormalizedSplit) -> None:

@@ -37,7 +37,7 @@ RECIPE = RecipeParams(
     average_decay=0.0,
     rotation_degrees=2.0,
     translation_pixels=1.0,
-    test_shifts=False,
+    test_time_augmentation=False,
 )
 """An operating point within `SPACE`."""
 

@@ -77,6 +77,7 @@ def refused(kind: type[Exception], *arguments: Any, **keywords: Any) -> str:
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
 def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +115,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
 def test_standardised_images_without_labels_are_scored_alike(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -130,6 +132,7 @@ def test_standardised_images_without_labels_are_scored_alike(
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
 def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
@@ -139,6 +142,7 @@ def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.usefixtures("ray_address")
 def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", image=images_of(pixels))
     content = bytearray(path.read_bytes())
@@ -210,7 +214,9 @@ def test_an_output_that_exists_is_never_touched(model: Model, pixels: NDArray[np
 
 
 def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "MNIST_PIPE_SUPERVISED"}
+    """The command as a person runs it, with a Ray of its own."""
+    unset = ("MNIST_PIPE_SUPERVISED", "RAY_ADDRESS")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     program = [sys.executable, "-m", "pipelines.cli", "score", *arguments]
     return subprocess.Popen(
         program, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -240,6 +246,7 @@ def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path,
     assert read(project / "out").column_names == ["label", "prediction", "probability", "probabilities"]
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
@@ -268,7 +275,8 @@ def interrupt(project: Path, number: int) -> tuple[int, float, list[psutil.Proce
         time.sleep(0.1)
     process.send_signal(number)
     started = time.monotonic()
-    return process.wait(timeout=30), time.monotonic() - started, family
+    process.communicate(timeout=30)
+    return process.returncode, time.monotonic() - started, family
 
 
 @pytest.mark.slow

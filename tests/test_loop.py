@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -24,7 +23,7 @@ from mnist_pipe.training import loop, numerics, optimizers, sync_batchnorm
 from mnist_pipe.training.batches import Ranks, to_device
 from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.recipe import Recipe, recipe_of
-from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run
+from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run, start_ranks
 
 
 def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
@@ -204,7 +203,7 @@ def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, t
         RECIPE, model=model, model_params=params, batch_size=64, num_epochs=1, schedule="constant", learning_rate=1.0
     )
     _, alone = run(recipe, training=blobs(64), validation=blobs(64))
-    spawn(_uneven_rank, args=(recipe, str(tmp_path)), nprocs=3)
+    start_ranks(_uneven_rank, recipe, str(tmp_path), num_ranks=3)
     together = torch.load(tmp_path / "weights.pt", weights_only=True)
     # Of all weights together: where two pixels nearly tie, max-pool's gradient jumps with the order of the rows. If the
     # loss is not weighted the difference is 0.005 and more of the whole.

@@ -131,14 +131,15 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(
 def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     assert reference.history
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    first = subprocess.Popen([*command, "--stop"], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "epoch 1\n"
-    # All at once, as when the power goes: Ray's workers would train on for a while without their driver.
-    for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    first.wait()
+    with subprocess.Popen(
+        [*command, "--stop"], cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "epoch 1\n"
+        # All at once, as when the power goes: Ray's workers would train on for a while without their driver.
+        for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
     kept = progress(tmp_path)
     assert kept is not None
     # A snapshot that the kill cut short must not stand in the way.

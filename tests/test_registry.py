@@ -465,6 +465,7 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
     register(root, candidate)
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(
     ("method", "call"),
     [
@@ -495,6 +496,7 @@ def test_whoever_comes_after_a_kill_completes_the_registration(
     )
 
 
+@pytest.mark.services
 def test_a_kill_while_the_database_is_made_leaves_none(
     tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,6 +524,7 @@ def test_a_kill_while_the_database_is_made_leaves_none(
     assert register(tmp_path, candidate).promoted
 
 
+@pytest.mark.services
 def test_eight_processes_at_once_on_first_use_make_one_version(
     tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -535,6 +538,7 @@ def test_eight_processes_at_once_on_first_use_make_one_version(
     assert len(runs(tmp_path)) == 1
 
 
+@pytest.mark.services
 def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
@@ -586,6 +590,7 @@ def test_a_search_that_is_logged_twice_is_there_once(registry_root: Path) -> Non
     assert len(runs(registry_root, "toy-search")) == 5
 
 
+@pytest.mark.services
 @pytest.mark.parametrize(("method", "call"), [("log_batch", 2), ("set_terminated", 2)])
 def test_a_search_that_was_cut_short_is_completed(registry_root: Path, method: str, call: int) -> None:
     trials = [trial(n) for n in range(4)]
@@ -628,6 +633,7 @@ def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None
     assert time.process_time() - started < 2  # 0.4 measured
 
 
+@pytest.mark.services
 def test_a_registration_prints_nothing_and_closes_mlflow_up(tmp_path: Path, make_candidate: MakeCandidate) -> None:
     folder, predictions = make_candidate(1, 40)
     script = f"""

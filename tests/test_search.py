@@ -120,13 +120,12 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     root, place = Path(__file__).parent.parent, storage.open_uri(str(tmp_path))
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
-    first = subprocess.Popen(
+    with subprocess.Popen(
         [*command, "2"], cwd=root, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
-    )
-    assert first.stdout is not None
-    assert "stopped\n" in iter(first.stdout.readline, "")  # it waits there to be killed
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    ) as first:
+        assert first.stdout is not None
+        assert "stopped\n" in iter(first.stdout.readline, "")  # it waits there to be killed
+        os.killpg(first.pid, signal.SIGKILL)
     known = ledger_of("search", storage=place).read()
     assert len(known) == 2
     # A mark in a recorded figure tells a trial that was remembered from one that was run again, and a file that is no

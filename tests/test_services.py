@@ -284,7 +284,8 @@ def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
         roots.append(new_root(path))
     try:
         both = [command(root, "up") for root in roots]
-        assert [process.wait(timeout=280) for process in both] == [0, 0]
+        outputs = [process.communicate(timeout=280)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
         assert stage(roots[0])[:3] == ["49", str(recorded(roots[0])["ray"].pid), "1"]
         run(roots[0], "down")
         assert stage(roots[1])[:3] == ["49", str(recorded(roots[1])["ray"].pid), "1"]

@@ -31,9 +31,9 @@ def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flag = tmp_path_factory.mktemp("s3") / "outage"
-    log = (flag.parent / "log").open("wb")
     command = [sys.executable, "-m", "tests.cluster.s3", "127.0.0.1", str(port), str(flag)]
-    server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent)
+    with (flag.parent / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
             patch.delenv(name, raising=False)

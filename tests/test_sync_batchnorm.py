@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing.spawn import spawn
 
 from mnist_pipe.training.sync_batchnorm import SyncBatchNorm2d, synchronize
+from tests.support.training import start_ranks
 
 NUM_RANKS = 2
 
@@ -40,7 +40,7 @@ def _rank(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     folder = tmp_path_factory.mktemp("gloo")
-    spawn(_rank, args=(str(folder),), nprocs=NUM_RANKS)
+    start_ranks(_rank, str(folder), num_ranks=NUM_RANKS)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_RANKS)]
 
 

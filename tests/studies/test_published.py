@@ -16,7 +16,7 @@ PUBLISHED = Published(ROOT / paths.PUBLISHED)
 
 
 def test_every_published_figure_has_a_source_and_can_be_found() -> None:
-    rows = list(csv.DictReader((ROOT / paths.PUBLISHED).open()))
+    rows = list(csv.DictReader((ROOT / paths.PUBLISHED).read_text().splitlines()))
     for row in rows:
         assert row["reference"], row
         found = PUBLISHED.find(row["system"], row["variant"], row["metric"], setting=row["setting"])

@@ -49,16 +49,16 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 def check_rendered(path: Path, figure: Figure) -> None:
     """The file is the figure in its full size, and there is something within its frame."""
     with Image.open(path) as image:
-        pixels = np.asarray(image.convert("RGB"))
+        pixels = np.asarray(image.convert("RGB")).astype(np.uint32) @ (1 << 16, 1 << 8, 1)
     width, height = figure.get_size_inches()
-    assert pixels.shape == (round(height * DPI), round(width * DPI), 3), path
+    assert pixels.shape == (round(height * DPI), round(width * DPI)), path
     assert figure.axes, path
     for axes in figure.axes:
         if axes.get_visible():
             left, bottom, right, top = (figure.transFigure.inverted().transform_bbox(axes.get_window_extent())).extents
             rows = slice(int((1 - top) * len(pixels)), int((1 - bottom) * len(pixels)))
             inside = pixels[rows, int(left * pixels.shape[1]) : int(right * pixels.shape[1])]
-            assert len(np.unique(inside.reshape(-1, 3), axis=0)) > 2, path  # more than the paper and its grid
+            assert len(np.unique(inside)) > 2, path  # more than the paper and its grid
 
 
 def points(line: Line2D) -> NDArray[np.float64]:

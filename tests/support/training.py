@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mnist_pipe.training import loop
@@ -66,3 +69,9 @@ class FirstCalls(TorchDispatchMode):
             tensors = args[0] if isinstance(args[0], list) else args[:1]
             self.num_elements.setdefault(name, sum(tensor.numel() for tensor in tensors))
         return func(*args, **(kwargs or {}))
+
+
+def start_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
+    """Call `work(rank, *arguments)` in a process for each rank, forked from one that has imported torch for all."""
+    multiprocessing.set_forkserver_preload([__name__])
+    start_processes(work, args=arguments, nprocs=num_ranks, start_method="forkserver")

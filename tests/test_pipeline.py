@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import studies
-from mnist_pipe import hardware
+from mnist_pipe import hardware, paths
 from mnist_pipe.local import services
 from mnist_pipe.models import MODELS
 from pipelines import STAGES
@@ -41,6 +41,8 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     run(folder, "mnist-pipe", "up")
     try:
         (folder / "first.log").write_text(run(folder, "dvc", "repro"))
+        [search] = {path.name.partition(".")[0] for path in (folder / paths.RAY_RESULTS).glob("search-*")}
+        (folder / "first.search").write_text(search)
         yield folder
     finally:
         run(folder, "mnist-pipe", "down")
@@ -144,7 +146,7 @@ def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_tria
         ) as reply:
             return json.load(reply)
 
-    [search] = set(re.findall("search-[0-9a-f]{12}", (clone / "first.log").read_text()))
+    search = (clone / "first.search").read_text()
     names = {job["metadata"].get("job_name") for job in ask("/api/jobs/")}
     assert search in names
     assert any(re.fullmatch("train-[0-9a-f]{12}", name) for name in names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,26 +79,3 @@ def cluster() -> Iterator[Cluster]:
 
     with connected("a-test") as available:
         yield available
-
-
-RAY = """
-import sys
-from mnist_pipe.cluster.ray_session import connected
-with connected("a-test") as available:
-    print(available.address, flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def ray_address() -> Iterator[None]:
-    """A Ray of another process, which the code under test joins; to start its own takes some seconds each time."""
-    command = [sys.executable, "-c", RAY]
-    with (
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        assert process.stdout is not None
-        patch.setenv("RAY_ADDRESS", process.stdout.readline().strip())
-        yield
-        process.communicate()  # its input ends, and so does it

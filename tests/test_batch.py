@@ -77,7 +77,6 @@ def refused(kind: type[Exception], *arguments: Any, **keywords: Any) -> str:
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_address")
 def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +114,6 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_address")
 def test_standardised_images_without_labels_are_scored_alike(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -132,7 +130,6 @@ def test_standardised_images_without_labels_are_scored_alike(
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_address")
 def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
@@ -142,7 +139,6 @@ def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp
 
 
 @pytest.mark.ray
-@pytest.mark.usefixtures("ray_address")
 def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", image=images_of(pixels))
     content = bytearray(path.read_bytes())
@@ -214,9 +210,7 @@ def test_an_output_that_exists_is_never_touched(model: Model, pixels: NDArray[np
 
 
 def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command as a person runs it, with a Ray of its own."""
-    unset = ("MNIST_PIPE_SUPERVISED", "RAY_ADDRESS")
-    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment = {name: value for name, value in os.environ.items() if name != "MNIST_PIPE_SUPERVISED"}
     program = [sys.executable, "-m", "pipelines.cli", "score", *arguments]
     return subprocess.Popen(
         program, cwd=project, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE

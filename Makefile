@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 FAST := not ray and not services and not slow and not cluster and not gpu and not browser and not timing
 
-.PHONY: help run test test-fast test-all test-cluster bench cluster lint fmt up down clean
+.PHONY: help run test test-fast test-all test-cluster bench cluster debian lint fmt up down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)

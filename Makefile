@@ -15,10 +15,10 @@ run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 	dvc repro
 	@mnist-pipe summary
 
-test: $(VENV)/.test ## what most changes can break, within 4 minutes
+test: $(VENV)/.test ## what most changes can break, without services and DVC
 	pytest -q -n 2
 
-test-fast: $(VENV)/.test ## without Ray, services and DVC, within a minute
+test-fast: $(VENV)/.test ## without Ray, services and DVC
 	pytest -q -n 2 -m "$(FAST)"
 
 test-all: $(VENV)/.test $(VENV)/.cluster debian ## everything, or what TIER says; the cluster's tests need root

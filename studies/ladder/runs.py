@@ -195,10 +195,6 @@ def regress(recipe: Recipe, *, training: DeviceSplit, targets: Tensor) -> nn.Mod
 class _Regressor(loop.Network):
     """A network with one output, as `loop.epochs` trains it on the squared error."""
 
-    def __init__(self, recipe: Recipe, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(recipe, model=model, optimizer=optimizer)
-        self._recipe, self._model, self._optimizer = recipe, model, optimizer
-
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:
         """As `loop.Learner` says, with a squared error for the loss and without hits."""
         assert moves is None

@@ -12,3 +12,6 @@ STAGES: dict[str, tuple[str, ...]] = {  # stage: the sections of params.yaml tha
     "register": ("register",),
     "report": (),
 }
+
+RESUMED = ("search", "train")
+"""The stages whose flows take the name of their run too: Ray's job, the trials and the checkpoints bear it."""

@@ -19,7 +19,7 @@ import studies
 from mnist_pipe import command_line, paths
 from mnist_pipe.errors import unknown
 from mnist_pipe.local import supervisor
-from pipelines import STAGES
+from pipelines import RESUMED, STAGES
 
 if TYPE_CHECKING:
     from prefect import Flow
@@ -59,6 +59,8 @@ def run(stage: str, *, debug: bool = False) -> None:
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
         name = handoff.run_name(stage, root, params=made_from)
+        if stage in RESUMED:
+            parameters["run_name"] = name
         if on_cluster:
             from pipelines.trigger import trigger
 

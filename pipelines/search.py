@@ -117,19 +117,14 @@ def write_results(trials: list[dict[str, Any]], table: list[dict[str, Any]]) -> 
 
 @flow
 def search(
-    params: SearchParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], precision: Precision = "auto"
+    params: SearchParams,
+    recipe: RecipeParams,
+    models: dict[str, dict[str, Any]],
+    run_name: str,
+    precision: Precision = "auto",
 ) -> None:
-    """Search, record every trial, and hand the best configuration on."""
+    """Search, record every trial, and hand the best configuration on; one of the same `run_name` is gone on with."""
     with workspace():
-        from mnist_pipe.fingerprint import run_name as name_of
-
-        made_from = {
-            "search": params.model_dump(mode="json"),
-            "recipe": recipe.model_dump(mode="json"),
-            "models": models,
-            "train.precision": precision,
-        }
-        run_name = name_of("search", params=made_from, inputs=paths.TRAINING_SPLITS.values())
         trials = tune(params, recipe, models, precision, run_name)
         table = [_row(trial, params, recipe) for trial in trials]
         result = write_results(trials, table)

@@ -119,11 +119,10 @@ def write_candidate(
 
 
 @flow
-def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]]) -> None:
-    """Train the best configuration that the search found, as long and as carefully as the recipe says."""
+def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str) -> None:
+    """Train the best configuration that the search found, going on from the checkpoints of a run of this name."""
     with workspace():
         from mnist_pipe.atomic import read_json
-        from mnist_pipe.fingerprint import run_name as name_of
         from mnist_pipe.training.recipe import recipe_of
 
         best = read_json(paths.BEST, fix="run: dvc repro search")["config"]
@@ -131,12 +130,6 @@ def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str,
         if params.num_epochs != "auto":
             run["num_epochs"] = params.num_epochs
         full = recipe_of(recipe.model_dump(), found=best, models=models, **run).to_dict()
-        made_from = {
-            "train": params.model_dump(mode="json"),
-            "recipe": recipe.model_dump(mode="json"),
-            "models": models,
-        }
-        run_name = name_of("train", params=made_from, inputs=[paths.BEST, *paths.TRAINING_SPLITS.values()])
         result = fit(full, recipe.train_rows, params, run_name)
         write_candidate(
             full,

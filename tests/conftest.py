@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,18 @@ for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **telemetry.OFF}.i
 # The machine is shared, so no deadline; the same examples each time, so that a red run can be repeated.
 settings.register_profile("mnist-pipe", deadline=None, derandomize=True, database=None)
 settings.load_profile("mnist-pipe")
+
+
+def pytest_collection_finish() -> None:
+    """Keep what was imported out of the garbage collections, of which pytest makes five whole ones at its end."""
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let torch draw the same numbers each time, so that a red run can be repeated."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture

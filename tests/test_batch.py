@@ -114,6 +114,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_standardised_images_without_labels_are_scored_alike(
     model: Model, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     path = write(tmp_path / "in.parquet", image=images_of(pixels))
     content = bytearray(path.read_bytes())
@@ -228,6 +230,7 @@ def project(registry_root: Path, pixels: NDArray[np.uint8]) -> Path:
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path, make_candidate: MakeCandidate) -> None:
     register(project, make_candidate(1, 40))
     process = command(project, "in.parquet", "out")

@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[str]:
     with HTTPServer((LOOPBACK, 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield f"http://{LOOPBACK}:{server.server_port}"
         server.shutdown()
 
@@ -57,7 +57,11 @@ def test_the_reply_is_the_servers_own_or_says_why_there_is_none(
 
 
 @pytest.mark.parametrize(
-    ("silent", "reason"), [(True, "no reply within 3 seconds"), (False, "connection refused")], ids=["silent", "closed"]
+    ("silent", "reason"),
+    [
+        pytest.param(True, "no reply within 3 seconds", id="silent", marks=pytest.mark.services),
+        pytest.param(False, "connection refused", id="closed"),
+    ],
 )
 def test_no_server_is_a_reason(silent: bool, reason: str) -> None:
     with dead_server(silent=silent) as port:

@@ -13,7 +13,7 @@ from ruamel.yaml import YAML
 
 import studies
 from mnist_pipe import paths
-from pipelines import STAGES
+from pipelines import RESUMED, STAGES
 from tests.support import ROOT
 
 MODULES = {
@@ -113,6 +113,14 @@ def test_each_stage_has_its_flow(name: str) -> None:
     from pipelines.__main__ import load_flow
 
     assert load_flow(name).name == name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_flow_that_resumes_is_told_its_name_and_makes_none_of_its_own(stage: str) -> None:
+    from pipelines.__main__ import load_flow
+
+    assert ("run_name" in load_flow(stage).parameters.properties) == (stage in RESUMED)
+    assert "mnist_pipe.fingerprint.run_name" not in imports(MODULES[f"pipelines.{stage}"])
 
 
 def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:

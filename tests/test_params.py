@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 from ruamel.yaml import YAML
@@ -120,7 +120,7 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ("baseline.num_epochs", "  num_epochs: 0", "L: baseline.num_epochs must be >= 1, but got 0"),
         ("baseline.batch_size", "  batch_size: 65537", "L: baseline.batch_size must be <= 65536, but got 65537"),
         ("evaluate.confidence", "  confidence: 1", "L: evaluate.confidence must be < 1, but got 1"),
-        ("train.num_workers", "  num_workers: 0", "L: train.num_workers must be >= 1 or a list or auto, but got 0"),
+        ("train.num_workers", "  num_workers: -1", "L: train.num_workers must be >= 0 or a list or auto, but got -1"),
         (
             "train.num_workers",
             "  num_workers: many",
@@ -338,12 +338,14 @@ SCALARS = st.one_of(
 )
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(LEAVES), SCALARS)
 def test_any_scalar_for_any_value_is_loaded_or_refused(key: str, value: Any) -> None:
     _, text = edit(key, f"{'  ' * key.count('.')}{key.rpartition('.')[2]}: {value}")
     load_or_refuse(text)
 
 
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(SHIPPED.splitlines()), max_size=12), st.text(max_size=20))
 def test_any_shuffle_of_the_files_lines_is_loaded_or_refused(lines: list[str], more: str) -> None:
     load_or_refuse("\n".join([*lines, more]))

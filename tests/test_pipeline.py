@@ -121,7 +121,7 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
     assert "Data and pipelines are up to date." in output
 
 
-def test_prefect_shows_a_completed_flow_run_for_every_stage(clone: Path) -> None:
+def test_prefect_shows_a_completed_flow_run_for_every_stage_under_the_name_that_ray_has(clone: Path) -> None:
     code = (
         "import asyncio, os; from pathlib import Path; from mnist_pipe.local import services;"
         "os.environ.update(services.environment(Path.cwd()));"
@@ -129,11 +129,12 @@ def test_prefect_shows_a_completed_flow_run_for_every_stage(clone: Path) -> None
         "async def main():\n"
         "    async with get_client() as client:\n"
         "        flows = {f.id: f.name for f in await client.read_flows()}\n"
-        "        for r in await client.read_flow_runs(): print('RUN', flows[r.flow_id], r.state.type.value)\n"
+        "        for r in await client.read_flow_runs(): print('RUN', flows[r.flow_id], r.state.type.value, r.name)\n"
         "asyncio.run(main())"
     )
     runs = {tuple(line.split()[1:]) for line in run(clone, sys.executable, "-c", code).splitlines() if "RUN" in line}
-    assert {(stage, "COMPLETED") for stage in STAGES} <= runs
+    assert {(stage, "COMPLETED") for stage in STAGES} <= {(stage, state) for stage, state, _ in runs}
+    assert ("search", "COMPLETED", (clone / "first.search").read_text()) in runs
 
 
 def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_trial_did(clone: Path) -> None:

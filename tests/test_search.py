@@ -114,6 +114,7 @@ def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRec
 
 
 @ray
+@pytest.mark.chaos
 def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
     cluster: Cluster, reference: tuple[list[TrialRecord], Path], tmp_path: Path
 ) -> None:

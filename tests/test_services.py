@@ -360,7 +360,9 @@ def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypat
     assert "PREFECT_API_AUTH_STRING" in variables
 
 
-@pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
+@pytest.mark.parametrize(
+    "silent", [pytest.param(True, id="silent", marks=pytest.mark.services), pytest.param(False, id="closed")]
+)
 def test_a_prefect_server_that_does_not_answer_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:

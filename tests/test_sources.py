@@ -428,9 +428,9 @@ FAULTS = {
     "wrong": f"1000 bytes, not {SIZE}",
     "page": f"41 bytes, a web page, not {SIZE}",
     "endless": f"more than {SIZE} bytes",
-    "silent": "silent for 2 s",
-    "drip": "not done in 2.3 s",
-    "drip_headers": "not done in 2.3 s",
+    "silent": "silent for 0.5 s",
+    "drip": "not done in 0.8 s",
+    "drip_headers": "not done in 0.8 s",
     "unavailable": "HTTP 503 Service Unavailable",
     "loop": "more than 3 redirects",
     "hops-4": "more than 3 redirects",
@@ -440,7 +440,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("way", FAULTS)
 def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
-    timeout_seconds = 2 if way in ("silent", "drip", "drip_headers") else 30
+    timeout_seconds = 0.5 if way in ("silent", "drip", "drip_headers") else 30
     with pytest.raises(NoMirrorFault) as caught:
         fetch(f"{server.url}/{way}", timeout_seconds=timeout_seconds)
     assert str(caught.value) == no_mirror(f"{server.url}/{way} ({FAULTS[way]})")
@@ -477,7 +477,7 @@ def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
 
 
 def test_a_silent_mirror_is_waited_for_once_and_not_for_each_file(server: Server) -> None:
-    assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good", timeout_seconds=2))
+    assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good", timeout_seconds=0.5))
     assert sum(path.startswith("/silent/") for path in server.requests) == 1
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.services  # processes and their grace periods
+
 SUPERVISE = "import sys; from mnist_pipe.local.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
 
 # A child that starts a daemon (double fork, own session) and a plain subprocess, says so, and then works.
@@ -59,8 +61,9 @@ def test_passes_the_exit_code_on_and_ends_what_the_command_left(tmp_path: Path, 
 DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("setup", ["", DEAF], ids=["cooperative", "deaf"])
+@pytest.mark.parametrize(
+    ("setup", "number"), [("", signal.SIGINT), ("", signal.SIGTERM), (DEAF, signal.SIGINT)], ids=["", "", "deaf"]
+)
 def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, setup: str) -> None:
     process = start(tmp_path, setup=setup)
     process.send_signal(number)

@@ -28,10 +28,11 @@ RECIPE = Recipe(
     precision="float32",
 )
 PARAMS: dict[str, dict[str, Any]] = {
+    "cnn": {"padding": False},
     "convnet": {"channels": [4, 8]},
     "resnet": {"channels": [4, 8], "blocks": 1},
 }
-TRAINING, VALIDATION = blobs(200), blobs(100, seed=1)
+TRAINING, VALIDATION = blobs(136), blobs(100, seed=1)
 
 
 def train(
@@ -82,7 +83,7 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
 )
 def test_a_pack_of_any_model_is_its_members_one_by_one(model: str, optimizer: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
-    check(members(recipe))
+    check(members(dataclasses.replace(recipe, num_epochs=1 if model == "cnn" else 2)))  # 600,000 weights take seconds
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])

@@ -218,9 +218,10 @@ class TrainParams(Section):
     """Where the training rows are: in the memory of every worker, or read from disk by Ray Data as they are needed."""
     num_epochs: Epochs | Literal["auto"]
     """auto: those of the recipe."""
-    num_workers: Workers | Annotated[list[Workers], *_RANGE] | Literal["auto"]
+    num_workers: Annotated[int, Field(ge=0, le=10_000)] | Annotated[list[Workers], *_RANGE] | Literal["auto"]
     """auto: one on every GPU of the cluster; without GPUs one on every machine. [low, high]: as many of these as there
-    are at any moment; several machines make `auto` elastic too, so that the loss of one costs no run."""
+    are at any moment; several machines make `auto` elastic too, so that the loss of one costs no run. 0: none, the loop
+    runs in the stage's own process, where a debugger reaches it."""
     use_gpu: bool | Literal["auto"]
     precision: Precision
     """auto: bfloat16 where the processor or the GPU computes in it, float32 elsewhere."""

@@ -89,6 +89,7 @@ def test_results_of_the_search_and_of_the_plan_reach_what_follows_and_the_conclu
     assert sorted(run.intermediate["number"] for run in known) == [1, 2, 7]
 
 
+@pytest.mark.long
 def test_a_study_may_leave_out_all_but_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(monkeypatch, tmp_path, study(plan=plan))
     assert found["conclusions"] == {}

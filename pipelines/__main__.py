@@ -80,43 +80,9 @@ def run(stage: str, *, debug: bool = False) -> None:
 
 def load_flow(name: str) -> Flow[..., None]:
     """The flow of a stage, or `study` for a study's runs. The others are not imported: together they take 0.3 s."""
-    if name == "ingest":
-        from pipelines.ingest import ingest
+    from prefect.flows import load_flow_from_entrypoint
 
-        return ingest
-    if name == "normalize":
-        from pipelines.normalize import normalize
-
-        return normalize
-    if name == "baseline":
-        from pipelines.baseline import baseline
-
-        return baseline
-    if name == "search":
-        from pipelines.search import search
-
-        return search
-    if name == "train":
-        from pipelines.train import train
-
-        return train
-    if name == "evaluate":
-        from pipelines.evaluate import evaluate
-
-        return evaluate
-    if name == "register":
-        from pipelines.register import register
-
-        return register
-    if name == "report":
-        from pipelines.report import report
-
-        return report
-    if name == "study":
-        from pipelines.study import study
-
-        return study
-    raise unknown("pipelines", "flow", name, {*STAGES, "study"})
+    return load_flow_from_entrypoint(f"pipelines.{name}.{name}")
 
 
 def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe.errors import BusyError, CorruptDataError, describe
+from mnist_pipe.errors import BusyError, CorruptDataError
 
 MANIFEST = "manifest.json"
 
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on any fault remove it.
+    """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on any error remove it.
 
     A reader, or a rerun after a power cut, sees the old content or the new one and never a part.
 
@@ -64,7 +64,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; on success rename it to that, on any fault remove it.
+    """Yield a temporary folder beside `folder`; on success rename it to that, on any error remove it.
 
     `folder` must not exist or be empty; its files are the caller's to fsync, as `atomic_file` does.
 
@@ -103,9 +103,9 @@ def read_json(path: Path, *, fix: str = "") -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix=fix)) from None
-    except ValueError as fault:
-        raise CorruptDataError(describe(path, "the file", "be JSON", got=str(fault), fix=fix)) from fault
+        raise CorruptDataError.missing(path, fix=fix) from None
+    except ValueError as error:
+        raise CorruptDataError.invalid(path, "the file", "be JSON", got=str(error), fix=fix) from error
 
 
 def sha256(path: Path) -> str:
@@ -139,7 +139,7 @@ def verify_manifest(folder: Path) -> None:
         path = folder / name
         found = sha256(path) if path.is_file() else "no file"
         if found != expected:
-            raise CorruptDataError(describe(path, "sha256", f"be {expected[:12]}", got=found[:12]))
+            raise CorruptDataError.invalid(path, "sha256", f"be {expected[:12]}", got=found[:12])
 
 
 @contextmanager
@@ -156,8 +156,8 @@ def locked(path: Path, *, purpose: str, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
-            raise BusyError(
-                describe(path, purpose, "run once at a time", got=f"process {holder}", fix="wait for it or stop it")
+            raise BusyError.invalid(
+                path, purpose, "run once at a time", got=f"process {holder}", fix="wait for it or stop it"
             ) from None
         stream.seek(0)
         stream.truncate()

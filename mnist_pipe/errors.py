@@ -5,16 +5,32 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 
 class PipelineError(Exception):
-    """A fault that the user can mend.
+    """An error that the user can fix; `str()` is the whole message, one line.
 
-    `str()` is the whole message: `<where>: <name> must <rule>, but got <value>; <what to do>`.
+    It has one of three shapes, each made by a class method: a wrong value, something missing, something out of reach.
     """
 
     exit_code = 1
+
+    @classmethod
+    def invalid(cls, where: object, name: str, rule: str, *, got: object, fix: str = "") -> Self:
+        """Report a wrong value: `<where>: <name> must <rule>, but got <got>; <fix>`."""
+        return cls(describe(where, name, rule, got=got, fix=fix))
+
+    @classmethod
+    def missing(cls, what: object, *, state: str = "does not exist", where: object = "", fix: str = "") -> Self:
+        """Report something missing: `<where>: <what> <state>; <fix>`."""
+        return cls((f"{where}: " if where else "") + f"{what} {state}" + (f"; {fix}" if fix else ""))
+
+    @classmethod
+    def unreachable(cls, service: object, *, cause: object, where: object = "", fix: str = "") -> Self:
+        """Report something out of reach: `<where>: <service> does not answer: <cause>; <fix>`."""
+        return cls.missing(service, state=f"does not answer: {cause}", where=where, fix=fix)
 
 
 class InputError(PipelineError, ValueError):
@@ -23,7 +39,7 @@ class InputError(PipelineError, ValueError):
     exit_code = 2
 
 
-class EnvironmentFault(PipelineError):
+class UnavailableError(PipelineError):
     """The machine lacks something: network, disk, GPU, a free port, a service (exit 3)."""
 
     exit_code = 3
@@ -42,19 +58,19 @@ class BusyError(PipelineError):
 
 
 def describe(where: object, name: str, rule: str, *, got: object, fix: str = "") -> str:
-    """The one sentence every fault is told in; `got` is shown as it is (pass `repr(x)` where quotes help)."""
+    """Format a wrong value as one sentence; `got` is shown as it is (pass `repr(x)` where quotes help)."""
     subject = f"{where}: {name}" if name else f"{where}:"
     return f"{subject} must {rule}, but got {got}" + (f"; {fix}" if fix else "")
 
 
-def message_and_code(fault: Exception) -> tuple[str, int]:
-    """What the user is told of a fault, and the exit code; for what nobody foresaw, the way to the traceback."""
-    if isinstance(fault, PipelineError):
-        return str(fault), fault.exit_code
-    if isinstance(fault, OSError):
-        where, got = fault.filename or "a file", str(fault.strerror or fault).lower()
-        return describe(where, "the path", "be readable and writable", got=got), EnvironmentFault.exit_code
-    return f"{type(fault).__name__}: {one_line(fault)[:300]}; add --debug for the traceback", 1
+def message_and_code(error: Exception) -> tuple[str, int]:
+    """What the user is told of an error, and the exit code; for what nobody foresaw, the way to the traceback."""
+    if isinstance(error, PipelineError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        where, got = error.filename or "a file", str(error.strerror or error).lower()
+        return describe(where, "the path", "be readable and writable", got=got), UnavailableError.exit_code
+    return f"{type(error).__name__}: {one_line(error)[:300]}; add --debug for the traceback", 1
 
 
 def one_line(text: object) -> str:
@@ -80,8 +96,6 @@ def closest(value: object, known: Iterable[str]) -> str:
 
 
 def unknown(where: object, name: str, value: object, known: Iterable[str]) -> InputError:
-    """The fault of a name that is not in one of the project's dicts, listing the ones that are."""
+    """The error of a name that is not in one of the project's dicts, listing the ones that are."""
     known = sorted(known)
-    return InputError(
-        describe(where, name, f"be one of {', '.join(known)}", got=repr(value), fix=closest(value, known))
-    )
+    return InputError.invalid(where, name, f"be one of {', '.join(known)}", got=repr(value), fix=closest(value, known))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mnist_pipe.errors import InputError, describe
+from mnist_pipe.errors import InputError
 
 PARAMS = Path("params.yaml")
 CODE = (Path("mnist_pipe"), Path("pipelines"))  # folders of nothing but code; STUDIES has the studies' data too
@@ -59,12 +59,10 @@ def find_root(start: Path) -> Path:
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():
             return folder
-    raise InputError(
-        describe(
-            start.resolve(),
-            "the folder",
-            "be in a mnist-pipe project",
-            got="no params.yaml above it",
-            fix="change to the folder that holds params.yaml and dvc.yaml",
-        )
+    raise InputError.invalid(
+        start.resolve(),
+        "the folder",
+        "be in a mnist-pipe project",
+        got="no params.yaml above it",
+        fix="change to the folder that holds params.yaml and dvc.yaml",
     )

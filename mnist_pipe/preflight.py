@@ -11,7 +11,7 @@ from typing import Any
 
 from mnist_pipe import hardware, paths
 from mnist_pipe.data.sources import SOURCES
-from mnist_pipe.errors import EnvironmentFault, InputError, describe
+from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.models import MODELS
 from mnist_pipe.params import loader
 from mnist_pipe.params.schema import Params
@@ -55,20 +55,20 @@ def check_workers(
 
     Raises:
         InputError: naming the key and what there is.
-        EnvironmentFault: there is no processor at all: a cluster whose machines have not joined.
+        UnavailableError: there is no processor at all: a cluster whose machines have not joined.
     """
     if not num_cpus:
         fix = "start deploy/node on one that trains"
-        raise EnvironmentFault(describe(where, "", "have a machine with processors for Ray", got="none", fix=fix))
+        raise UnavailableError.missing("no node with CPUs", state="has joined Ray", where=where, fix=fix)
     if use_gpu is True and not num_gpus:
         rule = "be auto or false without a GPU"
-        raise InputError(describe(paths.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none"))
+        raise InputError.invalid(paths.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none")
     available, kind = (num_gpus, "GPU") if num_gpus and use_gpu is not False else (num_cpus, "CPU")
     least = 0 if asked == "auto" else asked if isinstance(asked, int) else int(asked[0])
     if least > available:
         rule = f"be at most {available}, the number of {kind}s of {where}"
         fix = "lower it or connect a larger cluster with RAY_ADDRESS"
-        raise InputError(describe(paths.PARAMS, key, rule, got=asked, fix=fix))
+        raise InputError.invalid(paths.PARAMS, key, rule, got=asked, fix=fix)
 
 
 def check_params(params: Params) -> None:

@@ -116,7 +116,7 @@ def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _told_once(record: logging.LogRecord) -> bool:
-    """Whether the terminal shows a record: Prefect tells a fault four times, twice with a traceback; we once, last."""
+    """Whether the terminal shows a record: Prefect tells an error four times, twice with a traceback; we once, last."""
     return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
 
 

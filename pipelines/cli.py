@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mnist_pipe import command_line, paths
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, PipelineError, describe
+from mnist_pipe.errors import CorruptDataError, PipelineError, UnavailableError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def _dashboards(root: Path, _: argparse.Namespace) -> int:
         _report(name, page if isinstance(page, PipelineError) else f"{page.url}   {page.login}")
         for name, page in dashboards.check(root).items()
     ]
-    return EnvironmentFault.exit_code if any(codes) else 0
+    return UnavailableError.exit_code if any(codes) else 0
 
 
 def _doctor(root: Path, _: argparse.Namespace) -> int:
@@ -143,11 +143,9 @@ def _summary(root: Path, _: argparse.Namespace) -> int:
         ]
         if evaluation["fallback_for"]:
             rows = [_fallback(evaluation), *rows, _fallback(evaluation)]
-    except (LookupError, TypeError, ValueError) as fault:
-        got = f"{type(fault).__name__} {fault}"
-        raise CorruptDataError(
-            describe(root / paths.REPORTS, "the figures", "be complete", got=got, fix=fix)
-        ) from fault
+    except (LookupError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__} {error}"
+        raise CorruptDataError.invalid(root / paths.REPORTS, "the figures", "be complete", got=got, fix=fix) from error
     _print(rows)
     return 0
 

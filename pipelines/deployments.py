@@ -14,7 +14,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from ruamel.yaml import YAML
 
 from mnist_pipe.cluster.handoff import WORK_POOL
-from mnist_pipe.errors import EnvironmentFault, InputError, describe, one_line, public_url
+from mnist_pipe.errors import InputError, UnavailableError, one_line, public_url
 from mnist_pipe.local.dashboards import PUBLISHED
 
 FILE = "prefect.yaml"
@@ -27,29 +27,29 @@ def deploy(root: Path) -> list[str]:
 
     Raises:
         InputError: MNIST_PIPE_WORK_POOL or PREFECT_API_URL is not set.
-        EnvironmentFault: the server refuses us or does not answer, or has no such pool.
+        UnavailableError: the server refuses us or does not answer, or has no such pool.
     """
     for variable in ("PREFECT_API_URL", WORK_POOL):
         if not os.environ.get(variable):
-            raise InputError(describe(variable, "", "be set to deploy", got="nothing", fix="see deploy/README.md"))
+            raise InputError.missing(variable, state="is not set", fix="see deploy/README.md")
     pool, server = os.environ[WORK_POOL], public_url(os.environ["PREFECT_API_URL"])
     try:
         with get_client(sync_client=True) as client:
             client.read_work_pool(pool)
             _write_dashboards(client)
-    except ObjectNotFound as fault:
+    except ObjectNotFound as error:
         fix = "start deploy/worker, which makes it"
-        raise EnvironmentFault(describe(server, "the work pool", "exist", got=f"no {pool}", fix=fix)) from fault
-    except PrefectHTTPStatusError as fault:
+        raise UnavailableError.missing(f"the work pool {pool}", where=server, fix=fix) from error
+    except PrefectHTTPStatusError as error:
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
-        got = f"status {fault.response.status_code}"
-        raise EnvironmentFault(describe(server, "", "accept our credentials", got=got, fix=fix)) from None
-    except httpx.HTTPError as fault:
-        raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault) or type(fault).__name__)) from fault
+        got = f"status {error.response.status_code}"
+        raise UnavailableError.invalid(server, "", "accept our credentials", got=got, fix=fix) from None
+    except httpx.HTTPError as error:
+        raise UnavailableError.unreachable(server, cause=one_line(error) or type(error).__name__) from error
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise EnvironmentFault(describe(server, FILE, "be applied", got=one_line(done.stdout + done.stderr)[-300:]))
+        raise UnavailableError.invalid(server, FILE, "be applied", got=one_line(done.stdout + done.stderr)[-300:])
     entries = YAML(typ="safe").load(root / FILE)["deployments"]
     return [f"{entry['entrypoint'].rpartition('.')[2]}/{pool}" for entry in entries]
 

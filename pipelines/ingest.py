@@ -9,14 +9,14 @@ from prefect import flow, get_run_logger, task
 from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data import sources
-from mnist_pipe.data.download import NoMirrorFault
+from mnist_pipe.data.download import NoMirrorError
 from mnist_pipe.data.splits import write_all, write_raw
 from mnist_pipe.fingerprint import PACKAGE
 from mnist_pipe.params.schema import IngestParams
 from pipelines import retries
 
 
-@task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorFault))
+@task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorError))
 def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
     """The verified files of `dataset`; what an earlier try finished is not fetched again."""
     return sources.fetch(
@@ -50,7 +50,7 @@ def ingest(params: IngestParams) -> None:
         dataset, fallback_for = params.dataset, None
         try:
             found = fetch(dataset, params)
-        except NoMirrorFault as fault:
+        except NoMirrorError as error:
             if params.fallback is None:
                 raise
             dataset, fallback_for = params.fallback, params.dataset
@@ -58,7 +58,7 @@ def ingest(params: IngestParams) -> None:
                 "FALLBACK: everything from here on is made from %s, not %s. %s. To try again: dvc repro --force ingest",
                 dataset,
                 fallback_for,
-                fault,
+                error,
             )
             found = fetch(dataset, params)
         rows = convert(dataset, found, fallback_for)

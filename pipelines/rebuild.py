@@ -12,7 +12,7 @@ from prefect import flow, get_run_logger, task
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.handoff import WORK_POOL
-from mnist_pipe.errors import PipelineError, describe, without_credentials
+from mnist_pipe.errors import PipelineError, without_credentials
 from mnist_pipe.fingerprint import PACKAGE
 
 _AUTHOR = ("-c", "user.name=mnist-pipe", "-c", "user.email=rebuild@mnist-pipe.invalid")
@@ -95,4 +95,4 @@ def _run(*command: str, cwd: Path, must: bool = True) -> None:
         process.wait()
         raise
     if code and must:
-        raise PipelineError(describe("rebuild", " ".join(command[:2]), "succeed", got=f"exit code {code}: {last}"))
+        raise PipelineError.invalid("rebuild", " ".join(command[:2]), "succeed", got=f"exit code {code}: {last}")

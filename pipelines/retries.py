@@ -1,4 +1,4 @@
-"""When a task is tried again: only after a fault that a second try can cure."""
+"""When a task is tried again: only after an error that a second try can cure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-def after(fault: type[Exception]) -> Callable[[Any, Any, Any], bool]:
-    """A `retry_condition_fn` that is true after `fault`."""
+def after(error: type[Exception]) -> Callable[[Any, Any, Any], bool]:
+    """A `retry_condition_fn` that is true after `error`."""
 
     def may_heal(_task: Any, _run: Any, state: Any) -> bool:
-        return isinstance(state.result(raise_on_failure=False), fault)
+        return isinstance(state.result(raise_on_failure=False), error)
 
     return may_heal

@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
-from mnist_pipe.errors import EnvironmentFault
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
 from pipelines import retries
 
@@ -73,7 +73,7 @@ def tune(
 
 
 @task(
-    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(EnvironmentFault)
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError)
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """One MLflow run a trial."""

@@ -24,7 +24,7 @@ from mnist_pipe.atomic import digest
 from mnist_pipe.cluster import handoff, storage
 from mnist_pipe.cluster.handoff import WORK_POOL
 from mnist_pipe.cluster.storage import Storage
-from mnist_pipe.errors import EnvironmentFault, PipelineError, describe, one_line, public_url
+from mnist_pipe.errors import PipelineError, UnavailableError, one_line, public_url
 from mnist_pipe.fingerprint import source_version
 
 MAX_ATTEMPTS = 3
@@ -51,7 +51,7 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
     Ctrl-C and SIGTERM here cancel it there.
 
     Raises:
-        EnvironmentFault: the server, the storage, the deployment or its worker is not there.
+        UnavailableError: the server, the storage, the deployment or its worker is not there.
         PipelineError: the run did not complete; with the remote reason, its exit code and the run's address.
     """
     place = _storage()
@@ -73,14 +73,14 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
                 handoff.download_outputs(request, root, storage=place, key=key)
                 return
             if not run.state.is_crashed() or attempt + 1 == MAX_ATTEMPTS:
-                raise _fault(run, handoff.read_failure(place, key))
+                raise _error(run, handoff.read_failure(place, key))
             _say(f"{run.name}: {one_line(run.state.message)}; trying again")
 
 
 def _storage() -> Storage:
     if not os.environ.get(storage.VARIABLE):
         fix = "name a bucket or a shared directory, for the inputs and outputs"
-        raise EnvironmentFault(describe(storage.VARIABLE, "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
+        raise UnavailableError.missing(storage.VARIABLE, state=f"is not set, which {WORK_POOL} needs", fix=fix)
     return storage.project_storage(Path.cwd())
 
 
@@ -88,29 +88,29 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
     """The deployment's id; what would otherwise be waited for without an end is found out at once."""
     if not PREFECT_API_URL.value():
         fix = "name the team's Prefect server"
-        raise EnvironmentFault(describe("PREFECT_API_URL", "", f"be set with {WORK_POOL}", got="nothing", fix=fix))
+        raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, which {WORK_POOL} needs", fix=fix)
     server = public_url(str(PREFECT_API_URL.value()))
 
-    def absent(what: str, name: str, *, fix: str) -> EnvironmentFault:
-        return EnvironmentFault(describe(server, what, "exist", got=f"none of the name {name}", fix=fix))
+    def absent(what: str, name: str, *, fix: str) -> UnavailableError:
+        return UnavailableError.missing(f"{what} {name}", where=server, fix=fix)
 
     try:
         workers = client.read_workers_for_work_pool(pool)
         if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
             fix = "start deploy/worker on the head"
-            raise EnvironmentFault(describe(WORK_POOL, pool, "have a worker that is online", got="none", fix=fix))
+            raise UnavailableError.missing(f"no worker of {pool}", state="is online", where=WORK_POOL, fix=fix)
         return client.read_deployment_by_name(deployment).id
-    except ObjectNotFound as fault:
-        raise absent("the deployment", deployment, fix="run: mnist-pipe deploy") from fault
-    except PrefectHTTPStatusError as fault:
-        if fault.response.status_code == 404:
-            raise absent("the work pool", pool, fix="start deploy/worker on the head") from fault
-        if fault.response.status_code not in (401, 403):
-            raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault)[:200])) from fault
+    except ObjectNotFound as error:
+        raise absent("the deployment", deployment, fix="run: mnist-pipe deploy") from error
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == 404:
+            raise absent("the work pool", pool, fix="start deploy/worker on the head") from error
+        if error.response.status_code not in (401, 403):
+            raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
-        raise EnvironmentFault(describe(server, "", "accept our credentials", got="a refusal", fix=fix)) from None
-    except httpx.HTTPError as fault:
-        raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault) or type(fault).__name__)) from fault
+        raise UnavailableError.invalid(server, "", "accept our credentials", got="a refusal", fix=fix) from None
+    except httpx.HTTPError as error:
+        raise UnavailableError.unreachable(server, cause=one_line(error) or type(error).__name__) from error
 
 
 def _start(
@@ -182,7 +182,7 @@ def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> list[Log]
         logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
         for log in logs:
             if "\nTraceback (most" not in log.message and not log.message.startswith(f"{_LAST_LINE} Failed"):
-                _say(log.message, at=log.timestamp)  # a fault is told once, last, in one line
+                _say(log.message, at=log.timestamp)  # an error is told once, last, in one line
         found += logs
         if len(logs) < _PAGE:
             return found
@@ -194,11 +194,11 @@ def _patiently(ask: Callable[Arguments, Reply], *args: Arguments.args, **kwargs:
     while True:
         try:
             return ask(*args, **kwargs)
-        except (httpx.HTTPError, PrefectHTTPStatusError) as fault:
-            refused = isinstance(fault, PrefectHTTPStatusError) and fault.response.status_code < 500
+        except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+            refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
             if refused or time.monotonic() > deadline:
                 server = public_url(str(PREFECT_API_URL.value()))
-                raise EnvironmentFault(describe(server, "", "answer", got=one_line(fault)[:200])) from fault
+                raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
             if not told:
                 _say("the Prefect server does not answer; waiting for it")
                 told = True
@@ -213,13 +213,13 @@ def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
         _say(f"could not be cancelled and may go on: {_url(run_id)}")
 
 
-def _fault(run: FlowRun, told: tuple[str, int] | None) -> PipelineError:
+def _error(run: FlowRun, told: tuple[str, int] | None) -> PipelineError:
     assert run.state is not None
     state = run.state.type.value.lower()
     reason, exit_code = told or (one_line(run.state.message or state), PipelineError.exit_code)
-    fault = PipelineError(f"{reason} ({state} on the cluster: {_url(run.id)})")
-    fault.exit_code = exit_code
-    return fault
+    error = PipelineError(f"{reason} ({state} on the cluster: {_url(run.id)})")
+    error.exit_code = exit_code
+    return error
 
 
 def _url(run_id: UUID) -> str:

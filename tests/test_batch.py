@@ -152,7 +152,7 @@ def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray
 
 def test_an_input_that_is_not_one_is_named(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     where, out = tmp_path / "in.parquet", tmp_path / "out"
-    assert refused(InputError, where, out, model=model) == f"{where}: the file must exist, but got nothing"
+    assert refused(InputError, where, out, model=model) == f"{where} does not exist"
     where.write_text("hello")
     assert refused(CorruptDataError, where, out, model=model).startswith(f"{where}: the file must be Parquet, but got ")
     cases: list[tuple[dict[str, Any], str]] = [
@@ -247,7 +247,7 @@ def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path,
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (["in.parquet", "out"], 3, "the registry: must have a champion, but got none; run: dvc repro"),
+        (["in.parquet", "out"], 3, "no champion is registered yet; run: dvc repro"),
         (
             ["in.parquet", "out", "--model", "toy/7"],
             2,

@@ -70,7 +70,7 @@ def test_a_folder_without_a_manifest_is_unfinished(saved: Path) -> None:
     (saved / "manifest.json").unlink()
     with pytest.raises(CorruptDataError) as caught:
         checkpoint.load_model(saved)
-    assert str(caught.value) == f"{saved}/manifest.json: the file must exist, but got nothing"
+    assert str(caught.value) == f"{saved}/manifest.json does not exist"
 
 
 def test_weights_of_another_architecture_are_refused(saved: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_an_unknown_command_is_one_line() -> None:
 @pytest.mark.parametrize("arguments", [["summary"], ["--debug", "summary"], ["summary", "--debug"]])
 def test_debug_shows_the_traceback_wherever_it_stands(project: Path, arguments: list[str]) -> None:
     _, _, lines = mnist_pipe(*arguments)
-    message = f"{project / paths.REGISTRATION}: the file must exist, but got nothing; run: dvc repro"
+    message = f"{project / paths.REGISTRATION} does not exist; run: dvc repro"
     if "--debug" in arguments:
         assert lines[0] == "Traceback (most recent call last):"
         assert lines[-1].endswith(message)
@@ -170,7 +170,7 @@ def test_a_path_that_is_in_the_way_is_named(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_doctor_lists_every_check_and_exits_as_its_faults() -> None:
+def test_doctor_lists_every_check_and_exits_as_its_errors() -> None:
     code, lines, errors = mnist_pipe("doctor")
     assert (code, errors) == (3, [])
     assert [line[6:19].strip() for line in lines] == [
@@ -302,7 +302,7 @@ def test_predict_prints_the_digit_and_all_probabilities_and_goes_on_after_a_file
 @pytest.mark.usefixtures("project")
 def test_predict_without_a_champion_is_one_line() -> None:
     assert mnist_pipe("predict", "x.png") == (
-        3, [], ["the registry: must have a champion, but got none; run: dvc repro"],
+        3, [], ["no champion is registered yet; run: dvc repro"],
     )  # fmt: skip
 
 

@@ -65,7 +65,7 @@ def root(started: Path) -> Path:
     return started
 
 
-def fault(found: dict[str, Page | PipelineError], name: str) -> str:
+def error(found: dict[str, Page | PipelineError], name: str) -> str:
     page = found[name]
     assert isinstance(page, PipelineError), page
     return str(page)
@@ -275,13 +275,13 @@ def test_what_a_client_has_not_set_prefect_knows(root: Path, client: Path, monke
         name: servers[name].url for name in ("prefect", "ray", "mlflow")
     }
     publish(root, {"ray": servers["ray"].url})
-    assert fault(dashboards.check(client), "mlflow") == (
+    assert error(dashboards.check(client), "mlflow") == (
         f"Prefect: the variable {dashboards.PUBLISHED} must hold the address of mlflow, "
         f"but got {{'ray': '{servers['ray'].url}'}}; run: mnist-pipe deploy"
     )
     publish(root, None)
-    assert fault(dashboards.check(client), "ray") == (
-        f"RAY_API_SERVER_ADDRESS: must be set, but got nothing, here and in the Prefect variable "
+    assert error(dashboards.check(client), "ray") == (
+        f"RAY_API_SERVER_ADDRESS is set neither here nor in the Prefect variable "
         f"{dashboards.PUBLISHED}; set it, or run: mnist-pipe deploy"
     )
 
@@ -303,7 +303,7 @@ def test_a_wrong_secret_is_that_pages_line_alone(
     monkeypatch.setenv(variable, "0" * 64)
     found = dashboards.check(client)
     url = recorded(root)[name].url
-    assert fault(found, name) == f"{url}: the page must accept the credentials, but got {answer}; {login}"
+    assert error(found, name) == f"{url}: the page must accept the credentials, but got {answer}; {login}"
     assert [other for other, page in found.items() if isinstance(page, PipelineError)] == [name]
 
 
@@ -321,7 +321,7 @@ def test_without_a_secret_the_variable_that_lacks_is_named(
         ("mlflow", "no password: MLFLOW_TRACKING_USERNAME is not set"),
     ):
         url = recorded(root)[name].url
-        assert fault(found, name) == (
+        assert error(found, name) == (
             f"{url}: the page must accept the credentials, but got 401 Unauthorized; {reason}"
         )
 
@@ -333,7 +333,7 @@ def test_a_page_that_cannot_be_reached_is_a_line(client: Path, monkeypatch: pyte
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hidden@{LOOPBACK}:{port}")
         found = dashboards.check(client)
     got = "no reply within 3 seconds" if silent else "connection refused"
-    assert fault(found, "mlflow") == (
+    assert error(found, "mlflow") == (
         f"http://{LOOPBACK}:{port}: the page must answer, but got {got}; check the address, and whether the server runs"
     )
 
@@ -353,7 +353,7 @@ def test_such_a_page_is_given_up_within_seconds(client: Path, monkeypatch: pytes
 def test_an_address_that_is_none_is_told_without_its_password(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "file://me:hidden@/etc/passwd")
     rule = "PREFECT_API_URL: the address must be http://HOST:PORT, but got 'file:///etc/passwd'"
-    assert fault(dashboards.check(client), "prefect") == rule
+    assert error(dashboards.check(client), "prefect") == rule
 
 
 def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
@@ -375,7 +375,7 @@ def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
         assert server.stdout is not None
         url = f"http://{LOOPBACK}:{int(server.stdout.readline())}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert fault(dashboards.check(client), "mlflow").startswith(f"{url}: the page must answer, but got 302 Found")
+        assert error(dashboards.check(client), "mlflow").startswith(f"{url}: the page must answer, but got 302 Found")
     finally:
         server.kill()
         server.communicate()

@@ -15,7 +15,7 @@ import pytest
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, PipelineError
+from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.local import doctor, services
 from mnist_pipe.local.services import prefect_server
 from tests.support import ROOT
@@ -59,29 +59,29 @@ FULL = "touch params.yaml dvc.yaml && ! dd if=/dev/zero of=filler bs=64k 2>/dev/
 READ_ONLY = "touch params.yaml dvc.yaml && mount -o remount,ro ."
 
 
-def fault(name: str, root: Path) -> PipelineError:
+def error(name: str, root: Path) -> PipelineError:
     found = dict(doctor.examine(root))[name]
     assert isinstance(found, PipelineError), found
     return found
 
 
 def test_a_healthy_project_passes_every_check(project: Path) -> None:
-    faults = {name: str(found) for name, found in doctor.examine(project) if isinstance(found, PipelineError)}
-    assert faults == {}
+    errors = {name: str(found) for name, found in doctor.examine(project) if isinstance(found, PipelineError)}
+    assert errors == {}
 
 
 def test_this_checkout_has_the_locked_packages() -> None:
-    assert dict(doctor.examine(ROOT))["packages"] == fault_free_packages()
+    assert dict(doctor.examine(ROOT))["packages"] == error_free_packages()
 
 
-def fault_free_packages() -> str:
+def error_free_packages() -> str:
     pinned = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line and line[0] != "#"]
     return f"{len(pinned)} packages pinned, none differs"
 
 
 def test_another_version_than_the_locked_one_is_named(project: Path) -> None:
     (project / "requirements.lock").write_text("# numpy==0 is a comment\nnumpy==1.0\nabsent-and-optional==3\n")
-    assert str(fault("packages", project)) == (
+    assert str(error("packages", project)) == (
         f"requirements.lock: the packages must have the pinned versions, but got numpy {metadata.version('numpy')} "
         f"instead of 1.0; run: {sys.executable} -m pip install -c requirements.lock -e ."
     )
@@ -96,7 +96,7 @@ def test_a_build_of_the_locked_version_is_that_version(project: Path) -> None:
 def test_params_are_checked_with_the_names_that_exist(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     (project / "params.yaml").write_text(text.replace("dataset: mnist #", "dataset: mnits #"))
-    found = fault("params", project)
+    found = error("params", project)
     assert isinstance(found, InputError)
     assert "ingest.dataset must be one of" in str(found)
     assert str(found).endswith("but got 'mnits'; did you mean 'mnist'?")
@@ -106,11 +106,11 @@ def test_more_workers_than_processors_are_refused(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     assert "num_workers: auto" in text
     (project / "params.yaml").write_text(text.replace("num_workers: auto", "num_workers: 999"))
-    assert "train.num_workers must be at most" in str(fault("params", project))
+    assert "train.num_workers must be at most" in str(error("params", project))
 
 
 def test_too_little_space_is_told_with_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(UnavailableError) as caught:
         doctor.check_disk(tmp_path, needed_bytes=10**18)
     free = f"{shutil.disk_usage(tmp_path).free / 1e6:,.0f} MB"
     assert str(caught.value).split(",000 MB")[0] == f"{tmp_path}: free space must be at least 1,000,000,000"
@@ -130,7 +130,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     done = mounted(CHECK, prepare=prepare)
     assert done.stderr.splitlines()[-1] == (
-        f"mnist_pipe.errors.EnvironmentFault: {tmp_path / 'mounted'}: the folder must be writable, but got {reason}; "
+        f"mnist_pipe.errors.UnavailableError: {tmp_path / 'mounted'}: the folder must be writable, but got {reason}; "
         "free some space or use another folder"
     )
 
@@ -138,7 +138,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_somebody_elses_folder_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o500)
-    with pytest.raises(EnvironmentFault, match="permission denied"):
+    with pytest.raises(UnavailableError, match="permission denied"):
         doctor.check_writable(tmp_path / "theirs")
 
 
@@ -162,42 +162,42 @@ def test_services_in_such_a_folder_are_one_line_and_no_process(
     assert line.endswith(f": the path must be readable and writable, but got {reason}")
 
 
-def test_neither_git_nor_no_scm_is_a_fault_with_its_fix(project: Path) -> None:
+def test_neither_git_nor_no_scm_is_an_error_with_its_fix(project: Path) -> None:
     (project / ".git").rmdir()
     if any((parent / ".git").exists() for parent in project.parents):
         pytest.skip("the temporary folder lies in a Git repository")
-    assert str(fault("versioning", project)) == (
-        f"{project}: the project must be in a Git repository, but got none; run: dvc config --local core.no_scm true"
+    assert str(error("versioning", project)) == (
+        f"{project}: the project is in no Git repository; run: dvc config --local core.no_scm true"
     )
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
     assert dict(doctor.examine(project))["versioning"] == "DVC without Git; the lineage says so"
 
 
-def test_git_that_is_not_installed_is_a_fault(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_that_is_not_installed_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     fix = "install it, or run: dvc config --local core.no_scm true"
-    assert str(fault("versioning", project)) == f"PATH: git must be installed, but got nothing; {fix}"
+    assert str(error("versioning", project)) == f"git is not installed; {fix}"
 
 
-def test_no_dvc_repository_is_a_fault(project: Path) -> None:
+def test_no_dvc_repository_is_an_error(project: Path) -> None:
     shutil.rmtree(project / ".dvc")
-    assert str(fault("versioning", project)) == (
-        f"{project / '.dvc'}: the DVC repository must exist, but got nothing; "
+    assert str(error("versioning", project)) == (
+        f"{project / '.dvc'}: the DVC repository does not exist; "
         "run: dvc init (or dvc init --no-scm where there is no Git)"
     )
 
 
-def test_a_lock_that_a_killed_dvc_left_half_written_is_a_fault(project: Path) -> None:
+def test_a_lock_that_a_killed_dvc_left_half_written_is_an_error(project: Path) -> None:
     lock = project / ".dvc" / "tmp" / "rwlock"
     lock.parent.mkdir(parents=True)
     lock.write_text('{"/project/models": {"wri')
-    fault = dict(doctor.examine(project))["dvc's lock"]
-    assert isinstance(fault, CorruptDataError)
-    assert str(fault).startswith(f"{lock}: the file must be JSON, but got ")
-    assert str(fault).endswith("; delete it, unless a dvc is running")
+    error = dict(doctor.examine(project))["dvc's lock"]
+    assert isinstance(error, CorruptDataError)
+    assert str(error).startswith(f"{lock}: the file must be JSON, but got ")
+    assert str(error).endswith("; delete it, unless a dvc is running")
 
 
-def test_a_taken_port_is_told_and_no_fault(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_told_and_no_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=True) as port:
         monkeypatch.setattr(prefect_server, "PORT", port)
         found = dict(doctor.examine(project))["ports"]
@@ -206,7 +206,7 @@ def test_a_taken_port_is_told_and_no_fault(project: Path, monkeypatch: pytest.Mo
     assert found.endswith("taken by another program; `mnist-pipe up` uses the next free ones")
 
 
-def test_a_service_that_died_is_a_fault_with_its_log(project: Path) -> None:
+def test_a_service_that_died_is_an_error_with_its_log(project: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     service = services.Service(
@@ -214,12 +214,10 @@ def test_a_service_that_died_is_a_fault_with_its_log(project: Path) -> None:
         log="prefect.log", folder="",
     )  # fmt: skip
     atomic.write_json(project / paths.SERVICES, {"prefect": asdict(service)})
-    assert str(fault("services", project)) == (
-        "prefect.log: prefect must answer, but got a service that died; run: mnist-pipe up"
-    )
+    assert str(error("services", project)) == ("prefect.log: prefect does not answer: it died; run: mnist-pipe up")
 
 
-def test_too_few_open_files_are_a_fault(project: Path) -> None:
+def test_too_few_open_files_are_an_error(project: Path) -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
         "from pathlib import Path; from mnist_pipe.local import doctor\n"
@@ -232,6 +230,4 @@ def test_too_few_open_files_are_a_fault(project: Path) -> None:
 def test_a_storage_that_is_not_there_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(project / "none"))
     found = dict(doctor.examine(project))["storage"]
-    assert str(found) == (
-        f"MNIST_PIPE_STORAGE: {project}/none must name a directory that exists, but got none; make the directory"
-    )
+    assert str(found) == (f"MNIST_PIPE_STORAGE: the directory {project}/none does not exist; make the directory")

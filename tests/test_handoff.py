@@ -11,7 +11,7 @@ import pytest
 from mnist_pipe import lineage, paths
 from mnist_pipe.cluster import handoff, storage
 from mnist_pipe.cluster.storage import Storage
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 
 DVC = """
 stages:
@@ -92,7 +92,7 @@ def test_the_worker_knows_the_clients_commit(client: Path, place: Storage, monke
     assert seen == [("0123abc", True)]
 
 
-def test_a_fault_there_is_told_here_with_its_exit_code(client: Path, place: Storage) -> None:
+def test_an_error_there_is_told_here_with_its_exit_code(client: Path, place: Storage) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     with pytest.raises(InputError), handoff.worker_workspace(f"{place.uri}/{KEY}"):
         raise InputError("params.yaml: x must be 2, but got 1")
@@ -105,7 +105,7 @@ def test_a_worker_with_other_code_refuses(client: Path, place: Storage) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     asked = place.read_json("runs/double-abc/request.json")
     place.write_json("runs/double-abc/request.json", {**asked, "code": "f" * 64})
-    with pytest.raises(EnvironmentFault, match="the code must be the client's, ffffffffffff, but got") as caught:
+    with pytest.raises(UnavailableError, match="the code must be the client's, ffffffffffff, but got") as caught:
         work(place)
     assert handoff.read_failure(place, KEY) == (str(caught.value), 3)
 
@@ -113,7 +113,7 @@ def test_a_worker_with_other_code_refuses(client: Path, place: Storage) -> None:
 def test_a_worker_without_a_registry_refuses(client: Path, place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with pytest.raises(EnvironmentFault, match="MLFLOW_TRACKING_URI: must be set on the worker, but got nothing"):
+    with pytest.raises(UnavailableError, match="MLFLOW_TRACKING_URI is not set on the worker"):
         work(place)
 
 
@@ -121,7 +121,7 @@ def test_a_missing_input_is_told_before_anything_is_sent(client: Path, place: St
     (client / "data/one.txt").unlink()
     with pytest.raises(CorruptDataError) as caught:
         handoff.upload_request("double", client, name="double-abc", storage=place)
-    assert str(caught.value) == "data/one.txt: the file must exist, but got nothing; run: dvc repro"
+    assert str(caught.value) == "data/one.txt does not exist; run: dvc repro"
     assert place.names("objects") == []
 
 

@@ -30,7 +30,7 @@ def write(folder: Path, content: bytes, *, name: str = "images.gz") -> Path:
     return path
 
 
-def fault(path: Path, *, kind: idx.Kind = "images", max_bytes: int = 10_000) -> str:
+def error(path: Path, *, kind: idx.Kind = "images", max_bytes: int = 10_000) -> str:
     with pytest.raises(CorruptDataError) as caught:
         idx.read(path, kind=kind, max_bytes=max_bytes)
     return str(caught.value).replace(f"{path}", path.name)
@@ -115,24 +115,24 @@ def test_what_is_not_one_intact_gzip_stream_is_named(tmp_path: Path) -> None:
         packed + packed: "images.gz: the gzip stream must end the file, but got more data after its end",
         wrong_crc: "images.gz: the gzip stream must be intact, but got Error -6 Incorrect checksum found",
     }
-    assert {content: fault(write(tmp_path, content)) for content in cases} == cases
+    assert {content: error(write(tmp_path, content)) for content in cases} == cases
 
 
 def test_contents_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
     path = write(tmp_path, gzip.compress(idx.encode(LABELS)))
-    assert fault(path) == (
+    assert error(path) == (
         "images.gz: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); are the files swapped?"
     )
     path = write(tmp_path, gzip.compress(idx.encode(IMAGES)))
-    assert fault(path, kind="labels") == (
+    assert error(path, kind="labels") == (
         "images.gz: the magic number must be 0x00000801 (labels), but got 0x00000803 (images); are the files swapped?"
     )
     path = write(tmp_path, gzip.compress(idx.encode(IMAGES[0])))
-    assert fault(path) == (
+    assert error(path) == (
         "images.gz: the magic number must be 0x00000803 (images), but got 0x00000802 (neither); are the files swapped?"
     )
     path = write(tmp_path, gzip.compress(idx.encode(np.zeros((2, 32, 32), np.uint8))))
-    assert fault(path) == "images.gz: every image must be 28x28, but got 32x32"
+    assert error(path) == "images.gz: every image must be 28x28, but got 32x32"
 
 
 def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
     bomb = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(64)), packer.flush()])
     path = write(tmp_path, bomb)
     tracemalloc.start()
-    message = fault(path, max_bytes=1 << 20)
+    message = error(path, max_bytes=1 << 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert message == "images.gz: the content must be at most 1048576 bytes, but got more"
@@ -150,7 +150,7 @@ def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:
 def test_every_truncation_of_a_gzip_file_is_refused(tmp_path: Path) -> None:
     packed = gzip.compress(idx.encode(LABELS), mtime=0)
     for length in range(len(packed)):
-        fault(write(tmp_path, packed[:length]), kind="labels")
+        error(write(tmp_path, packed[:length]), kind="labels")
 
 
 def test_no_bit_flip_of_a_gzip_file_changes_a_value(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_enlarged_images_of_mnist_come_back(save: Save, mnist_mirror: Path) -> N
     assert np.median([difference(a, b / np.float32(255)) for a, b in zip(loaded, images, strict=True)]) < 0.35
 
 
-def fault(path: Path) -> str:
+def error(path: Path) -> str:
     with pytest.raises(InputError) as caught:
         load_image(path)
     message = str(caught.value)
@@ -176,39 +176,39 @@ def fault(path: Path) -> str:
 
 def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, save: Save) -> None:
     path = tmp_path / "a.png"
-    assert fault(path) == f"{path}: the file must exist, but got nothing"
+    assert error(path) == f"{path} does not exist"
     path.write_bytes(b"")
-    assert fault(path) == f"{path}: the file must be a PNG or JPEG image, but got an empty file"
+    assert error(path) == f"{path}: the file must be a PNG or JPEG image, but got an empty file"
     path.write_text("hello world\n" * 100)
-    assert fault(path) == f"{path}: the file must be a PNG or JPEG image, but got bytes that start with b'hello wo'"
-    assert fault(tmp_path) == f"{tmp_path}: the file must be a PNG or JPEG image, but got no regular file"
+    assert error(path) == f"{path}: the file must be a PNG or JPEG image, but got bytes that start with b'hello wo'"
+    assert error(tmp_path) == f"{tmp_path}: the file must be a PNG or JPEG image, but got no regular file"
     gif = save(drawn().convert("P"), "a.gif")
-    assert fault(gif) == f"{gif}: the file must be a PNG or JPEG image, but got bytes that start with b'GIF87a,\\x01'"
+    assert error(gif) == f"{gif}: the file must be a PNG or JPEG image, but got bytes that start with b'GIF87a,\\x01'"
     long = tmp_path / ("a" * 300)
-    assert fault(long) == f"{long}: the file must be readable, but got File name too long"
+    assert error(long) == f"{long}: the file must be readable, but got File name too long"
 
 
 @pytest.mark.parametrize("color", [0, 255, (200, 30, 30), 127])
 def test_a_blank_image_shows_no_digit(save: Save, color: int | tuple[int, int, int]) -> None:
     path = save(Image.new("RGB" if isinstance(color, tuple) else "L", (50, 50), color))
-    assert fault(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 0%"
+    assert error(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 0%"
 
 
 def test_a_digit_that_is_hardly_there_is_blank(save: Save) -> None:
     path = save(drawn().point(lambda v: 240 + v * 15 // 255))
-    assert fault(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 6%"
+    assert error(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 6%"
 
 
 def test_a_png_that_was_cut_is_damaged(save: Save) -> None:
     path = save(drawn())
     path.write_bytes(path.read_bytes()[:-200])
-    assert fault(path).startswith(f"{path}: the image must be undamaged, but got ")
+    assert error(path).startswith(f"{path}: the image must be undamaged, but got ")
 
 
 def test_a_jpeg_that_was_cut_is_damaged(save: Save) -> None:
     path = save(drawn(), "a.jpg")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert fault(path).startswith(f"{path}: the image must be undamaged, but got image file is truncated")
+    assert error(path).startswith(f"{path}: the image must be undamaged, but got image file is truncated")
 
 
 def test_no_flipped_bit_of_a_png_goes_unseen(save: Save) -> None:
@@ -216,7 +216,7 @@ def test_no_flipped_bit_of_a_png_goes_unseen(save: Save) -> None:
     content = path.read_bytes()
     for position in range(8, len(content) - 12):  # not the last chunk, which holds no picture
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
-        assert fault(path).startswith(f"{path}: the ")
+        assert error(path).startswith(f"{path}: the ")
 
 
 def test_a_damaged_jpeg_is_an_image_or_an_input_error(save: Save) -> None:
@@ -243,7 +243,7 @@ def bomb(width: int, height: int) -> bytes:
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(side, side))
-    assert fault(path) == f"{path}: the image must have at most 89478485 pixels, but got more"
+    assert error(path) == f"{path}: the image must have at most 89478485 pixels, but got more"
 
 
 def test_a_bomb_in_a_text_chunk_is_refused(tmp_path: Path) -> None:
@@ -255,4 +255,4 @@ def test_a_bomb_in_a_text_chunk_is_refused(tmp_path: Path) -> None:
     drawn().save(buffer, "PNG", pnginfo=text)
     path = tmp_path / "text.png"
     path.write_bytes(buffer.getvalue())
-    assert fault(path).startswith(f"{path}: the image must be undamaged, but got ")
+    assert error(path).startswith(f"{path}: the image must be undamaged, but got ")

@@ -140,10 +140,10 @@ def test_a_class_that_is_neither_there_nor_predicted_has_no_figures() -> None:
 
 def test_logits_that_are_not_finite_are_refused(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     logits[17, 3] = np.nan
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         metrics.compute_metrics(logits, labels, confidence=0.95, num_bins=15, where="models/candidate")
-    assert str(fault.value) == "models/candidate: logits[17, 3] must be finite, but got nan"
+    assert str(error.value) == "models/candidate: logits[17, 3] must be finite, but got nan"
     logits[20, [1, 2]] = np.inf
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         metrics.log_probabilities(logits, where="models/candidate")
-    assert str(fault.value) == "models/candidate: logits[17, 3] must be finite, but got nan (2 such rows)"
+    assert str(error.value) == "models/candidate: logits[17, 3] must be finite, but got nan (2 such rows)"

@@ -140,7 +140,7 @@ def test_a_wrong_name_or_argument_is_told_in_one_line(name: str, arguments: dict
     assert str(caught.value) == message
 
 
-def test_check_tells_every_fault_at_once() -> None:
+def test_check_tells_every_error_at_once() -> None:
     with pytest.raises(InputError) as caught:
         models.check({"mlp": {"hidden": [-1]}, "convnet": {"chanels": [1]}})
     assert len(str(caught.value).splitlines()) == 2

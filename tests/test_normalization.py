@@ -31,7 +31,7 @@ def normalize(
     )
 
 
-def fault(raw: Splits) -> str:
+def error(raw: Splits) -> str:
     with pytest.raises(CorruptDataError) as caught:
         normalize(raw)
     return str(caught.value)
@@ -160,7 +160,7 @@ def test_test_images_that_occur_in_train_are_counted(raw_splits: Splits) -> None
     raw = raw_splits | {"test": dataclasses.replace(raw_splits["test"], images=test)}
     assert normalize(raw)[1]["test_images_in_train"] == 1
     test[4] = raw_splits["train"].images[18]
-    assert fault(raw) == (
+    assert error(raw) == (
         "test: must share at most 1% of its images with train, but got 2 of 100; are the files swapped?"
     )
 
@@ -168,14 +168,14 @@ def test_test_images_that_occur_in_train_are_counted(raw_splits: Splits) -> None
 def test_a_training_split_that_is_too_small_is_refused(raw_splits: Splits) -> None:
     train = raw_splits["train"]
     few = dataclasses.replace(train, images=train.images[:4], labels=train.labels[:4])
-    assert fault(raw_splits | {"train": few}) == (
+    assert error(raw_splits | {"train": few}) == (
         "train: must have 5 rows or more, a fifth of them for validation, but got 4"
     )
 
 
 def test_constant_training_images_are_refused(raw_splits: Splits) -> None:
     constant = dataclasses.replace(raw_splits["train"], images=np.full((500, 28, 28), 9, np.uint8))
-    assert fault(raw_splits | {"train": constant}) == (
+    assert error(raw_splits | {"train": constant}) == (
         "train: the images must have more than one grey level, but got 9 in every pixel"
     )
 

@@ -1,4 +1,4 @@
-"""params.yaml: what is right is loaded, and every fault is told in one line that names the key."""
+"""params.yaml: what is right is loaded, and every error is told in one line that names the key."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Edited:
         self.path.write_text(text)
         return loader.load(self.path, names=NAMES)
 
-    def faults(self, key: str, replacement: str) -> str:
+    def errors(self, key: str, replacement: str) -> str:
         """The whole message, without the file's name; L is the number of the line that was changed, M the next."""
         with pytest.raises(InputError) as caught:
             self.load(key, replacement)
@@ -95,11 +95,11 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ("normalize.seed", "  seed: true", "L: normalize.seed must be a whole number, but got true"),
         ("normalize.seed", "  seed: yes", "L: normalize.seed must be a whole number, but got 'yes'"),
         ("normalize.seed", "  seed:", "L: normalize.seed must be a whole number, but got null"),
-        ("normalize.seed", "", "normalize.seed must be set, but got nothing"),
+        ("normalize.seed", "", "normalize.seed is missing"),
         (
             "normalize.seed",
             "  seeed: 0",
-            "normalize.seed must be set, but got nothing\n"
+            "normalize.seed is missing\n"
             "L: normalize.seeed must be a known key, but got 'seeed'; did you mean 'seed'?",
         ),
         (
@@ -216,12 +216,12 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_fault_is_told_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
-    assert edited.faults(key, replacement) == message
+def test_an_error_is_told_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
+    assert edited.errors(key, replacement) == message
 
 
 def test_a_section_that_is_no_mapping_is_named(edited: Edited) -> None:
-    assert edited.faults("normalize", "normalize: 3\nspare:").startswith("L: normalize must be a mapping, but got 3\n")
+    assert edited.errors("normalize", "normalize: 3\nspare:").startswith("L: normalize must be a mapping, but got 3\n")
 
 
 @pytest.mark.parametrize(
@@ -230,23 +230,23 @@ def test_a_section_that_is_no_mapping_is_named(edited: Edited) -> None:
 def test_a_mirror_is_a_directory_or_a_base_url(edited: Edited, mirror: str) -> None:
     rule = "have 1 or more characters" if mirror == "''" else "be a directory or an http(s) base URL"
     shown = mirror if mirror == "''" else repr(mirror)
-    assert edited.faults("ingest.mirrors", f"  mirrors: [{mirror}]\n  _:").splitlines()[0] == (
+    assert edited.errors("ingest.mirrors", f"  mirrors: [{mirror}]\n  _:").splitlines()[0] == (
         f"L: ingest.mirrors[0] must {rule}, but got {shown}"
     )
 
 
 def test_a_mirrors_password_is_in_no_message(edited: Edited) -> None:
-    assert "secret" not in edited.faults("ingest.mirrors", "  mirrors: ['http://user:secret@h:x']\n  _:")
+    assert "secret" not in edited.errors("ingest.mirrors", "  mirrors: ['http://user:secret@h:x']\n  _:")
 
 
-def test_all_faults_are_told_at_once(edited: Edited) -> None:
+def test_all_errors_are_told_at_once(edited: Edited) -> None:
     text = SHIPPED.replace("num_trials:", "num_trails:").replace("confidence: 0.95", "confidence: 2")
     edited.path.write_text(text)
     with pytest.raises(InputError) as caught:
         loader.load(edited.path, names=NAMES)
     line = {key: text[: text.index(key)].count("\n") + 1 for key in ("num_trails:", "confidence:")}
     assert str(caught.value).splitlines() == [
-        f"{edited.path}: search.num_trials must be set, but got nothing",
+        f"{edited.path}: search.num_trials is missing",
         f"{edited.path}:{line['num_trails:']}: search.num_trails must be a known key, but got 'num_trails'; "
         "did you mean 'num_trials'?",
         f"{edited.path}:{line['confidence:']}: evaluate.confidence must be < 1, but got 2",

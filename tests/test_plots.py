@@ -130,7 +130,7 @@ def test_a_drawing_leaves_matplotlibs_settings_as_they_were(tmp_path: Path) -> N
     assert dict(mpl.rcParams) == before
 
 
-def test_a_fault_leaves_no_file(tmp_path: Path) -> None:
+def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         plots.draw_curves(tmp_path / "curves.png", pd.DataFrame({"epoch": [1], "train_loss": [1.0]}))
     assert list(tmp_path.iterdir()) == []

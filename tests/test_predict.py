@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from mnist_pipe import paths
 from mnist_pipe.atomic import write_json
 from mnist_pipe.data.images import load_image
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.inference.predict import Prediction, classify
 from mnist_pipe.registry import mlflow_registry
 from tests.support.registry import NAME, MakeCandidate, register
@@ -65,9 +65,9 @@ def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
 
 
 def test_without_a_registry_the_way_to_one_is_told(tmp_path: Path, picture: Path) -> None:
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(UnavailableError) as caught:
         classify([picture], root=tmp_path / "new")
-    assert str(caught.value) == "the registry: must have a champion, but got none; run: dvc repro"
+    assert str(caught.value) == "no champion is registered yet; run: dvc repro"
 
 
 def test_the_name_that_was_registered_last_is_asked_for_its_champion(
@@ -83,9 +83,9 @@ def test_the_name_that_was_registered_last_is_asked_for_its_champion(
         assert results[name] == only(classify([picture], root=registry_root, model=f"{name}@champion"))
     assert results["mnist-classifier"] != results["digits-classifier"]
     write_json(registry_root / paths.REGISTRATION, {"name": "local-classifier"})
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(UnavailableError) as caught:
         classify([picture], root=registry_root)
-    assert str(caught.value) == "local-classifier: must have a champion, but got none; run: dvc repro"
+    assert str(caught.value) == "no champion of local-classifier is registered yet; run: dvc repro"
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
@@ -107,7 +107,8 @@ def test_among_several_champions_the_user_chooses(
     with pytest.raises(InputError) as caught:
         classify([picture], root=registry_root)
     assert str(caught.value) == (
-        "--model: the name must be given, but got nothing; known: digits-classifier@champion, mnist-classifier@champion"
+        "--model is not given, and several champions are registered; "
+        "known: digits-classifier@champion, mnist-classifier@champion"
     )
 
 
@@ -131,4 +132,4 @@ def test_a_champion_whose_files_are_gone_is_told(
     shutil.rmtree(folder)
     with pytest.raises(CorruptDataError) as caught:
         classify([picture], root=registry_root)
-    assert str(caught.value) == f"{folder / 'manifest.json'}: the file must exist, but got nothing"
+    assert str(caught.value) == f"{folder / 'manifest.json'} does not exist"

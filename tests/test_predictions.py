@@ -65,19 +65,19 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path, predictions: Predictions) -> N
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 4
     path.write_bytes(content)
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         read_predictions(path)
-    assert str(fault.value).startswith(f"{path}: every page must match its checksum, but got ")
-    assert str(fault.value).endswith(FIX)
+    assert str(error.value).startswith(f"{path}: every page must match its checksum, but got ")
+    assert str(error.value).endswith(FIX)
 
 
 def test_another_schema_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.parquet"
     pq.write_table(pa.table({"label": pa.array([1], pa.int64())}), path)
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         read_predictions(path)
     columns = "index: uint32, label: uint8, baseline_prediction: uint8, prediction: uint8, probability: float"
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"{path}: the schema must be ({columns}, true_probability: float), but got (label: int64){FIX}"
     )
 
@@ -99,24 +99,24 @@ def test_values_out_of_range_are_named(
     values = getattr(predictions, column).copy()
     values[4] = value
     write_predictions(path, replace(predictions, **{column: values}))
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         read_predictions(path)
-    assert str(fault.value) == f"{path}: {message}{FIX}"
+    assert str(error.value) == f"{path}: {message}{FIX}"
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         read_predictions(tmp_path / "p.parquet")
-    assert str(fault.value) == f"{tmp_path / 'p.parquet'}: the file must exist, but got nothing{FIX}"
+    assert str(error.value) == f"{tmp_path / 'p.parquet'} does not exist{FIX}"
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:
     bad = np.full((2, 10), np.inf, dtype=np.float32)
     zeros = np.zeros((2, 10), dtype=np.float32)
     labels, index = np.zeros(2, dtype=np.uint8), np.zeros(2, dtype=np.uint32)
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         predict(bad, zeros, labels=labels, index=index, provenance={})
-    assert str(fault.value) == "the candidate's output: logits[0, 0] must be finite, but got inf (2 such rows)"
-    with pytest.raises(CorruptDataError) as fault:
+    assert str(error.value) == "the candidate's output: logits[0, 0] must be finite, but got inf (2 such rows)"
+    with pytest.raises(CorruptDataError) as error:
         predict(zeros, bad, labels=labels, index=index, provenance={})
-    assert str(fault.value) == "the baseline's output: logits[0, 0] must be finite, but got inf (2 such rows)"
+    assert str(error.value) == "the baseline's output: logits[0, 0] must be finite, but got inf (2 such rows)"

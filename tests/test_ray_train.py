@@ -18,7 +18,7 @@ from mnist_pipe import hardware, models
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster, Scale
 from mnist_pipe.cluster.ray_session import scale as scale_of
-from mnist_pipe.errors import EnvironmentFault, InputError
+from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.training import checkpoint, loop, optimizers, ray_train
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError
@@ -187,11 +187,10 @@ def test_fewer_images_than_workers_are_refused_before_work_starts(tmp_path: Path
 
 def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
-    with pytest.raises(EnvironmentFault) as caught:
+    with pytest.raises(UnavailableError) as caught:
         fit(tmp_path, scale=Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=1, num_nodes=2))
     assert str(caught.value) == (
-        "MNIST_PIPE_STORAGE: must be set for a cluster of 2 machines, but got nothing; "
-        "name a bucket or a shared directory"
+        "MNIST_PIPE_STORAGE is not set, which a cluster of 2 nodes needs; name a bucket or a shared directory"
     )
 
 

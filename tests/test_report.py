@@ -372,18 +372,18 @@ def test_the_same_files_give_the_same_page(project: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("path", [paths.EVALUATION, paths.REGISTRATION, paths.TRIALS, paths.CURVES])
 def test_a_missing_file_is_named(project: Path, path: Path) -> None:
     (project / path).unlink()
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         report.render_page(project)
-    assert str(fault.value) == f"{project / path}: the file must exist, but got nothing; run: dvc repro"
+    assert str(error.value) == f"{project / path} does not exist; run: dvc repro"
 
 
 def test_a_figure_that_is_missing_is_named(project: Path) -> None:
     evaluation = read_json(project / paths.EVALUATION)
     del evaluation["test"]["nll"]
     write_json(project / paths.EVALUATION, evaluation)
-    with pytest.raises(CorruptDataError) as fault:
+    with pytest.raises(CorruptDataError) as error:
         report.render_page(project)
-    assert str(fault.value) == (
+    assert str(error.value) == (
         f"{project / paths.REPORTS}: the figures must be complete, but got 'dict object' has no attribute 'nll'; "
         "run: dvc repro"
     )

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mnist_pipe import atomic, paths, telemetry
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault
+from mnist_pipe.errors import CorruptDataError, UnavailableError
 from mnist_pipe.local import services
 from mnist_pipe.local.services import Service, State, prefect_server, ray_head
 from mnist_pipe.local.services.process import is_free
@@ -368,10 +368,10 @@ def test_a_prefect_server_that_does_not_answer_is_an_error(
 ) -> None:
     with dead_server(silent=silent) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://me:hidden@127.0.0.1:{port}/api")
-        with pytest.raises(EnvironmentFault) as caught:
+        with pytest.raises(UnavailableError) as caught:
             services.environment(tmp_path)
     assert str(caught.value) == (
-        f"PREFECT_API_URL: http://127.0.0.1:{port}/api must answer, but got no reply; "
+        f"PREFECT_API_URL: http://127.0.0.1:{port}/api does not answer: no reply; "
         "start that server or unset the variable"
     )
 
@@ -384,18 +384,18 @@ def test_such_a_server_is_given_up_within_seconds(
     with dead_server(silent=silent) as port:
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
         started = time.monotonic()
-        with pytest.raises(EnvironmentFault):
+        with pytest.raises(UnavailableError):
             services.environment(tmp_path)
     assert time.monotonic() - started < 10
 
 
-def test_a_cluster_that_does_not_answer_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=False) as port:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-        with pytest.raises(EnvironmentFault) as caught:
+        with pytest.raises(UnavailableError) as caught:
             services.environment(tmp_path)
     fix = "start that cluster or unset the variable"
-    assert str(caught.value) == f"RAY_ADDRESS: 127.0.0.1:{port} must answer, but got no reply; {fix}"
+    assert str(caught.value) == f"RAY_ADDRESS: 127.0.0.1:{port} does not answer: no reply; {fix}"
 
 
 def test_a_proxy_is_not_asked_for_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

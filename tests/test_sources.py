@@ -23,10 +23,10 @@ import numpy as np
 import pytest
 
 from mnist_pipe.data import idx, sources
-from mnist_pipe.data.download import NoMirrorFault, PublishedFile
+from mnist_pipe.data.download import NoMirrorError, PublishedFile
 from mnist_pipe.data.sources import SOURCES, Source
 from mnist_pipe.data.splits import read_raw, write_raw
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 
 NAMES = [name for pair in sources.SPLITS.values() for name in pair]
 FIRST = f"{NAMES[0]}.gz"
@@ -392,7 +392,7 @@ def test_a_faulty_directory_mirror_is_named_with_its_cause(tmp_path: Path) -> No
     for name, (files, cause) in cases.items():
         folder_of(Path(name), files)
         causes.append(f"{name} ({cause})")
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch("missing", *cases)
     assert str(caught.value) == no_mirror(*causes)
     assert_toy(fetch(*cases, folder_of(tmp_path / "good", TOY)))
@@ -409,7 +409,7 @@ def test_every_bit_flip_and_truncation_in_a_mirror_is_refused(tmp_path: Path) ->
         damaged.append(bytes(flipped))
     for wrong in damaged:
         (directory / FIRST).write_bytes(wrong)
-        with pytest.raises(NoMirrorFault):
+        with pytest.raises(NoMirrorError):
             fetch(directory, log=lambda _line: None)
 
 
@@ -441,7 +441,7 @@ FAULTS = {
 @pytest.mark.parametrize("way", FAULTS)
 def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
     timeout_seconds = 0.5 if way in ("silent", "drip", "drip_headers") else 30
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch(f"{server.url}/{way}", timeout_seconds=timeout_seconds)
     assert str(caught.value) == no_mirror(f"{server.url}/{way} ({FAULTS[way]})")
     assert leftovers() == []
@@ -452,7 +452,7 @@ def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(se
 @pytest.mark.parametrize("way", FAULTS)
 def test_a_faulty_server_is_given_up_in_seconds(server: Server, way: str) -> None:
     started = time.monotonic()
-    with pytest.raises(NoMirrorFault):
+    with pytest.raises(NoMirrorError):
         fetch(f"{server.url}/{way}", timeout_seconds=2 if way in ("silent", "drip", "drip_headers") else 30)
     assert time.monotonic() - started < 10
 
@@ -461,7 +461,7 @@ def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     mirrors = ["missing", f"http://127.0.0.1:{port}", f"{server.url}/unavailable", "http://no-such-host.invalid/x"]
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch(*mirrors)
     assert caught.value.exit_code == 3
     message = re.sub(r"(no-such-host.invalid/x \(no connection: )[^)]+", r"\1the resolver's words", str(caught.value))
@@ -471,7 +471,7 @@ def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
         f"{server.url}/unavailable (HTTP 503 Service Unavailable)",
         "http://no-such-host.invalid/x (no connection: the resolver's words)",
     )
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch()
     assert str(caught.value) == no_mirror()
 
@@ -489,13 +489,13 @@ def test_the_publishers_own_mirror_comes_last(server: Server, monkeypatch: pytes
 
 
 def test_https_is_verified_and_a_redirect_to_http_refused(tls_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch(f"{tls_server.url}/downgrade")
     assert str(caught.value) == no_mirror(f"{tls_server.url}/downgrade (a redirect from https to http)")
     assert_toy(fetch(f"{tls_server.url}/good"))
     (sources.DOWNLOADS / "toy" / FIRST).unlink()
     monkeypatch.delenv("SSL_CERT_FILE")
-    with pytest.raises(NoMirrorFault, match="certificate verify failed: self-signed certificate"):
+    with pytest.raises(NoMirrorError, match="certificate verify failed: self-signed certificate"):
         fetch(f"{tls_server.url}/good")
 
 
@@ -506,7 +506,7 @@ def test_credentials_reach_the_mirror_and_no_message(server: Server) -> None:
     assert lines == [f"{name}.gz: from http://{authority}/private" for name in NAMES]
     (sources.DOWNLOADS / "toy" / FIRST).unlink()
     mirrors = [f"http://user:secret@{authority}/wrong", "http://user:secret@127.0.0.1:port", "http://user:secret@/"]
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         fetch(*mirrors, log=lines.append)
     assert "secret" not in str(caught.value) + "".join(lines)
 
@@ -521,16 +521,16 @@ def test_a_rerun_fetches_only_what_is_missing_or_damaged(server: Server) -> None
     assert server.requests == [f"/good/{NAMES[1]}.gz", f"/good/{NAMES[2]}.gz"]
 
 
-def test_a_disk_that_takes_no_download_is_not_the_mirrors_fault(server: Server) -> None:
+def test_a_disk_that_takes_no_download_is_not_the_mirrors_error(server: Server) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(EnvironmentFault) as caught:
+        with pytest.raises(UnavailableError) as caught:
             fetch(f"{server.url}/good")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == f".state/downloads/toy: the folder must take {SIZE} bytes, but got File too large"
-    assert not isinstance(caught.value, NoMirrorFault)
+    assert not isinstance(caught.value, NoMirrorError)
     assert leftovers() == []
 
 
@@ -545,7 +545,7 @@ def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
 
     monkeypatch.setattr(fetch_task, "retry_delay_seconds", 0)
     params = IngestParams(dataset="toy", mirrors=["missing"], fallback="digits", folder=None, timeout_seconds=1)
-    with pytest.raises(NoMirrorFault) as caught:
+    with pytest.raises(NoMirrorError) as caught:
         ingest(params.model_copy(update={"fallback": None}))
     assert str(caught.value) == no_mirror("missing (no such directory)")
     assert not Path("data").exists()

@@ -39,7 +39,7 @@ def same(one: Any, other: Any) -> bool:
     return all(np.array_equal(a, b) and getattr(a, "dtype", 0) == getattr(b, "dtype", 0) for a, b in pairs)
 
 
-def fault(read: Callable[[Path], object], path: Path) -> str:
+def error(read: Callable[[Path], object], path: Path) -> str:
     with pytest.raises(CorruptDataError) as caught:
         read(path)
     assert caught.value.exit_code == 4
@@ -137,7 +137,7 @@ def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, ma
             flipped = bytearray(intact)
             flipped[column.data_page_offset + column.total_compressed_size - 3] ^= 1
             path.write_bytes(flipped)
-            assert fault(splits.read_normalized, path).startswith("n: every page must match its checksum, but got ")
+            assert error(splits.read_normalized, path).startswith("n: every page must match its checksum, but got ")
 
 
 @pytest.mark.parametrize("column", ["image", "label", "index"])
@@ -149,7 +149,7 @@ def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: Norm
     swapped = pa.concat_tables([whole.slice(1400, 1400), whole.slice(0, 1400), whole.slice(2800)])
     moved = whole.set_column(whole.column_names.index(column), whole.schema.field(column), swapped[column])
     pq.write_table(moved, path, row_group_size=1400, write_page_checksum=True)
-    assert fault(splits.read_normalized, path) == (
+    assert error(splits.read_normalized, path) == (
         f"n: {column} must match its checksum, but got other values; run: dvc repro --force normalize"
     )
 
@@ -199,7 +199,7 @@ def test_every_truncation_is_refused(tmp_path: Path, raw: RawSplit) -> None:
     intact = path.read_bytes()
     for length in [*range(0, len(intact), 997), len(intact) - 1]:
         path.write_bytes(intact[:length])
-        assert fault(splits.read_raw, path).startswith("raw: the file must be Parquet, but got ")
+        assert error(splits.read_raw, path).startswith("raw: the file must be Parquet, but got ")
 
 
 def test_a_flipped_pixel_is_named_with_what_to_do(tmp_path: Path, raw: RawSplit) -> None:
@@ -208,18 +208,16 @@ def test_a_flipped_pixel_is_named_with_what_to_do(tmp_path: Path, raw: RawSplit)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    message = fault(splits.read_raw, path)
+    message = error(splits.read_raw, path)
     assert message.startswith("raw: every page must match its checksum, but got ")
     assert message.endswith("; run: dvc repro --force ingest")
     assert "\n" not in message
 
 
 def test_a_file_that_is_not_there_or_not_parquet_is_named(tmp_path: Path) -> None:
-    assert fault(splits.read_raw, tmp_path / "raw") == (
-        "raw: the file must exist, but got nothing; run: dvc repro --force ingest"
-    )
+    assert error(splits.read_raw, tmp_path / "raw") == ("raw does not exist; run: dvc repro --force ingest")
     (tmp_path / "raw").write_text("index,label\n0,7\n")
-    message = fault(splits.read_normalized, tmp_path / "raw")
+    message = error(splits.read_normalized, tmp_path / "raw")
     assert message.startswith("raw: the file must be Parquet, but got ")
     assert message.endswith("; run: dvc repro --force normalize")
 
@@ -247,9 +245,9 @@ def test_another_schema_is_named(tmp_path: Path, raw: RawSplit, normalized: Norm
         ),
     }
     for name, (columns, got) in cases.items():
-        assert fault(splits.read_raw, write(tmp_path / name, columns)) == f"{name}: the schema {want} ({got}); {fix}"
+        assert error(splits.read_raw, write(tmp_path / name, columns)) == f"{name}: the schema {want} ({got}); {fix}"
     splits.write_normalized(tmp_path / "normalized", normalized)
-    assert fault(splits.read_raw, tmp_path / "normalized") == (
+    assert error(splits.read_raw, tmp_path / "normalized") == (
         f"normalized: the schema {want} (image: fixed_size_binary[3136], label: uint8, index: uint32); {fix}"
     )
 
@@ -262,12 +260,12 @@ def test_null_labels_are_refused(tmp_path: Path, raw: RawSplit) -> None:
         {"image": images, "label": labels},
         fields=[pa.field("image", images.type, nullable=False), pa.field("label", pa.uint8())],
     )
-    assert "the schema must be" in fault(splits.read_raw, path)
+    assert "the schema must be" in error(splits.read_raw, path)
 
 
 def test_an_extension_type_is_refused_before_it_is_decoded(tmp_path: Path, raw: RawSplit) -> None:
     uuids = pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"x" * 16] * 100, pa.binary(16)))
-    assert fault(splits.read_raw, write(tmp_path / "raw", {"image": uuids, "label": pa.array(raw.labels)})) == (
+    assert error(splits.read_raw, write(tmp_path / "raw", {"image": uuids, "label": pa.array(raw.labels)})) == (
         "raw: the schema must be (image: fixed_size_binary[784], label: uint8), but got (image: extension<arrow.uuid>, "
         "label: uint8); run: dvc repro --force ingest"
     )
@@ -304,7 +302,7 @@ def test_a_pickle_hidden_in_the_schema_is_never_run(tmp_path: Path, raw: RawSpli
 def test_no_rows_are_refused(tmp_path: Path, raw: RawSplit) -> None:
     splits.write_raw(tmp_path / "raw", raw)
     pq.write_table(pq.read_table(tmp_path / "raw").slice(0, 0), tmp_path / "raw")
-    assert fault(splits.read_raw, tmp_path / "raw") == (
+    assert error(splits.read_raw, tmp_path / "raw") == (
         "raw: the table must have rows, but got 0; run: dvc repro --force ingest"
     )
 
@@ -327,18 +325,18 @@ def test_provenance_that_this_project_did_not_write_is_refused(
     schema = splits.RAW_SCHEMA.with_metadata(metadata)
     pq.write_table(pa.Table.from_arrays([images, pa.array(raw.labels)], schema=schema), tmp_path / "raw")
     message = f"raw: the metadata must carry mnist_pipe's provenance, but got {got}; run: dvc repro --force"
-    assert fault(splits.read_raw, tmp_path / "raw") == f"{message} ingest"
-    assert fault(parquet.read_provenance, tmp_path / "raw") == message
+    assert error(splits.read_raw, tmp_path / "raw") == f"{message} ingest"
+    assert error(parquet.read_provenance, tmp_path / "raw") == message
 
 
 def test_a_label_above_nine_is_named(tmp_path: Path, raw: RawSplit) -> None:
     labels = raw.labels.copy()
     labels[17] = 11
     splits.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
-    assert fault(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11"
+    assert error(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11"
     labels[40:42] = 255
     splits.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
-    assert fault(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11 (3 such labels)"
+    assert error(splits.read_raw, tmp_path / "raw") == "raw: labels[17] must be 0 to 9, but got 11 (3 such labels)"
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
@@ -349,7 +347,7 @@ def test_a_pixel_that_is_not_finite_is_named(
     images[5, 3, 4] = value
     splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
     for read in (splits.read_normalized, streamed):
-        assert fault(read, tmp_path / "n") == (
+        assert error(read, tmp_path / "n") == (
             f"n: image[5] at (3, 4) must be finite, but got {shown}; run: dvc repro --force normalize"
         )
 
@@ -358,7 +356,7 @@ def test_a_pixel_of_a_later_row_group_is_named_by_its_row(tmp_path: Path, many: 
     for row in (2499, 1025, 1024):
         many.images[row, 27, 27] = np.nan
         splits.write_normalized(tmp_path / "n", many)
-        assert f"n: image[{row}] at (27, 27) must be finite" in fault(splits.read_normalized, tmp_path / "n")
+        assert f"n: image[{row}] at (27, 27) must be finite" in error(splits.read_normalized, tmp_path / "n")
 
 
 def test_finite_pixels_whose_sum_is_not_are_taken(tmp_path: Path, normalized: NormalizedSplit) -> None:
@@ -371,7 +369,7 @@ def test_infinities_that_cancel_in_a_sum_are_still_found(tmp_path: Path, normali
     images = normalized.images.copy()
     images[5, 3, 4], images[6, 0, 0] = np.inf, -np.inf
     splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
-    assert "image[5] at (3, 4) must be finite" in fault(splits.read_normalized, tmp_path / "n")
+    assert "image[5] at (3, 4) must be finite" in error(splits.read_normalized, tmp_path / "n")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, raw: RawSplit) -> None:

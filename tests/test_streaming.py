@@ -223,9 +223,9 @@ def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: NormalizedSpl
 
 @pytest.mark.usefixtures("cluster")
 def test_shards_that_cannot_be_one_split_are_named(split: NormalizedSplit, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the file must exist, but got nothing"):
+    with pytest.raises(InputError, match="does not exist"):
         streaming.shards(tmp_path / "nothing")
-    with pytest.raises(InputError, match=r"the folder must hold \*\.parquet files, but got none"):
+    with pytest.raises(InputError, match=r"no \*\.parquet file is in the folder"):
         streaming.shards(tmp_path)
     small = dataclasses.replace(split, images=split.images[:20], labels=split.labels[:20], index=split.index[:20])
     write_normalized(tmp_path / "a.parquet", small)

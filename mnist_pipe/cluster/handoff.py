@@ -2,7 +2,7 @@
 
     runs/<name>/request.json           from the client: the stage, its inputs and outputs, the version of the code
     runs/<name>/<attempt>/outputs.json from the worker, written last: the outputs
-    runs/<name>/<attempt>/fault.json   or why it failed
+    runs/<name>/<attempt>/error.json   or why it failed
     runs/<name>/<attempt>/fetched      from the client: it has the outputs, so that the same request runs again
 
 Contents travel as `objects/<sha256>`: an input that is there already is not sent again, and bytes that do not have the
@@ -24,7 +24,7 @@ from mnist_pipe import fingerprint, lineage, paths
 from mnist_pipe.atomic import write_json
 from mnist_pipe.cluster import dvc_stages
 from mnist_pipe.cluster.storage import VARIABLE, Storage, open_uri
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, describe, message_and_code
+from mnist_pipe.errors import CorruptDataError, UnavailableError, message_and_code
 
 REQUEST = "MNIST_PIPE_REQUEST"
 """The variable that tells a run on a worker which request is its own: `<storage>/runs/<name>/<attempt>`."""
@@ -60,7 +60,7 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
 
     Raises:
         CorruptDataError: an input is missing.
-        EnvironmentFault: the storage does not answer.
+        UnavailableError: the storage does not answer.
     """
     data = dvc_stages.read(root)[stage]
     # The report shows how long each stage took, which only the client knows.
@@ -84,7 +84,7 @@ def workspace() -> Iterator[None]:
     """Where a stage's flow works: the project's folder or, on a worker, a fresh one made from its request.
 
     Raises:
-        CorruptDataError, EnvironmentFault: as `worker_workspace`.
+        CorruptDataError, UnavailableError: as `worker_workspace`.
     """
     with worker_workspace(os.environ[REQUEST]) if os.environ.get(REQUEST) else nullcontext():
         yield
@@ -94,11 +94,11 @@ def workspace() -> Iterator[None]:
 def worker_workspace(run: str) -> Iterator[None]:
     """On the worker: work in a fresh folder that holds the inputs, and store what was made in it.
 
-    `run` is `<storage>/runs/<name>/<attempt>`. A fault is stored too, as the line that the client shows.
+    `run` is `<storage>/runs/<name>/<attempt>`. An error is stored too, as the line that the client shows.
 
     Raises:
         CorruptDataError: there is no such request, or an output was not made.
-        EnvironmentFault: this machine has other code than the client, or no MLflow server to register with.
+        UnavailableError: this machine has other code than the client, or no MLflow server to register with.
     """
     uri, _, key = run.partition("/runs/")
     storage, key = open_uri(uri), f"runs/{key}"
@@ -109,9 +109,9 @@ def worker_workspace(run: str) -> Iterator[None]:
                 yield
                 outputs = {str(path): storage.put(path) for path in _files(Path(), map(Path, request.outputs))}
             storage.write_json(f"{key}/outputs.json", outputs)
-        except Exception as fault:
-            text, exit_code = message_and_code(fault)
-            storage.write_json(f"{key}/fault.json", {"line": text, "exit_code": exit_code})
+        except Exception as error:
+            text, exit_code = message_and_code(error)
+            storage.write_json(f"{key}/error.json", {"line": text, "exit_code": exit_code})
             raise
 
 
@@ -130,17 +130,17 @@ def _environment(variable: str, value: str) -> Iterator[None]:
 def _receive(storage: Storage, key: str, folder: Path) -> Request:
     content = storage.read_json(f"{key.rpartition('/')[0]}/request.json")
     if content is None:
-        raise CorruptDataError(describe(f"{storage.uri}/{key}", "the request", "exist", got="none"))
+        raise CorruptDataError.missing("the request", where=f"{storage.uri}/{key}")
     request = Request(**content)
     if request.code != (found := fingerprint.source_version()):
         fix = "bring the worker's checkout to the client's commit, then restart deploy/worker"
         where = "the worker's mnist_pipe and pipelines"
-        raise EnvironmentFault(
-            describe(where, "the code", f"be the client's, {request.code[:12]}", got=found[:12], fix=fix)
+        raise UnavailableError.invalid(
+            where, "the code", f"be the client's, {request.code[:12]}", got=found[:12], fix=fix
         )
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         fix = "start deploy/mlflow-server and name it in the worker's settings"
-        raise EnvironmentFault(describe("MLFLOW_TRACKING_URI", "", "be set on the worker", got="nothing", fix=fix))
+        raise UnavailableError.missing("MLFLOW_TRACKING_URI", state="is not set on the worker", fix=fix)
     for path, content_sha256 in request.inputs.items():
         storage.get(content_sha256, folder / path)
     write_json(folder / paths.REVISION, {"revision": request.revision, "dirty": request.dirty})
@@ -149,7 +149,7 @@ def _receive(storage: Storage, key: str, folder: Path) -> Request:
 
 def read_failure(storage: Storage, key: str) -> tuple[str, int] | None:
     """Why the run could not be completed, and the exit code; None where the worker could not say."""
-    content = storage.read_json(f"{key}/fault.json")
+    content = storage.read_json(f"{key}/error.json")
     return None if content is None else (content["line"], content["exit_code"])
 
 
@@ -163,12 +163,12 @@ def download_outputs(request: Request, root: Path, *, storage: Storage, key: str
 
     Raises:
         CorruptDataError: an output is missing, is not one that was asked for, or has other bytes.
-        EnvironmentFault: the storage does not answer.
+        UnavailableError: the storage does not answer.
     """
     made: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
     for path in made:
         if ".." in Path(path).parts or not any(Path(path).is_relative_to(output) for output in request.outputs):
-            raise CorruptDataError(describe(f"{storage.uri}/{key}", "an output", "be asked for", got=repr(path)))
+            raise CorruptDataError.invalid(f"{storage.uri}/{key}", "an output", "be asked for", got=repr(path))
     state = root / paths.STATE
     state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=state) as folder:
@@ -177,7 +177,7 @@ def download_outputs(request: Request, root: Path, *, storage: Storage, key: str
         for output in request.outputs:
             source, target = Path(folder) / output, root / output
             if not source.exists():
-                raise CorruptDataError(describe(f"{storage.uri}/{key}", output, "be made", got="nothing"))
+                raise CorruptDataError.missing(output, state="was not made", where=f"{storage.uri}/{key}")
             if target.is_dir():
                 shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -190,7 +190,7 @@ def _files(root: Path, locations: Iterable[Path]) -> list[Path]:
     found = []
     for path in locations:
         if not (root / path).exists():
-            raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix="run: dvc repro"))
+            raise CorruptDataError.missing(path, fix="run: dvc repro")
         below = sorted((root / path).rglob("*")) if (root / path).is_dir() else [root / path]
         found += [file.relative_to(root) for file in below if file.is_file()]
     return found

@@ -64,9 +64,9 @@ def read_in_order(
     _configure(dataset.context, block_bytes=block_bytes, sharers=sharers)
     try:
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=_PREFETCHED)
-    except ray.exceptions.RayTaskError as fault:
-        if isinstance(fault.cause, PipelineError):
-            raise type(fault.cause)(str(fault.cause).splitlines()[0]) from None  # Ray Data adds advice of its own
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, PipelineError):
+            raise type(error.cause)(str(error.cause).splitlines()[0]) from None  # Ray Data adds advice of its own
         raise
 
 

@@ -12,7 +12,7 @@ from ray.job_config import JobConfig
 
 from mnist_pipe import hardware
 from mnist_pipe.cluster.storage import VARIABLE, Storage
-from mnist_pipe.errors import EnvironmentFault, describe
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.fingerprint import code_version
 
 _OBJECT_STORE_BYTES = 500_000_000
@@ -129,24 +129,24 @@ def check_storage(num_nodes: int) -> None:
     """Refuse several machines that have no place to meet.
 
     Raises:
-        EnvironmentFault: MNIST_PIPE_STORAGE is not set.
+        UnavailableError: MNIST_PIPE_STORAGE is not set.
     """
     if num_nodes > 1 and not os.environ.get(VARIABLE):
-        rule = f"be set for a cluster of {num_nodes} machines"
-        raise EnvironmentFault(describe(VARIABLE, "", rule, got="nothing", fix="name a bucket or a shared directory"))
+        state = f"is not set, which a cluster of {num_nodes} nodes needs"
+        raise UnavailableError.missing(VARIABLE, state=state, fix="name a bucket or a shared directory")
 
 
 def check_code(expected: str, *, found: str | None = None) -> None:
     """Refuse to compute with other code than the process that started this run; `found` is by default `code_version`.
 
     Raises:
-        EnvironmentFault: this machine has another version.
+        UnavailableError: this machine has another version.
     """
     found = found or code_version()
     if found != expected:
         where = ray.util.get_node_ip_address()
         fix = "bring its checkout to the same commit"
-        raise EnvironmentFault(describe(where, "the code", f"be {expected[:12]}", got=found[:12], fix=fix))
+        raise UnavailableError.invalid(where, "the code", f"be {expected[:12]}", got=found[:12], fix=fix)
 
 
 def attempts(storage: Storage, name: str) -> list[str]:

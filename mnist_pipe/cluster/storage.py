@@ -28,7 +28,7 @@ from pyarrow import fs
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import atomic_file, sha256
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, without_credentials
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, without_credentials
 
 VARIABLE = "MNIST_PIPE_STORAGE"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
@@ -55,7 +55,7 @@ class Storage:
         """Find out within seconds whether the storage is there.
 
         Raises:
-            EnvironmentFault: no such bucket or directory, no such host, no permission.
+            UnavailableError: no such bucket or directory, no such host, no permission.
         """
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
         hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
@@ -63,8 +63,7 @@ class Storage:
         with _reporting(self.uri):
             found = hasty.get_file_info(place)
         if found.type != fs.FileType.Directory:
-            rule = f"name a {kind} that exists"
-            raise EnvironmentFault(describe(VARIABLE, self.uri, rule, got="none", fix=f"make the {kind}"))
+            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"make the {kind}")
 
     def write(self, key: str, content: bytes) -> None:
         """Write `content`, whole or not at all."""
@@ -110,7 +109,7 @@ class Storage:
 
         Raises:
             CorruptDataError: it is not there, or has other bytes.
-            EnvironmentFault: the storage does not answer.
+            UnavailableError: the storage does not answer.
         """
         key, found = f"objects/{digest}", hashlib.sha256()
         with atomic_file(path) as temporary:
@@ -124,10 +123,10 @@ class Storage:
                         found.update(chunk)
                         target.write(chunk)
             except FileNotFoundError:
-                raise CorruptDataError(describe(f"{self.uri}/{key}", "the object", "exist", got="none")) from None
+                raise CorruptDataError.missing("the object", where=f"{self.uri}/{key}") from None
             if found.hexdigest() != digest:
                 got = found.hexdigest()[:12]
-                raise CorruptDataError(describe(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got))
+                raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got)
 
     def fetch(self, key: str, folder: Path) -> None:
         """Copy the files of the folder `key`, which has no folders in it, into `folder`."""
@@ -189,7 +188,7 @@ def open_uri(uri: str) -> Storage:
     if not Path(uri).is_absolute():
         rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
         fix = "credentials go to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        raise InputError(describe(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix))
+        raise InputError.invalid(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix)
     folder = str(Path(uri))
     return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)
 
@@ -241,11 +240,11 @@ def _is_s3(uri: str) -> bool:
 
 @contextmanager
 def _reporting(uri: str) -> Iterator[None]:
-    """Raise Arrow's exceptions as an EnvironmentFault of one line; a missing file stays a FileNotFoundError."""
+    """Raise Arrow's exceptions as an UnavailableError of one line; a missing file stays a FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:
         raise
-    except OSError as fault:
-        got = re.sub(r" \(Request ID.*", "", one_line(fault))[:200]
-        raise EnvironmentFault(describe(VARIABLE, uri, "answer", got=got)) from fault
+    except OSError as error:
+        got = re.sub(r" \(Request ID.*", "", one_line(error))[:200]
+        raise UnavailableError.unreachable(uri, where=VARIABLE, cause=got) from error

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 
 from mnist_pipe.atomic import atomic_file
-from mnist_pipe.errors import EnvironmentFault, describe, one_line, without_credentials
+from mnist_pipe.errors import UnavailableError, one_line, without_credentials
 
 _MAX_REDIRECTS = 3
 _SLOWEST_BYTES_PER_SECOND = 50_000
 _CHUNK_BYTES = 1 << 20
 
 
-class NoMirrorFault(EnvironmentFault):
+class NoMirrorError(UnavailableError):
     """No mirror supplied a file; `ingest.fallback` is for this exception."""
 
 
@@ -61,8 +61,8 @@ def fetch_published(
         log: gets a line for where the file was found and for each mirror that did not have it.
 
     Raises:
-        NoMirrorFault: no mirror supplied the file; the message names each and its cause.
-        EnvironmentFault: the disk does not take a download.
+        NoMirrorError: no mirror supplied the file; the message names each and its cause.
+        UnavailableError: the disk does not take a download.
     """
     try:
         _verify_file(target, published)
@@ -85,17 +85,17 @@ def fetch_published(
                 _download_file(url, target, published, timeout_seconds=timeout_seconds)
             else:
                 _verify_file(path, published)
-        except _MirrorError as fault:
-            if isinstance(fault, _UnreachableError):
-                unreachable[mirror] = str(fault)
-            causes.append(f"{shown} ({fault})")
+        except _MirrorError as error:
+            if isinstance(error, _UnreachableError):
+                unreachable[mirror] = str(error)
+            causes.append(f"{shown} ({error})")
             log(f"{target.name}: not from {causes[-1]}")
         else:
             log(f"{target.name}: from {shown}")
             return path
     fix = "check the network, name another in ingest.mirrors or set ingest.dataset to digits"
-    raise NoMirrorFault(
-        describe(target.parent.name, target.name, "come from a mirror", got=", ".join(causes) or "no mirror", fix=fix)
+    raise NoMirrorError.invalid(
+        target.parent.name, target.name, "come from a mirror", got=", ".join(causes) or "no mirror", fix=fix
     )
 
 
@@ -110,8 +110,8 @@ def _verify_file(path: Path, published: PublishedFile) -> None:
         with path.open("rb") as stream:
             for _ in _verified(iter(lambda: stream.read(_CHUNK_BYTES), b""), published):
                 pass
-    except OSError as fault:
-        raise _MirrorError(fault.strerror) from fault
+    except OSError as error:
+        raise _MirrorError(error.strerror) from error
 
 
 def _verified(chunks: Iterable[bytes], published: PublishedFile) -> Iterator[bytes]:
@@ -143,20 +143,20 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
             except TimeoutError:
                 is_late.set()
                 raise _UnreachableError(f"not done in {limit_seconds:.1f} s") from None
-    except httpx.TimeoutException as fault:
-        raise _UnreachableError(f"silent for {timeout_seconds:g} s") from fault
-    except httpx.ConnectError as fault:
-        cause = re.sub(r"^\[Errno -?\d+\] ", "", one_line(fault))
-        raise _UnreachableError(f"no connection: {cause}") from fault
-    except httpx.TooManyRedirects as fault:
-        raise _MirrorError(f"more than {_MAX_REDIRECTS} redirects") from fault
-    except httpx.InvalidURL as fault:  # its text may quote a password
-        raise _MirrorError("not a valid URL") from fault
-    except httpx.HTTPError as fault:
-        raise _MirrorError(one_line(fault) or type(fault).__name__) from fault
-    except OSError as fault:
+    except httpx.TimeoutException as error:
+        raise _UnreachableError(f"silent for {timeout_seconds:g} s") from error
+    except httpx.ConnectError as error:
+        cause = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))
+        raise _UnreachableError(f"no connection: {cause}") from error
+    except httpx.TooManyRedirects as error:
+        raise _MirrorError(f"more than {_MAX_REDIRECTS} redirects") from error
+    except httpx.InvalidURL as error:  # its text may quote a password
+        raise _MirrorError("not a valid URL") from error
+    except httpx.HTTPError as error:
+        raise _MirrorError(one_line(error) or type(error).__name__) from error
+    except OSError as error:
         rule = f"take {published.num_bytes} bytes"
-        raise EnvironmentFault(describe(target.parent, "the folder", rule, got=fault.strerror)) from fault
+        raise UnavailableError.invalid(target.parent, "the folder", rule, got=error.strerror) from error
 
 
 def _finish_within(seconds: float, work: Callable[[], None]) -> None:
@@ -170,8 +170,8 @@ def _finish_within(seconds: float, work: Callable[[], None]) -> None:
     def attempt() -> None:
         try:
             work()
-        except Exception as fault:
-            ended.append(fault)
+        except Exception as error:
+            ended.append(error)
         else:
             ended.append(None)
 

@@ -18,7 +18,7 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 
 from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 
 Kind = Literal["images", "labels"]
 _NUM_DIMENSIONS: dict[Kind, int] = {"images": 3, "labels": 1}
@@ -52,23 +52,23 @@ def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
         CorruptDataError: the header is not IDX, or `content` is not exactly as long as the header says.
     """
     if len(content) < 4:
-        raise CorruptDataError(describe(where, "the header", "be 4 bytes or more", got=f"{len(content)} bytes"))
+        raise CorruptDataError.invalid(where, "the header", "be 4 bytes or more", got=f"{len(content)} bytes")
     zero, kind, num_dimensions = struct.unpack_from(">HBB", content)
     if zero != 0 or kind != _UNSIGNED_BYTE or not 1 <= num_dimensions <= _MAX_DIMENSIONS:
         rule = f"be 0x00000801 to 0x000008{_MAX_DIMENSIONS:02x}"
-        raise CorruptDataError(describe(where, "the magic number", rule, got=f"0x{content[:4].hex()}"))
+        raise CorruptDataError.invalid(where, "the magic number", rule, got=f"0x{content[:4].hex()}")
     header_bytes = 4 + 4 * num_dimensions
     if len(content) < header_bytes:
         rule = f"be {header_bytes} bytes for {num_dimensions} dimensions"
-        raise CorruptDataError(describe(where, "the header", rule, got=f"{len(content)} bytes"))
+        raise CorruptDataError.invalid(where, "the header", rule, got=f"{len(content)} bytes")
     shape = struct.unpack_from(f">{num_dimensions}I", content, 4)
     text = "x".join(map(str, shape))
     if 0 in shape:
-        raise CorruptDataError(describe(where, "every dimension", "be 1 or more", got=text))
+        raise CorruptDataError.invalid(where, "every dimension", "be 1 or more", got=text)
     expected = header_bytes + math.prod(shape)
     if len(content) != expected:
         rule = f"hold {expected} bytes for the {text} of its header"
-        raise CorruptDataError(describe(where, "the file", rule, got=f"{len(content)} bytes"))
+        raise CorruptDataError.invalid(where, "the file", rule, got=f"{len(content)} bytes")
     return np.frombuffer(content, dtype=np.uint8, offset=header_bytes).reshape(shape)
 
 
@@ -78,7 +78,7 @@ def read(path: Path, *, kind: Kind, max_bytes: int) -> NDArray[np.uint8]:
     Never holds more than `max_bytes` of content and a chunk, whatever the file decompresses to.
 
     Raises:
-        CorruptDataError: not gzip, a damaged or cut stream, data after its end, content above `max_bytes`, any fault of
+        CorruptDataError: not gzip, a damaged or cut stream, data after its end, content above `max_bytes`, any error of
             `decode`, labels where images are expected or the reverse, images that are not 28x28.
     """
     content = bytearray()
@@ -86,16 +86,16 @@ def read(path: Path, *, kind: Kind, max_bytes: int) -> NDArray[np.uint8]:
         for chunk in _inflated(stream, where=path) if path.suffix == ".gz" else _chunks(stream):
             content += chunk
             if len(content) > max_bytes:
-                raise CorruptDataError(describe(path, "the content", f"be at most {max_bytes} bytes", got="more"))
+                raise CorruptDataError.invalid(path, "the content", f"be at most {max_bytes} bytes", got="more")
     array = decode(content, where=path)
     if array.ndim != _NUM_DIMENSIONS[kind]:
         found = next((name for name, number in _NUM_DIMENSIONS.items() if number == array.ndim), "neither")
         rule = f"be 0x0000080{_NUM_DIMENSIONS[kind]} ({kind})"
         got = f"0x{content[:4].hex()} ({found})"
-        raise CorruptDataError(describe(path, "the magic number", rule, got=got, fix="are the files swapped?"))
+        raise CorruptDataError.invalid(path, "the magic number", rule, got=got, fix="are the files swapped?")
     if kind == "images" and array.shape[1:] != (SIDE, SIDE):
         got = f"{array.shape[1]}x{array.shape[2]}"
-        raise CorruptDataError(describe(path, "every image", f"be {SIDE}x{SIDE}", got=got))
+        raise CorruptDataError.invalid(path, "every image", f"be {SIDE}x{SIDE}", got=got)
     return array
 
 
@@ -108,19 +108,19 @@ def _inflated(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
     start = stream.read(_CHUNK_BYTES)
     if not start.startswith(_GZIP):
         got = f"one that starts with {_shown(start)}" if start else "an empty file"
-        raise CorruptDataError(describe(where, "the file", "be gzip", got=got))
+        raise CorruptDataError.invalid(where, "the file", "be gzip", got=got)
     inflater = isal_zlib.decompressobj(wbits=31)  # 31: a gzip header and its CRC, nothing else
     compressed = start
     while not inflater.eof:
         if not compressed:
-            raise CorruptDataError(describe(where, "the gzip stream", "be whole", got="one that is cut short"))
+            raise CorruptDataError.invalid(where, "the gzip stream", "be whole", got="one that is cut short")
         try:
             yield inflater.decompress(compressed, _CHUNK_BYTES)
-        except isal_zlib.error as fault:  # type: ignore[misc]  # their stub has it as an instance
-            raise CorruptDataError(describe(where, "the gzip stream", "be intact", got=str(fault))) from fault
+        except isal_zlib.error as error:  # type: ignore[misc]  # their stub has it as an instance
+            raise CorruptDataError.invalid(where, "the gzip stream", "be intact", got=str(error)) from error
         compressed = inflater.unconsumed_tail or stream.read(_CHUNK_BYTES)
     if inflater.unused_data or compressed:
-        raise CorruptDataError(describe(where, "the gzip stream", "end the file", got="more data after its end"))
+        raise CorruptDataError.invalid(where, "the gzip stream", "end the file", got="more data after its end")
 
 
 def _shown(start: bytes) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import InputError, PipelineError, describe, one_line
+from mnist_pipe.errors import InputError, PipelineError, one_line
 
 Number = TypeVar("Number", np.uint8, np.float32)
 
@@ -40,8 +40,8 @@ def load_image(path: Path) -> NDArray[np.float32]:
     """
     ink = _ink(_read(path))
     if ink.max() < _MIN_CONTRAST:
-        raise InputError(
-            describe(path, "the image", "show a digit on a plain background", got=f"a contrast of {ink.max():.0%}")
+        raise InputError.invalid(
+            path, "the image", "show a digit on a plain background", got=f"a contrast of {ink.max():.0%}"
         )
     return centred(_fitted(ink / ink.max()), centre=SIDE / 2)  # pixel (14, 14), as in MNIST
 
@@ -50,13 +50,13 @@ def _read(path: Path) -> NDArray[np.uint8]:
     """(height, width, 3), upright, at most 512 pixels on a side."""
     try:
         if not path.exists():
-            raise InputError(describe(path, "the file", "exist", got="nothing"))
+            raise InputError.missing(path)
         if not path.is_file():
-            raise InputError(describe(path, "the file", "be a PNG or JPEG image", got="no regular file"))
+            raise InputError.invalid(path, "the file", "be a PNG or JPEG image", got="no regular file")
         with path.open("rb") as stream:
             start = stream.read(8)
-    except OSError as fault:
-        raise InputError(describe(path, "the file", "be readable", got=fault.strerror)) from fault
+    except OSError as error:
+        raise InputError.invalid(path, "the file", "be readable", got=error.strerror) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -66,15 +66,15 @@ def _read(path: Path) -> NDArray[np.uint8]:
                 return _upright_rgb(image)
     except UnidentifiedImageError:
         got = f"bytes that start with {start!r}" if start else "an empty file"
-        raise InputError(describe(path, "the file", "be a PNG or JPEG image", got=got)) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as fault:
+        raise InputError.invalid(path, "the file", "be a PNG or JPEG image", got=got) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         rule = f"have at most {Image.MAX_IMAGE_PIXELS} pixels"
-        raise InputError(describe(path, "the image", rule, got="more")) from fault
+        raise InputError.invalid(path, "the image", rule, got="more") from error
     except PipelineError:
         raise
-    except _DAMAGE as fault:
-        got = one_line(fault) or type(fault).__name__
-        raise InputError(describe(path, "the image", "be undamaged", got=got)) from fault
+    except _DAMAGE as error:
+        got = one_line(error) or type(error).__name__
+        raise InputError.invalid(path, "the image", "be undamaged", got=got) from error
 
 
 def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:

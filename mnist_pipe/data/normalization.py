@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 
 _EXACT = 256  # pixels whose squares, each at most 255**2, add up to less than 2**24
 _MAX_OVERLAP = 0.01  # MNIST, measured: none of its 10,000 test images occurs in train
@@ -34,12 +34,12 @@ def normalize(
     """
     if len(train.labels) < 5:
         rule = "have 5 rows or more, a fifth of them for validation"
-        raise CorruptDataError(describe("train", "", rule, got=len(train.labels)))
+        raise CorruptDataError.invalid("train", "", rule, got=len(train.labels))
     overlap = count_common_images(train.images, test.images)
     if overlap > _MAX_OVERLAP * len(test.labels):
         rule = f"share at most {_MAX_OVERLAP:.0%} of its images with train"
         got = f"{overlap} of {len(test.labels)}"
-        raise CorruptDataError(describe("test", "", rule, got=got, fix="are the files swapped?"))
+        raise CorruptDataError.invalid("test", "", rule, got=got, fix="are the files swapped?")
     held_out = stratified(train.labels, num_rows=min(validation_rows, len(train.labels) // 5), seed=seed)
     rows = {
         "train": np.delete(np.arange(len(train.labels)), held_out),
@@ -87,7 +87,7 @@ def _look_up(values: NDArray[np.float32], images: NDArray[np.uint8]) -> NDArray[
     """The value of each pixel's grey level, in the shape of `images`.
 
     A thousand images at a time: `take` first makes indices of 8 bytes a pixel, and for all images at once those are
-    hundreds of megabytes of fresh memory, whose page faults take longer than the work.
+    hundreds of megabytes of fresh memory, whose page errors take longer than the work.
     """
     found = np.empty(images.shape, dtype=values.dtype)
     for start in range(0, len(images), 1000):
@@ -138,7 +138,7 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
     variance_numerator = images.size * total_of_squares - total**2
     if variance_numerator == 0:
         got = f"{images.flat[0]} in every pixel"
-        raise CorruptDataError(describe("train", "the images", "have more than one grey level", got=got))
+        raise CorruptDataError.invalid("train", "the images", "have more than one grey level", got=got)
     return total / (255 * images.size), math.sqrt(variance_numerator) / (255 * images.size)
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from mnist_pipe.atomic import atomic_file
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line
 from mnist_pipe.hardware import num_cpus
 
 _METADATA_KEY = b"mnist_pipe"
@@ -84,8 +84,8 @@ def read_columns(
     num_rows = sum(group.num_rows for group in groups)
     try:
         columns = {field.name: _aligned(num_rows, field.type.byte_width) for field in schema}
-    except (MemoryError, ValueError) as fault:
-        raise CorruptDataError(describe(path, "the table", "fit in memory", got=f"{num_rows} rows", fix=fix)) from fault
+    except (MemoryError, ValueError) as error:
+        raise CorruptDataError.invalid(path, "the table", "fit in memory", got=f"{num_rows} rows", fix=fix) from error
     with ThreadPoolExecutor(num_cpus()) as pool:
         checksums = list(pool.map(lambda group: _read_into(columns, group, check=check, fix=fix), groups))
     whole = dict.fromkeys(columns, 0)
@@ -103,7 +103,7 @@ def verify_columns(
 
     Raises:
         CorruptDataError: as `read_columns`.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     metadata = _checked_metadata(file, schema, filesystem=filesystem, fix=fix)
     found = dict.fromkeys(schema.names, 0)
@@ -127,7 +127,7 @@ def read_provenance(
 
     Raises:
         CorruptDataError: not Parquet, another schema, no provenance.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     return dict(_checked_metadata(path, schema, filesystem=filesystem, fix=fix)["provenance"])
 
@@ -137,7 +137,7 @@ def read_schema(path: Path | str, *, filesystem: fs.FileSystem | None = None, fi
 
     Raises:
         CorruptDataError: it is not there, or not Parquet.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     with _decoding(path, "the file", "be Parquet", fix=fix):
         schema = pq.read_schema(path, filesystem=filesystem)
@@ -150,22 +150,22 @@ def parquet_files(location: str | Path, *, filesystem: fs.FileSystem | None = No
 
     Raises:
         InputError: there is none.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     where = filesystem or fs.LocalFileSystem()
     path = str(location if filesystem else Path(location).resolve())
     try:
         found = where.get_file_info(path)
         if found.type == fs.FileType.NotFound:
-            raise InputError(describe(location, "the file", "exist", got="nothing"))
+            raise InputError.missing(location)
         if found.is_file:
             return [path]
         files = sorted(file.path for file in where.get_file_info(fs.FileSelector(path)) if file.is_file)
-    except OSError as fault:
-        raise EnvironmentFault(describe(location, "the path", "be readable", got=one_line(fault)[:200])) from fault
+    except OSError as error:
+        raise UnavailableError.invalid(location, "the path", "be readable", got=one_line(error)[:200]) from error
     files = [file for file in files if file.endswith(".parquet")]
     if not files:
-        raise InputError(describe(location, "the folder", "hold *.parquet files", got="none"))
+        raise InputError.missing("no *.parquet file", state="is in the folder", where=location)
     return files
 
 
@@ -174,7 +174,7 @@ def row_groups(file: str, *, filesystem: fs.FileSystem | None = None, fix: str =
 
     Raises:
         CorruptDataError: it is not there, or not Parquet.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     groups, first_row = [], 0
     with _opened(file, filesystem=filesystem, fix=fix) as parquet:
@@ -182,7 +182,7 @@ def row_groups(file: str, *, filesystem: fs.FileSystem | None = None, fix: str =
             num_rows = parquet.metadata.row_group(number).num_rows
             if num_rows < 0:
                 rule = "have 0 rows or more"
-                raise CorruptDataError(describe(file, f"row group {number}", rule, got=num_rows, fix=fix))
+                raise CorruptDataError.invalid(file, f"row group {number}", rule, got=num_rows, fix=fix)
             if num_rows:
                 groups.append(RowGroup(file=file, number=number, first_row=first_row, num_rows=num_rows))
             first_row += num_rows
@@ -206,7 +206,7 @@ def read_row_group(
 
     Raises:
         CorruptDataError: a checksum that does not hold, or another number of rows than the footer says.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     stop = group.num_rows if stop is None else stop
     with _opened(group.file, filesystem=filesystem, fix=fix) as parquet:
@@ -223,7 +223,7 @@ def read_row_group(
             if seen >= stop:
                 return
         rule = f"have {group.num_rows} rows"
-        raise CorruptDataError(describe(group.file, f"row group {group.number}", rule, got=seen, fix=fix))
+        raise CorruptDataError.invalid(group.file, f"row group {group.number}", rule, got=seen, fix=fix)
 
 
 def column_values(table: pa.Table, name: str, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
@@ -253,12 +253,12 @@ def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None
     try:
         yield
     except FileNotFoundError:
-        raise CorruptDataError(describe(where, "the file", "exist", got="nothing", fix=fix)) from None
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
-        got = one_line(fault)[:200]
+        raise CorruptDataError.missing(where, fix=fix) from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        got = one_line(error)[:200]
         if "AWS Error" in got:  # Arrow has no class of its own for a storage that does not answer
-            raise EnvironmentFault(describe(where, "the storage", "answer", got=got)) from fault
-        raise CorruptDataError(describe(where, name, rule, got=got, fix=fix)) from fault
+            raise UnavailableError.unreachable("the storage", where=where, cause=got) from error
+        raise CorruptDataError.invalid(where, name, rule, got=got, fix=fix) from error
 
 
 def _checked_metadata(
@@ -269,19 +269,19 @@ def _checked_metadata(
     found = read_schema(path, filesystem=filesystem, fix=fix)
     if schema is not None and not found.equals(schema):
         want, got = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (schema, found))
-        raise CorruptDataError(describe(path, "the schema", f"be ({want})", got=f"({got})", fix=fix))
+        raise CorruptDataError.invalid(path, "the schema", f"be ({want})", got=f"({got})", fix=fix)
     metadata = found.metadata or {}
     content = metadata.get(_METADATA_KEY, b"")
     if not content or metadata.get(_CHECKSUM_KEY) != str(crc32(content)).encode():
         got = "metadata that does not match its checksum" if content else "none"
-        raise CorruptDataError(describe(path, "the metadata", "carry mnist_pipe's provenance", got=got, fix=fix))
+        raise CorruptDataError.invalid(path, "the metadata", "carry mnist_pipe's provenance", got=got, fix=fix)
     return dict(json.loads(content))
 
 
 def _groups_with_rows(file: str, *, filesystem: fs.FileSystem | None = None, fix: str) -> list[RowGroup]:
     groups = row_groups(file, filesystem=filesystem, fix=fix)
     if not groups:
-        raise CorruptDataError(describe(file, "the table", "have rows", got=0, fix=fix))
+        raise CorruptDataError.invalid(file, "the table", "have rows", got=0, fix=fix)
     return groups
 
 
@@ -315,7 +315,7 @@ def _contents(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
 def _compare_checksums(path: Path | str, found: dict[str, int], expected: dict[str, int], *, fix: str) -> None:
     for name, checksum in found.items():
         if checksum != expected[name]:
-            raise CorruptDataError(describe(path, name, "match its checksum", got="other values", fix=fix))
+            raise CorruptDataError.invalid(path, name, "match its checksum", got="other values", fix=fix)
 
 
 def _aligned(num_rows: int, width: int) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.data import idx, normalization
 from mnist_pipe.data.download import PublishedFile, fetch_published
 from mnist_pipe.data.splits import SIDE, RawSplit, check_labels
-from mnist_pipe.errors import CorruptDataError, InputError, describe, unknown
+from mnist_pipe.errors import CorruptDataError, InputError, unknown
 
 DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a cut fetches only what is missing
 SPLITS = {
@@ -73,8 +73,8 @@ def fetch(
 
     Raises:
         InputError: no such data set, or `folder` lacks a file.
-        NoMirrorFault: a file came from no mirror; the message names each and its cause.
-        EnvironmentFault: the disk does not take a download.
+        NoMirrorError: a file came from no mirror; the message names each and its cause.
+        UnavailableError: the disk does not take a download.
     """
     if dataset not in SOURCES:
         raise unknown("ingest", "dataset", dataset, SOURCES)
@@ -116,7 +116,7 @@ def load(dataset: str, found: Mapping[str, Path], *, fallback_for: str | None = 
     for name, (images, labels) in (_digits() if dataset == "digits" else _read(found)).items():
         if len(images) != len(labels):
             got = f"{len(images)} images and {len(labels)} labels"
-            raise CorruptDataError(describe(name, "", "have one label per image", got=got))
+            raise CorruptDataError.invalid(name, "", "have one label per image", got=got)
         check_labels(name, labels)
         splits[name] = RawSplit(images=images, labels=labels, provenance=provenance)
     return splits
@@ -161,6 +161,6 @@ def _local_files(folder: str | None) -> dict[str, Path]:
         candidates = (Path(folder or ".") / f"{name}.gz", Path(folder or ".") / name)
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            raise InputError(describe("ingest", "folder", f"hold {name}.gz or {name}", got=f"neither in {folder}"))
+            raise InputError.invalid("ingest", "folder", f"hold {name}.gz or {name}", got=f"neither in {folder}")
         found[name] = path
     return found

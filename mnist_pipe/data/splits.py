@@ -27,7 +27,7 @@ from mnist_pipe.data.parquet import (
     verify_columns,
     write_columns,
 )
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.hardware import num_cpus
 
 SIDE = 28
@@ -141,7 +141,7 @@ def check_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> d
 
     Raises:
         CorruptDataError: not Parquet, another schema, no provenance.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     return read_provenance(file, schema=NORMALIZED_SCHEMA, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
 
@@ -151,7 +151,7 @@ def verify_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> 
 
     Raises:
         CorruptDataError: as `read_normalized`.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
 
     def check(table: pa.Table, first_row: int) -> None:
@@ -177,14 +177,14 @@ def read_images(
 
     Raises:
         CorruptDataError: as `read_row_group`, or an image that is null or has a pixel that is not finite.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     row = group.first_row
     for table in read_row_group(group, filesystem=filesystem, fix=fix):
         missing = table.column("image").is_null().to_numpy()
         if missing.any():
             name = f"image[{row + missing.argmax()}]"
-            raise CorruptDataError(describe(group.file, name, "be there", got="null", fix=fix))
+            raise CorruptDataError.invalid(group.file, name, "be there", got="null", fix=fix)
         if not is_raw:
             images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
             check_finite(group.file, images, first_row=row, fix=fix)
@@ -204,9 +204,7 @@ def check_finite(where: object, images: NDArray[np.float32], *, first_row: int =
     if len(wrong):
         row, y, x = wrong[0]
         got = images[row, y, x]
-        raise CorruptDataError(
-            describe(where, f"image[{first_row + row}] at ({y}, {x})", "be finite", got=got, fix=fix)
-        )
+        raise CorruptDataError.invalid(where, f"image[{first_row + row}] at ({y}, {x})", "be finite", got=got, fix=fix)
 
 
 def check_labels(where: object, labels: NDArray[np.uint8], *, first_row: int = 0) -> None:
@@ -215,7 +213,7 @@ def check_labels(where: object, labels: NDArray[np.uint8], *, first_row: int = 0
     if wrong.size:
         more = f" ({wrong.size} such labels)" if wrong.size > 1 else ""
         name, got = f"labels[{first_row + wrong[0]}]", f"{labels[wrong[0]]}{more}"
-        raise CorruptDataError(describe(where, name, "be 0 to 9", got=got))
+        raise CorruptDataError.invalid(where, name, "be 0 to 9", got=got)
 
 
 def _binary(images: NDArray[Any], width: int) -> pa.Array:

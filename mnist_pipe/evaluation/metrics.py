@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, ndtri  # scipy.stats would take half a second longer to import
 
 from mnist_pipe.data.splits import NUM_CLASSES
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> NDArray[np.float64]:
@@ -28,8 +28,8 @@ def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> ND
         row, column = wrong[0]
         rows = len(np.unique(wrong[:, 0]))
         more = f" ({rows} such rows)" if rows > 1 else ""
-        raise CorruptDataError(
-            describe(where, f"logits[{row}, {column}]", "be finite", got=f"{logits[row, column]}{more}")
+        raise CorruptDataError.invalid(
+            where, f"logits[{row}, {column}]", "be finite", got=f"{logits[row, column]}{more}"
         )
     result: NDArray[np.float64] = log_softmax(logits.astype(np.float64), axis=1)
     return result

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mnist_pipe.data.parquet import read_columns, write_columns
 from mnist_pipe.data.splits import NUM_CLASSES
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation.metrics import log_probabilities
 
 SCHEMA = pa.schema(
@@ -79,7 +79,7 @@ def read_predictions(path: Path) -> Predictions:
         limit, rule = (1, "be in [0, 1]") if values.dtype == np.float32 else (NUM_CLASSES - 1, "be 0 to 9")
         wrong = np.flatnonzero(~((values >= 0) & (values <= limit)))  # so written, it finds NaN too
         if wrong.size:
-            raise CorruptDataError(describe(path, f"{name}[{wrong[0]}]", rule, got=values[wrong[0]], fix=_FIX))
+            raise CorruptDataError.invalid(path, f"{name}[{wrong[0]}]", rule, got=values[wrong[0]], fix=_FIX)
     return Predictions(**columns, provenance=provenance)
 
 

@@ -19,7 +19,7 @@ import jinja2
 from mnist_pipe import paths
 from mnist_pipe.atomic import read_json
 from mnist_pipe.data.sources import SOURCES
-from mnist_pipe.errors import CorruptDataError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, one_line
 from mnist_pipe.params.schema import SEARCHED
 
 MAX_TRIALS = 200
@@ -52,10 +52,10 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
     )
     try:
         return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
-    except (jinja2.UndefinedError, KeyError, TypeError) as fault:
-        raise CorruptDataError(
-            describe(root / paths.REPORTS, "the figures", "be complete", got=one_line(fault), fix=_FIX)
-        ) from fault
+    except (jinja2.UndefinedError, KeyError, TypeError) as error:
+        raise CorruptDataError.invalid(
+            root / paths.REPORTS, "the figures", "be complete", got=one_line(error), fix=_FIX
+        ) from error
 
 
 def format_percent(share: float | None, digits: int = 2) -> str:
@@ -127,7 +127,7 @@ def _table(path: Path) -> list[dict[str, str]]:
         with path.open(encoding="utf-8", newline="") as stream:
             return list(csv.DictReader(stream))
     except FileNotFoundError:
-        raise CorruptDataError(describe(path, "the file", "exist", got="nothing", fix=_FIX)) from None
+        raise CorruptDataError.missing(path, fix=_FIX) from None
 
 
 def _rank(trial: dict[str, str]) -> tuple[bool, float, int]:

@@ -31,7 +31,7 @@ from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.data import parquet, splits
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
-from mnist_pipe.errors import BusyError, CorruptDataError, InputError, describe
+from mnist_pipe.errors import BusyError, CorruptDataError, InputError
 from mnist_pipe.training.loop import logits
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def load(spec: str | None, *, root: Path) -> Model:
 
     Raises:
         InputError: no such version.
-        EnvironmentFault: there is no champion, or the registry does not answer.
+        UnavailableError: there is no champion, or the registry does not answer.
         CorruptDataError: the model's files are damaged.
     """
     from mnist_pipe.inference import predict
@@ -117,7 +117,7 @@ def score(location: str | Path, output: Path, *, model: Model, filesystem: fs.Fi
     Raises:
         InputError: no such input, other columns, no rows, an output that is there already.
         CorruptDataError: a page that does not match its checksum, a pixel that is not finite.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
         BusyError: every CPU or GPU of the cluster is in use.
     """
     output = output.resolve()
@@ -140,9 +140,7 @@ def _check_output(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
-        raise InputError(
-            describe(output, "the output", "be new", got="one that exists", fix="remove it or name another")
-        )
+        raise InputError.invalid(output, "the output", "be new", got="one that exists", fix="remove it or name another")
 
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
@@ -152,23 +150,23 @@ def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Inpu
     for file, schema in zip(files, schemas, strict=True):
         if not schema.equals(schemas[0]):
             rule = f"be those of {files[0]}, ({_shown(schemas[0])})"
-            raise InputError(describe(file, "the columns", rule, got=f"({_shown(schema)})"))
+            raise InputError.invalid(file, "the columns", rule, got=f"({_shown(schema)})")
     schema = schemas[0]
     kind = schema.field("image").type if schema.names.count("image") == 1 else None
     if kind not in (pa.binary(PIXELS), pa.binary(4 * PIXELS)):
         rule = f"be fixed_size_binary[{PIXELS}] (bytes) or [{4 * PIXELS}] (float32)"
         got = f"({_shown(schema)})" if kind is None else kind
-        raise InputError(describe(files[0], "the column image", rule, got=got))
+        raise InputError.invalid(files[0], "the column image", rule, got=got)
     for field in schema:
         if field.name in RESULTS.names or schema.names.count(field.name) > 1:
             rule = "have a name of its own"
-            raise InputError(describe(files[0], "every column", rule, got=repr(field.name), fix="rename it"))
+            raise InputError.invalid(files[0], "every column", rule, got=repr(field.name), fix="rename it")
         if not _is_plain(field):
             # An extension type can run code while it is decoded.
-            raise InputError(describe(files[0], f"the column {field.name}", "be of a plain type", got=field.type))
+            raise InputError.invalid(files[0], f"the column {field.name}", "be of a plain type", got=field.type)
     groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
     if not groups:
-        raise InputError(describe(location, "the input", "have rows", got=0))
+        raise InputError.invalid(location, "the input", "have rows", got=0)
     return _Input(groups=groups, schema=schema, is_raw=kind == pa.binary(PIXELS))
 
 
@@ -189,7 +187,7 @@ def _check_figures(groups: Iterable[RowGroup], card: dict[str, Any], *, filesyst
             if provenance.get(key) != card[key]:
                 rule = f"be {card[key]}, which the model was trained with"
                 got = provenance.get(key)
-                raise InputError(describe(file, key, rule, got=got, fix="score the raw images"))
+                raise InputError.invalid(file, key, rule, got=got, fix="score the raw images")
 
 
 def _scored(
@@ -232,7 +230,7 @@ def _num_free(kind: str) -> int:
     deadline = time.monotonic() + _MAX_WAIT_SECONDS
     while (free := int(ray.available_resources().get(kind, 0))) < 1:
         if time.monotonic() > deadline:
-            raise BusyError(describe("the cluster", f"one {kind}", "be free", got="none", fix="try again later"))
+            raise BusyError.missing(f"no {kind}", state="is free", where="the cluster", fix="try again later")
         time.sleep(0.2)
     return free
 
@@ -258,7 +256,7 @@ class _Scorer:
             images = self._grey_levels.take(images, mode="clip")
         outputs = logits(self._network, images)
         if not np.isfinite(outputs).all():
-            raise CorruptDataError(describe("the model", "every logit", "be finite", got=outputs.sum()))
+            raise CorruptDataError.invalid("the model", "every logit", "be finite", got=outputs.sum())
         # Not `evaluation.metrics`: its import of scipy would delay the start of every actor by 0.2 s.
         probabilities = torch.softmax(torch.from_numpy(outputs).double(), dim=1).float().numpy()
         digits = outputs.argmax(1)

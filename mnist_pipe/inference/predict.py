@@ -11,7 +11,7 @@ import numpy as np
 
 from mnist_pipe import paths
 from mnist_pipe.data.images import load_image
-from mnist_pipe.errors import EnvironmentFault, InputError, PipelineError, describe
+from mnist_pipe.errors import InputError, PipelineError, UnavailableError
 from mnist_pipe.evaluation.metrics import log_probabilities
 from mnist_pipe.registry import mlflow_registry
 from mnist_pipe.training.checkpoint import load_model
@@ -19,13 +19,13 @@ from mnist_pipe.training.loop import logits
 
 
 def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) -> list[Prediction | PipelineError]:
-    """What the model sees in each picture, in the order of `pictures`; a picture that cannot be read yields its fault.
+    """What the model sees in each picture, in the order of `pictures`; a picture that cannot be read yields its error.
 
     `model` is `NAME@ALIAS` or `NAME/VERSION`; None takes the champion of the data set that was registered last.
 
     Raises:
         InputError: no such model.
-        EnvironmentFault: there is no champion yet, or the registry does not answer.
+        UnavailableError: there is no champion yet, or the registry does not answer.
         CorruptDataError: the model's files are damaged.
     """
     network, card = load_model(mlflow_registry.download(registered(model, root=root), root=root))
@@ -33,8 +33,8 @@ def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) 
     for path in pictures:
         try:
             image = (load_image(path) - np.float32(card["mean"])) / np.float32(card["std"])
-        except InputError as fault:
-            results.append(fault)
+        except InputError as error:
+            results.append(error)
             continue
         probabilities = np.exp(log_probabilities(logits(network, image[np.newaxis]), where=path))[0]
         digit = int(probabilities.argmax())
@@ -53,22 +53,24 @@ def registered(model: str | None, *, root: Path) -> mlflow_registry.RegisteredMo
 
     Raises:
         InputError: no such version, or several champions.
-        EnvironmentFault: there is no champion yet, or the registry does not answer.
+        UnavailableError: there is no champion yet, or the registry does not answer.
     """
     if model:
         return mlflow_registry.find(model, root=root)
     try:
         name = str(json.loads((root / paths.REGISTRATION).read_bytes())["name"])
     except (OSError, ValueError, LookupError, TypeError):
-        name, champions = "the registry", mlflow_registry.champions(root=root)
+        of, champions = "", mlflow_registry.champions(root=root)
     else:
-        champion = mlflow_registry.champion(name, root=root)
+        of, champion = f" of {name}", mlflow_registry.champion(name, root=root)
         champions = [champion] if champion else []
     if len(champions) > 1:
         known = ", ".join(f"{model.name}@{mlflow_registry.CHAMPION}" for model in champions)
-        raise InputError(describe("--model", "the name", "be given", got="nothing", fix=f"known: {known}"))
+        raise InputError.missing(
+            "--model", state="is not given, and several champions are registered", fix=f"known: {known}"
+        )
     if not champions:
-        raise EnvironmentFault(describe(name, "", "have a champion", got="none", fix="run: dvc repro"))
+        raise UnavailableError.missing(f"no champion{of}", state="is registered yet", fix="run: dvc repro")
     return champions[0]
 
 

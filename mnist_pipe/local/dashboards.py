@@ -16,10 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 from mnist_pipe.cluster.handoff import WORK_POOL
 from mnist_pipe.errors import (
-    EnvironmentFault,
     InputError,
     PipelineError,
-    describe,
+    UnavailableError,
     one_line,
     public_url,
     without_credentials,
@@ -58,8 +57,8 @@ def check(root: Path) -> dict[str, Page | PipelineError]:
             for url in (page.url, page.probe):
                 _get(url, page)
             found[name] = page
-        except PipelineError as fault:
-            found[name] = fault
+        except PipelineError as error:
+            found[name] = error
     return found
 
 
@@ -88,7 +87,7 @@ def _ray(root: Path) -> Page:
     if not given:
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             fix = "set it to the address of the dashboard of the cluster that RAY_ADDRESS names"
-            raise EnvironmentFault(describe(variable, "", "be set", got="nothing", fix=fix))
+            raise UnavailableError.missing(variable, state="is not set", fix=fix)
         return _joined("ray", root)
     url, _ = _address(given, where=variable)
     token, login = _ray_token()
@@ -147,7 +146,7 @@ def _joined(name: str, root: Path) -> Page:
     """The page of what `mnist-pipe up` started."""
     state, service = services.status(root)[name]
     if service is None or state is not State.RUNNING:
-        raise EnvironmentFault(services.how(name, state, service))
+        raise UnavailableError(services.how(name, state, service))
     return _local(service)
 
 
@@ -175,10 +174,10 @@ def _published(name: str, *, variable: str) -> str:
         if isinstance(value, dict) and isinstance(value.get(name), str):
             return str(value[name])
         rule, fix = f"hold the address of {name}", "run: mnist-pipe deploy"
-        raise EnvironmentFault(describe("Prefect", f"the variable {PUBLISHED}", rule, got=value, fix=fix))
+        raise UnavailableError.invalid("Prefect", f"the variable {PUBLISHED}", rule, got=value, fix=fix)
     if os.environ.get(WORK_POOL):
-        got, fix = f"nothing, here and in the Prefect variable {PUBLISHED}", "set it, or run: mnist-pipe deploy"
-        raise EnvironmentFault(describe(variable, "", "be set", got=got, fix=fix))
+        state = f"is set neither here nor in the Prefect variable {PUBLISHED}"
+        raise UnavailableError.missing(variable, state=state, fix="set it, or run: mnist-pipe deploy")
     return ""
 
 
@@ -191,7 +190,7 @@ def _address(given: str, *, where: str) -> tuple[str, str]:
         valid = False
     if not valid:
         rule = "be http://HOST:PORT"
-        raise InputError(describe(where, "the address", rule, got=repr(without_credentials(given))))
+        raise InputError.invalid(where, "the address", rule, got=repr(without_credentials(given)))
     credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
     return public_url(given).rstrip("/"), credentials
 
@@ -206,4 +205,4 @@ def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
     rule, fix = "answer", "check the address, and whether the server runs"
     if reply.status in (401, 403):
         rule, fix = "accept the credentials", page.login
-    raise EnvironmentFault(describe(page.url, "the page", rule, got=reply.reason, fix=fix))
+    raise UnavailableError.invalid(page.url, "the page", rule, got=reply.reason, fix=fix)

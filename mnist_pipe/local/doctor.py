@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import EnvironmentFault, PipelineError, describe
+from mnist_pipe.errors import PipelineError, UnavailableError
 from mnist_pipe.local import services
 from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
@@ -31,26 +31,26 @@ _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 
 
 def examine(root: Path) -> Iterator[tuple[str, str | PipelineError]]:
-    """Each check's name with what it found, or with the fault and its fix."""
+    """Each check's name with what it found, or with the error and its fix."""
     for name, check in CHECKS.items():
         try:
             yield name, check(root)
-        except PipelineError as fault:
-            yield name, fault
-        except OSError as fault:
-            yield name, EnvironmentFault(describe(fault.filename or name, "it", "be usable", got=_reason(fault)))
+        except PipelineError as error:
+            yield name, error
+        except OSError as error:
+            yield name, UnavailableError.invalid(error.filename or name, "it", "be usable", got=_reason(error))
 
 
 def check_disk(root: Path, *, needed_bytes: int) -> str:
     """How much space is free under `root`.
 
     Raises:
-        EnvironmentFault: less than `needed_bytes`.
+        UnavailableError: less than `needed_bytes`.
     """
     free = shutil.disk_usage(root).free
     if free < needed_bytes:
         rule, fix = f"be at least {_megabytes(needed_bytes)}", "delete something, or move the project to a larger disk"
-        raise EnvironmentFault(describe(root, "free space", rule, got=_megabytes(free), fix=fix))
+        raise UnavailableError.invalid(root, "free space", rule, got=_megabytes(free), fix=fix)
     return f"{_megabytes(free)} free"
 
 
@@ -58,23 +58,23 @@ def check_writable(folder: Path) -> str:
     """Whether a file can be written in `folder`, tried out.
 
     Raises:
-        EnvironmentFault: it cannot: another's folder, a read-only or a full disk.
+        UnavailableError: it cannot: another's folder, a read-only or a full disk.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
             stream.write(bytes(4096))
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as fault:
+    except OSError as error:
         fix = "free some space or use another folder"
-        raise EnvironmentFault(describe(folder, "the folder", "be writable", got=_reason(fault), fix=fix)) from fault
+        raise UnavailableError.invalid(folder, "the folder", "be writable", got=_reason(error), fix=fix) from error
     return f"{folder} is writable"
 
 
 def _python(_: Path) -> str:
     if sys.version_info[:2] != PYTHON:
         rule, fix = f"be {'.'.join(map(str, PYTHON))}", "remove .venv and run: make run PYTHON=/path/to/python3.11"
-        raise EnvironmentFault(describe(sys.executable, "Python", rule, got=platform.python_version(), fix=fix))
+        raise UnavailableError.invalid(sys.executable, "Python", rule, got=platform.python_version(), fix=fix)
     return f"Python {platform.python_version()}"
 
 
@@ -99,7 +99,7 @@ def _packages(root: Path) -> str:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         got = ", ".join(wrong[:5]) + more
         fix = f"run: {sys.executable} -m pip install -c {_LOCK} -e ."
-        raise EnvironmentFault(describe(_LOCK, "the packages", "have the pinned versions", got=got, fix=fix))
+        raise UnavailableError.invalid(_LOCK, "the packages", "have the pinned versions", got=got, fix=fix)
     return f"{len(pinned)} packages pinned, none differs" if pinned else f"no {_LOCK} to compare with"
 
 
@@ -136,16 +136,16 @@ def _versioning(root: Path) -> str:
     folder = root / ".dvc"
     if not folder.is_dir():
         fix = "run: dvc init (or dvc init --no-scm where there is no Git)"
-        raise EnvironmentFault(describe(folder, "the DVC repository", "exist", got="nothing", fix=fix))
+        raise UnavailableError.missing("the DVC repository", where=folder, fix=fix)
     config = configparser.ConfigParser()
     config.read([folder / "config", folder / "config.local"])
     if config.getboolean("core", "no_scm", fallback=False):
         return "DVC without Git; the lineage says so"
     fix = "run: dvc config --local core.no_scm true"
     if not any((parent / ".git").exists() for parent in (root, *root.parents)):
-        raise EnvironmentFault(describe(root, "the project", "be in a Git repository", got="none", fix=fix))
+        raise UnavailableError.missing("the project", state="is in no Git repository", where=root, fix=fix)
     if shutil.which("git") is None:
-        raise EnvironmentFault(describe("PATH", "git", "be installed", got="nothing", fix=f"install it, or {fix}"))
+        raise UnavailableError.missing("git", state="is not installed", fix=f"install it, or {fix}")
     return "DVC with Git"
 
 
@@ -172,7 +172,7 @@ def _services(root: Path) -> str:
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
             fix = f"run: {services.starter(name, state)}"
-            raise EnvironmentFault(describe(service.log, name, "answer", got=f"a service that {state}", fix=fix))
+            raise UnavailableError.unreachable(name, where=service.log, cause=f"it {state}", fix=fix)
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 
 
@@ -187,7 +187,7 @@ def _open_files(_: Path) -> str:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
         rule = f"be at least {OPEN_FILES}"
-        raise EnvironmentFault(describe("this shell", "open files", rule, got=limit, fix="run: ulimit -n 4096"))
+        raise UnavailableError.invalid("this shell", "open files", rule, got=limit, fix="run: ulimit -n 4096")
     return "no limit" if limit == resource.RLIM_INFINITY else f"{limit} allowed"
 
 
@@ -215,5 +215,5 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f} MB"
 
 
-def _reason(fault: OSError) -> str:
-    return str(fault.strerror or fault).lower()
+def _reason(error: OSError) -> str:
+    return str(error.strerror or error).lower()

@@ -59,7 +59,7 @@ def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "bytes that are not UTF-8"
-        raise InputError(describe(path, "the file", "be readable text", got=reason)) from error
+        raise InputError.invalid(path, "the file", "be readable text", got=reason) from error
     yaml = YAML(typ="safe", pure=True)
     yaml.allow_duplicate_keys = True
     try:
@@ -69,14 +69,14 @@ def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
     except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        raise InputError(describe(where, "the file", "be YAML", got=error.problem)) from error
+        raise InputError.invalid(where, "the file", "be YAML", got=error.problem) from error
     except RecursionError as error:
-        raise InputError(describe(path, "the file", "be YAML", got="bottomless nesting")) from error
+        raise InputError.invalid(path, "the file", "be YAML", got="bottomless nesting") from error
     except (YAMLError, ValueError, KeyError) as error:  # the last two from `!!int x` and `!!bool x`
-        raise InputError(describe(path, "the file", "be YAML", got=messages.shorten(str(error)))) from error
+        raise InputError.invalid(path, "the file", "be YAML", got=messages.shorten(str(error))) from error
     if not isinstance(content, dict):
         got = "nothing" if content is None else type(content).__name__
-        raise InputError(describe(path, "the file", "be a mapping of sections", got=got))
+        raise InputError.invalid(path, "the file", "be a mapping of sections", got=got)
     lines: dict[Location, int] = {}
     errors = []
     for key, line in keys:

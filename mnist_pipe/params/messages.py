@@ -85,7 +85,7 @@ def _explain(
     value = detail["input"]
     match detail["type"]:
         case "missing":
-            return describe(where, name, "be set", got="nothing")
+            return f"{where}: {name} is missing"
         case "invalid_key":
             return describe(where, "every key", "be text", got=show(value))
         case "extra_forbidden":

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
-from mnist_pipe.errors import CorruptDataError, InputError, describe
+from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates
@@ -68,7 +68,7 @@ def register(
     Raises:
         InputError: `name` is not a name.
         CorruptDataError: the candidate differs from its manifest, or the champion's files are gone or damaged.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     check_name(name)
     verify_manifest(candidate)
@@ -118,7 +118,7 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
 
     Raises:
         InputError: `experiment` is not a name.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     check_name(experiment)
     with open_store(root, write=True) as client:
@@ -143,7 +143,7 @@ def champion(name: str, *, root: Path) -> RegisteredModel | None:
 
     Raises:
         InputError: `name` is not a name.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     check_name(name)
     with open_existing_store(root) as client:
@@ -163,11 +163,11 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
 
     Raises:
         InputError: `spec` is neither, or no version is registered so; the message lists those that are.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     match = _SPEC.fullmatch(spec)
     if match is None:
-        raise InputError(describe("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec)))
+        raise InputError.invalid("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec))
     name, alias, number = match.groups()
     known: list[str] = []
     with open_existing_store(root) as client:
@@ -180,7 +180,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
             known = [f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in versions]
             known = sorted(known) or sorted(model.name for model in client.search_registered_models())
     fix = f"known: {', '.join(known)}" if known else "nothing is registered yet, run: dvc repro"
-    raise InputError(describe("--model", "the version", "be registered", got=repr(spec), fix=fix))
+    raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
 
 
 def download(model: RegisteredModel, *, root: Path) -> Path:
@@ -188,7 +188,7 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
 
     Raises:
         CorruptDataError: a file is missing or has other bytes.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     with open_store(root) as client:
         folder = _artifact(client, model, f"{_MODEL}/{MANIFEST}", root=root).parent
@@ -196,7 +196,7 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
         found = digest(manifest)
         if found != model.content_sha256:
             rule = f"be {model.content_sha256[:12]}, as registered in {model.name}/{model.version}"
-            raise CorruptDataError(describe(folder, _CONTENT, rule, got=found[:12]))
+            raise CorruptDataError.invalid(folder, _CONTENT, rule, got=found[:12])
         for file in manifest:
             _artifact(client, model, f"{_MODEL}/{file}", root=root)
     verify_manifest(folder)
@@ -266,7 +266,7 @@ def _registered(version: ModelVersion) -> RegisteredModel:
     if content is None:
         where = f"{version.name}/{version.version}"
         fix = "give the alias to a version that `dvc repro` registered"
-        raise CorruptDataError(describe(where, f"the tag {_CONTENT}", "be set", got="nothing", fix=fix))
+        raise CorruptDataError.missing(f"the tag {_CONTENT}", state="is not set", where=where, fix=fix)
     return RegisteredModel(
         name=version.name, version=int(version.version), run_id=version.run_id, content_sha256=content
     )
@@ -275,7 +275,7 @@ def _registered(version: ModelVersion) -> RegisteredModel:
 def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: Path) -> Path:
     """A local copy of one file of the model's run."""
     if not all(NAME.fullmatch(part) for part in path.split("/")):
-        raise CorruptDataError(describe(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path)))
+        raise CorruptDataError.invalid(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path))
     artifacts = root / paths.MLFLOW_ARTIFACTS
     if is_own_store(root):  # by its place, not by MLflow's absolute path: the folder may have moved
         return artifacts / model.run_id / "artifacts" / path

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from mnist_pipe import paths, telemetry
 from mnist_pipe.atomic import atomic_file, locked
-from mnist_pipe.errors import CorruptDataError, EnvironmentFault, InputError, describe, one_line, public_url
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, public_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
 
     Raises:
         CorruptDataError: the project's own store is damaged.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     os.environ.update(telemetry.OFF)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
@@ -53,10 +53,10 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
                         MlflowClient(f"sqlite:///{temporary}")
                 _check_database(database)
             yield MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as fault:
-        got = one_line(str(fault).replace(uri, public_uri(root)))[:300]
-        # Not `from fault`: the cause would show the address with its credentials in every traceback.
-        raise EnvironmentFault(describe(public_uri(root), "the registry", "answer", got=got)) from None
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        got = one_line(str(error).replace(uri, public_uri(root)))[:300]
+        # Not `from error`: the cause would show the address with its credentials in every traceback.
+        raise UnavailableError.unreachable("the registry", where=public_uri(root), cause=got) from None
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def open_existing_store(root: Path) -> Iterator[MlflowClient | None]:
 
     Raises:
         CorruptDataError: the project's own store is damaged.
-        EnvironmentFault: the store does not answer.
+        UnavailableError: the store does not answer.
     """
     if is_own_store(root) and not _database(root).exists():
         yield None
@@ -79,7 +79,7 @@ def prepare(root: Path) -> None:
 
     Raises:
         CorruptDataError: it is damaged.
-        EnvironmentFault: it does not answer.
+        UnavailableError: it does not answer.
     """
     with open_store(root, write=True):
         pass
@@ -98,7 +98,7 @@ def public_uri(root: Path) -> str:
 def check_name(name: str) -> None:
     """Raise InputError unless `name` may reach a path or a query."""
     if NAME.fullmatch(name) is None:
-        raise InputError(describe("registry", "the name", f"match {NAME.pattern}", got=repr(name)))
+        raise InputError.invalid("registry", "the name", f"match {NAME.pattern}", got=repr(name))
 
 
 def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
@@ -171,8 +171,8 @@ def _check_database(database: Path) -> None:
     try:
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA schema_version").fetchone()
-    except sqlite3.OperationalError as fault:
-        raise EnvironmentFault(describe(database, "the registry", "be readable", got=str(fault))) from fault
-    except sqlite3.DatabaseError as fault:
+    except sqlite3.OperationalError as error:
+        raise UnavailableError.invalid(database, "the registry", "be readable", got=str(error)) from error
+    except sqlite3.DatabaseError as error:
         fix = "move it away and run: dvc repro --force register"
-        raise CorruptDataError(describe(database, "the registry", "be SQLite", got=str(fault), fix=fix)) from fault
+        raise CorruptDataError.invalid(database, "the registry", "be SQLite", got=str(error), fix=fix) from error

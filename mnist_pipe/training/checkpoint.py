@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
 from mnist_pipe.data.parquet import read_provenance
-from mnist_pipe.errors import CorruptDataError, PipelineError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, PipelineError, one_line
 from mnist_pipe.models.tta import ShiftAveraged
 
 WEIGHTS = "model.safetensors"
@@ -52,11 +52,11 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         # Cards of version 0.1 call it test_shifts; without it such a model would be scored wrongly in silence.
         if card.get("test_time_augmentation", card.get("test_shifts")):
             model = ShiftAveraged(model, background=-card["mean"] / card["std"])
-    except (PipelineError, KeyError, RuntimeError) as fault:
-        got = one_line(fault)[:200]
-        raise CorruptDataError(
-            describe(folder / WEIGHTS, "the weights", f"fit {folder / paths.CARD}", got=got)
-        ) from fault
+    except (PipelineError, KeyError, RuntimeError) as error:
+        got = one_line(error)[:200]
+        raise CorruptDataError.invalid(
+            folder / WEIGHTS, "the weights", f"fit {folder / paths.CARD}", got=got
+        ) from error
     return model.eval(), card
 
 
@@ -92,9 +92,9 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
     record = read_json(folder / PROGRESS)
     try:
         model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-    except RuntimeError as fault:
-        got = one_line(fault)[:200]
-        raise CorruptDataError(describe(folder / STATE, "the weights", "fit the model", got=got)) from fault
+    except RuntimeError as error:
+        got = one_line(error)[:200]
+        raise CorruptDataError.invalid(folder / STATE, "the weights", "fit the model", got=got) from error
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from mnist_pipe import models
 from mnist_pipe.data import augment
-from mnist_pipe.errors import PipelineError, describe
+from mnist_pipe.errors import PipelineError
 from mnist_pipe.training import ema, numerics, optimizers
 from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks, derived_seed, generators
 from mnist_pipe.training.recipe import Recipe
@@ -227,8 +227,8 @@ def train(
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):
             loss_now = train_loss if not np.isfinite(train_loss) else validation_loss
             fix = "lower the learning rate"
-            raise DivergedError(
-                describe("training", "the loss", "stay finite", got=f"{loss_now} in epoch {epoch}", fix=fix)
+            raise DivergedError.invalid(
+                "training", "the loss", "stay finite", got=f"{loss_now} in epoch {epoch}", fix=fix
             )
         yield {
             "epoch": epoch,

@@ -41,6 +41,6 @@ def keep_memory() -> None:
 
     It gives the end of its heap back to the system, which then has to clear the pages again, when more than twice the
     largest block that was ever freed is free: so until the first large one is, at every step, and two epochs of the
-    standard recipe cost 990,000 page faults. This one is never touched and costs nothing.
+    standard recipe cost 990,000 page errors. This one is never touched and costs nothing.
     """
     torch.empty(31 << 20, dtype=torch.uint8)  # of more than 32 MB glibc takes no note

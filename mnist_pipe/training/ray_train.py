@@ -33,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mnist_pipe.cluster.ray_session import Scale, attempts, check_code, check_storage
 from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, describe, one_line
+from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, one_line
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training import checkpoint, sync_batchnorm
 from mnist_pipe.training.batches import Batches, Ranks, to_device
@@ -82,7 +82,7 @@ def fit(
     Raises:
         DivergedError: the loss is no longer finite.
         CorruptDataError: a page of `training` does not match its checksum.
-        EnvironmentFault: several machines without a storage that all of them reach.
+        UnavailableError: several machines without a storage that all of them reach.
         InputError: there are fewer images in a batch than workers.
         PipelineError: the workers failed more often than they may be restarted.
     """
@@ -90,7 +90,7 @@ def fit(
     if recipe.batch_size < scale.max_workers:
         rule = f"be at least the number of workers, {scale.max_workers}"
         fix = "set search.space.batch_size or train.num_workers"
-        raise InputError(describe("train", "batch_size", rule, got=recipe.batch_size, fix=fix))
+        raise InputError.invalid("train", "batch_size", rule, got=recipe.batch_size, fix=fix)
     is_local = scale.max_workers == 0
     resume_from = None if is_local else restore(storage, name=name, into=state)
     rows = training if isinstance(training, Shards) else ray.put(training)
@@ -133,12 +133,12 @@ def fit(
         )
         try:
             result = _fit(trainer)
-        except (ray.exceptions.RayError, TrainingFailedError) as fault:
-            for known in getattr(fault, "worker_failures", {}).values():
+        except (ray.exceptions.RayError, TrainingFailedError) as error:
+            for known in getattr(error, "worker_failures", {}).values():
                 if isinstance(known, PipelineError):
                     raise known from None
-            cause = one_line(fault)[-300:]
-            raise PipelineError(describe("train", "the workers", "finish", got=cause)) from fault
+            cause = one_line(error)[-300:]
+            raise PipelineError.invalid("train", "the workers", "finish", got=cause) from error
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
@@ -257,9 +257,9 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             history.append(metrics)
             say(progress_line(metrics, num_epochs=recipe.num_epochs))
             save(Position(epoch=len(history)), metrics)
-    except DivergedError as fault:
+    except DivergedError as error:
         # A retry would diverge again, so this is a result and not a failure.
-        return {"history": history, "diverged": str(fault)}
+        return {"history": history, "diverged": str(error)}
     return {"history": history, "diverged": None}
 
 

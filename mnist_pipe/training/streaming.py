@@ -26,7 +26,7 @@ from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.data import parquet, splits
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import CorruptDataError, describe
+from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.training.batches import Ranks
 
 BUFFER_ROWS = 32_768
@@ -73,7 +73,7 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
     Raises:
         InputError: no such file, or a folder without any.
         CorruptDataError: a file that `splits.read_normalized` would refuse, or files standardised by different figures.
-        EnvironmentFault: the file system does not answer.
+        UnavailableError: the file system does not answer.
     """
     files = parquet.parquet_files(location, filesystem=filesystem)
     provenances = [splits.check_normalized(file, filesystem=filesystem) for file in files]
@@ -81,7 +81,7 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
         for key in ("dataset", "mean", "std"):
             if provenance.get(key) != provenances[0].get(key):
                 rule = f"be {provenances[0].get(key)} as in {files[0]}"
-                raise CorruptDataError(describe(file, key, rule, got=provenance.get(key)))
+                raise CorruptDataError.invalid(file, key, rule, got=provenance.get(key))
     with ThreadPoolExecutor(_VERIFIERS) as threads:
         list(threads.map(partial(splits.verify_normalized, filesystem=filesystem), files))
     groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
@@ -169,7 +169,7 @@ class Stream:
 
         Raises:
             CorruptDataError: a page whose checksum does not hold.
-            EnvironmentFault: the file system does not answer.
+            UnavailableError: the file system does not answer.
         """
         if number != self._next_epoch:
             self._chunks = self._begin(number, seed=seed, batch_size=batch_size, ranks=ranks)

@@ -28,7 +28,7 @@ from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ray_session import Cluster, attempts, check_storage
 from mnist_pipe.cluster.storage import Storage, hidden_credentials
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.errors import PipelineError, describe
+from mnist_pipe.errors import PipelineError
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
 from mnist_pipe.tuning.callbacks import Curves, Recorder, folder_of
@@ -84,7 +84,7 @@ def search(
         on_trial: called as each trial ends.
 
     Raises:
-        EnvironmentFault: several machines without a storage that all of them reach.
+        UnavailableError: several machines without a storage that all of them reach.
         PipelineError: no trial ended with a finite loss.
     """
     available, storage, name = session.available, session.storage, session.name
@@ -162,9 +162,9 @@ def search(
     with hidden_credentials():
         tuner.fit()
     if not any(record.score >= 0 for record in recorder.records):
-        got = ", ".join(sorted({record.status for record in recorder.records})) or "no trial"
-        fix = "look at the learning rates in search.space"
-        raise PipelineError(describe("search", "one trial at least", "end with a finite loss", got=got, fix=fix))
+        how = " or ".join(sorted({record.status for record in recorder.records}))
+        what = f"all {len(recorder.records)} trials {how}" if how else "no trial ended"
+        raise PipelineError(f"search: {what}; lower search.space.learning_rate")
     return sorted(recorder.records, key=lambda record: record.trial)
 
 

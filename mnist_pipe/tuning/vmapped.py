@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from mnist_pipe import models
 from mnist_pipe.data import augment
-from mnist_pipe.errors import InputError, describe
+from mnist_pipe.errors import InputError
 from mnist_pipe.training import loop, numerics
 from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
@@ -177,12 +177,12 @@ def _member_bytes(model: nn.Module, *, batch_size: int) -> int:
 
 def _check(recipes: Sequence[Recipe]) -> None:
     if not recipes:
-        raise InputError(describe("pack", "recipes", "hold one recipe or more", got="none"))
+        raise InputError.invalid("pack", "recipes", "hold one recipe or more", got="none")
     first = recipes[0].to_dict()
     for recipe in recipes[1:]:
         for key, value in recipe.to_dict().items():
             if key not in MEMBERS_DIFFER_IN and value != first[key]:
-                raise InputError(describe("pack", key, f"be {first[key]!r} as in the first recipe", got=repr(value)))
+                raise InputError.invalid("pack", key, f"be {first[key]!r} as in the first recipe", got=repr(value))
 
 
 def _stack(model: nn.Module, num_members: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -37,7 +37,7 @@ def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
     """The study's section of `studies/params.yaml`, checked; of the other studies only that they have one.
 
     Raises:
-        InputError: every fault of the file, one line each.
+        InputError: every error of the file, one line each.
     """
     sections: dict[str, Any] = {study: (dict[str, Any], Field()) for study in STUDIES}
     sections[name] = (study_of(name).params, Field())

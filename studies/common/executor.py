@@ -36,7 +36,7 @@ def run_all(
     with its node starts again.
 
     Raises:
-        EnvironmentFault: several machines without a storage that all of them reach, or one with other code.
+        UnavailableError: several machines without a storage that all of them reach, or one with other code.
         Exception: what a run raised; the others are given up.
     """
     check_storage(len(available.nodes))
@@ -54,8 +54,8 @@ def run_all(
         config = open_runs.pop(ended)
         try:
             measured = ray.get(ended)
-        except ray.exceptions.RayTaskError as fault:
-            raise fault.cause from None
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         run = Run(config=config, **measured)
         key = digest(config)
         ledger.record(run, name=key)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from mnist_pipe import paths
-from mnist_pipe.errors import InputError, closest, describe
+from mnist_pipe.errors import InputError, closest
 
 _COLUMNS = ["source", "system", "variant", "metric", "value", "unit", "setting", "reference"]
 
@@ -39,13 +39,11 @@ class Published:
         self._path = path
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        except (OSError, ValueError) as fault:
-            raise InputError(
-                describe(path, "the file", "be a readable table", got=str(fault).splitlines()[0])
-            ) from None
+        except (OSError, ValueError) as error:
+            raise InputError.invalid(path, "the file", "be a readable table", got=str(error).splitlines()[0]) from None
         if list(table.columns) != _COLUMNS:
             rule, got = f"have the columns {', '.join(_COLUMNS)}", ", ".join(table.columns)
-            raise InputError(describe(path, "the table", rule, got=got))
+            raise InputError.invalid(path, "the table", rule, got=got)
         self._rows = table
 
     def find(self, system: str, variant: str, metric: str, *, setting: str | None = None) -> Figure:
@@ -64,16 +62,16 @@ class Published:
             if rows.empty:
                 rule = f"have a row for {', '.join(wanted.values())}"
                 fix = closest(name, known) or "add the row with its source"
-                raise InputError(describe(self._path, column, rule, got=f"none with {column} {name!r}", fix=fix))
+                raise InputError.invalid(self._path, column, rule, got=f"none with {column} {name!r}", fix=fix)
         if len(rows) > 1:
             rule = f"tell the rows of {', '.join(wanted.values())} apart by their setting"
-            raise InputError(describe(self._path, "setting", rule, got=f"{len(rows)} rows"))
+            raise InputError.invalid(self._path, "setting", rule, got=f"{len(rows)} rows")
         row = rows.iloc[0]
         try:
             value = float(row["value"])
         except ValueError:
             where = f"{self._path}:{rows.index[0] + 2}"
-            raise InputError(describe(where, "value", "be a number", got=repr(row["value"]))) from None
+            raise InputError.invalid(where, "value", "be a number", got=repr(row["value"])) from None
         decimals = len(row["value"].partition(".")[2])
         figures = {column: row[column] for column in ("unit", "setting", "reference")}
         return Figure(value=value, decimals=decimals, **figures)

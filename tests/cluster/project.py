@@ -110,8 +110,8 @@ class Training:
             return wait_for(
                 lambda: self.log.count(text) >= count, f"{self.name}: {text}", during=alive, timeout=timeout
             )
-        except RuntimeError as fault:
-            raise RuntimeError(f"{fault}\n{self.log[-3000:]}") from None
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}\n{self.log[-3000:]}") from None
 
 
 def make(bed: Bed, folder: Path) -> Project:

@@ -116,7 +116,7 @@ def test_a_stopped_client_cancels_the_run(number: signal.Signals, bed: Bed, chec
     print(f"cancelled after {seconds:.1f} s")
 
 
-def test_a_fault_there_is_one_line_here_with_its_exit_code(checkout: Project) -> None:
+def test_an_error_there_is_one_line_here_with_its_exit_code(checkout: Project) -> None:
     checkout.set(ingest__dataset="local", ingest__folder="/nowhere", ingest__fallback=None)
     done = checkout.run("python", "-m", "pipelines", "ingest")
     checkout.set(ingest__dataset="mnist", ingest__folder=None, ingest__fallback="digits")

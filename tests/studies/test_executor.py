@@ -1,4 +1,4 @@
-"""Runs on Ray: each once, in the order asked for, remembered when the driver dies, and a fault told as it is."""
+"""Runs on Ray: each once, in the order asked for, remembered when the driver dies, and an error told as it is."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(cluster: 
     assert len(list(work.iterdir())) == 4
 
 
-def test_a_fault_is_the_runs_own_and_what_had_ended_is_kept(cluster: Cluster, tmp_path: Path) -> None:
+def test_an_error_is_the_runs_own_and_what_had_ended_is_kept(cluster: Cluster, tmp_path: Path) -> None:
     configs: list[Config] = [{"number": 1, "folder": str(tmp_path)}, {"wrong": True}]
     _spread(configs[:1], tmp_path, available=cluster)
     with pytest.raises(InputError, match=r"^a rule must hold, but did not$"):

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from mnist_pipe import atomic, paths
-from mnist_pipe.errors import EnvironmentFault, describe
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
 from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, ray_environment
 from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, State, read, write
@@ -47,7 +47,7 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
     A service that shows something else than it would now, because the storage changed, is started anew.
 
     Raises:
-        EnvironmentFault: a service did not start; whatever this call had started is ended again.
+        UnavailableError: a service did not start; whatever this call had started is ended again.
     """
     root = root.resolve()
     with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
@@ -163,8 +163,8 @@ def _wait(
                 fix = "it printed (more in the file):\n" + _tail(Path(service.log))
                 if name not in started:
                     fix = "end it with `mnist-pipe down` and start again"
-                raise EnvironmentFault(
-                    describe(service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix)
+                raise UnavailableError.invalid(
+                    service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix
                 )
         time.sleep(0.05)
 

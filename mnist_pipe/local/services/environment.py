@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.request import getproxies
 
 from mnist_pipe import telemetry
-from mnist_pipe.errors import EnvironmentFault, describe, public_url
+from mnist_pipe.errors import UnavailableError, public_url
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import prefect_server, ray_head
@@ -28,7 +28,7 @@ def environment(root: Path) -> dict[str, str]:
     has set is left out, and with it whatever belongs to the user's own Prefect server or Ray cluster.
 
     Raises:
-        EnvironmentFault: the user's PREFECT_API_URL or RAY_ADDRESS does not answer within 3 seconds.
+        UnavailableError: the user's PREFECT_API_URL or RAY_ADDRESS does not answer within 3 seconds.
     """
     root = root.resolve()
     variables = prefect_server.settings(root)
@@ -45,7 +45,7 @@ def ray_environment(root: Path) -> dict[str, str]:
     """What a process that uses ray and not prefect must set before it imports ray; else as `environment`.
 
     Raises:
-        EnvironmentFault: the user's RAY_ADDRESS does not answer within 3 seconds.
+        UnavailableError: the user's RAY_ADDRESS does not answer within 3 seconds.
     """
     root = root.resolve()
     variables = dict(QUIET)
@@ -76,7 +76,7 @@ def _check_api(url: str) -> None:
     shown = public_url(url)
     if not http_probe.get(f"{shown.rstrip('/')}/health").status:
         fix = "start that server or unset the variable"
-        raise EnvironmentFault(describe("PREFECT_API_URL", shown, "answer", got="no reply", fix=fix))
+        raise UnavailableError.unreachable(shown, where="PREFECT_API_URL", cause="no reply", fix=fix)
 
 
 def _check_cluster(address: str) -> None:
@@ -85,4 +85,4 @@ def _check_cluster(address: str) -> None:
         return  # `auto`, or a form that Ray itself explains better
     if not http_probe.within_seconds(lambda: connects(host.strip("[]"), int(port))):
         fix = "start that cluster or unset the variable"
-        raise EnvironmentFault(describe("RAY_ADDRESS", address, "answer", got="no reply", fix=fix))
+        raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause="no reply", fix=fix)

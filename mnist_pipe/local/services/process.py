@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import psutil
 
-from mnist_pipe.errors import EnvironmentFault, describe
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
 from mnist_pipe.local.services.program import FOLDER_PREFIX, Service
 
@@ -67,13 +67,13 @@ def free_port(first: int) -> int:
     """The first free port of the loopback interface from `first` on.
 
     Raises:
-        EnvironmentFault: a hundred are taken.
+        UnavailableError: a hundred are taken.
     """
     for port in range(first, first + _PORTS_TRIED):
         if is_free(port):
             return port
-    rule = f"be free somewhere from {first} to {first + _PORTS_TRIED - 1}"
-    raise EnvironmentFault(describe(LOOPBACK, "a port", rule, got="none", fix="stop what listens there"))
+    state = f"from {first} to {first + _PORTS_TRIED - 1} is free"
+    raise UnavailableError.missing("no port", state=state, where=LOOPBACK, fix="stop what listens there")
 
 
 def is_free(port: int) -> bool:

@@ -36,16 +36,17 @@ bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.js
 	[ -f data/normalized/train.parquet ] || dvc repro normalize
 	python -m benchmarks
 
-lint: $(VENV)/.test ## ruff and mypy
+lint: $(VENV)/.test ## ruff, codespell and mypy
 	ruff check .
 	ruff format --check .
+	codespell
 	mypy
 
 fmt: $(VENV)/.test ## format, and mend what ruff can
 	ruff check --fix .
 	ruff format .
 
-cluster: $(VENV)/.cluster ## what the machines of a cluster need; see deploy/README.md
+cluster: $(VENV)/.cluster ## what the machines of a cluster need; see docs/cluster.md
 
 up: $(VENV)/.run ## start the Prefect server and the Ray head
 	mnist-pipe up

@@ -1,16 +1,15 @@
-"""Every benchmark, into `benchmarks/results.json` and the table of the README: `make bench`, some three hours.
+"""Run the benchmarks, write `benchmarks/results.json` and the README's table: `make bench`, about three hours.
 
     python -m benchmarks                    # all of them
-    python -m benchmarks data inference     # these; the others' results stay
-    python -m benchmarks --table            # only the table, from the results that there are
+    python -m benchmarks data inference     # only these two; the other results are kept
+    python -m benchmarks --table            # only rewrite the table from the existing results
 
-Each benchmark runs in a process of its own. A result says when it was measured, on what and of which code.
+Each benchmark runs in its own process. A result records its date, its hardware and the version of the code.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import subprocess
 import sys
@@ -20,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import table
-from mnist_pipe import hardware
-from mnist_pipe.evaluation import markdown
-from mnist_pipe.fingerprint import code_version
+from mnist_pipe.evaluation import markdown, stamp
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
-README = FOLDER.parent / "README.md"
 SHORT = ["99.00 %", "99.50 %"]
-LONG = {"99.65 %": 10, "99.75 %": 5}  # and their seeds
+LONG = {"99.65 %": 10, "99.75 %": 5}  # number of seeds of each
 Say = Callable[[str], None]
 
 
@@ -106,22 +102,13 @@ BENCHMARKS: dict[str, Callable[[Say], Any]] = {
 
 def _run(name: str) -> None:
     found = BENCHMARKS[name](partial(print, f"{name}:", flush=True))
-    import torch
-
-    entry = {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "code": code_version()[:12],
-        "processor": f"{hardware.num_cpus()} x {hardware.cpu_name()}",
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-        "result": found,
-    }
+    entry = {**stamp.stamp(FOLDER.parent), "result": found}
     everything = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     RESULTS.write_text(json.dumps({**everything, name: entry}, indent=1) + "\n")
 
 
 def main() -> int:
-    """Run what is named, write the results after each, then the table."""
+    """Run the named benchmarks, write the results after each, then the table; return the number that failed."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="benchmark", help=f"of {', '.join(BENCHMARKS)}; all by default")
     parser.add_argument("--here", action="store_true", help="in this process, one after the other")
@@ -135,7 +122,9 @@ def main() -> int:
             _run(name)
         elif subprocess.run([sys.executable, "-m", "benchmarks", "--here", name], check=False).returncode:
             failed.append(name)
-    markdown.replace_region(README, "benchmarks", lambda _: table.render(json.loads(RESULTS.read_text())))
+    results = json.loads(RESULTS.read_text())
+    markdown.replace_region(FOLDER / "README.md", "benchmarks", lambda _: table.render(results))
+    markdown.replace_region(FOLDER.parent / "README.md", "results", lambda _: table.render_accuracies(results))
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return len(failed)

@@ -1,9 +1,10 @@
-"""The data stages beside the ways in which the same is usually done.
+"""Time the data stages and the usual ways of doing the same with pandas, Ray Data and torchvision.
 
-Three steps: the four published files to raw Parquet, raw to normalized Parquet, normalized Parquet to the tensor that
-trains. In each round every way does each step once, in turn, on the same machine with Ray up, from a warm page cache. A
-ratio is that of a round, of the other way's time to ours. The other ways read the files through torchvision and then
-keep a pixel a column (pandas), an image a list (pandas) or a tensor column (Ray Data); unlike ours, they check nothing.
+There are three steps: the four published files to raw Parquet, raw to normalized Parquet, and normalized Parquet to the
+tensor for training. In each round every way runs each step once, alternately, on the same machine, with Ray already
+started and a warm page cache. A ratio is computed within a round: the other way's time over ours. The other ways read
+the files through torchvision and then store one column per pixel (pandas), one list per image (pandas) or a tensor
+column (Ray Data). Unlike ours, they check nothing.
 
     python -m benchmarks.data --mirror ../shared/mnist --repeats 3
 """
@@ -35,23 +36,25 @@ from mnist_pipe.local import services
 from mnist_pipe.training.batches import to_device
 
 VALIDATION_ROWS = 5_000
-MEAN, STD = 0.1307, 0.3081  # the other ways are spared the moments of the training rows
-LIMITS = {"files to raw": 1.0, "raw to normalized": 1.0, "normalized to tensor": 0.08}  # seconds, ours
+MEAN, STD = 0.1307, 0.3081  # given to the other ways, which need not compute the moments of the training rows
+LIMITS = {"files to raw": 1.0, "raw to normalized": 1.0, "normalized to tensor": 0.08}  # maximum seconds for our way
 SPLITS = ("train", "test")
 
 
 def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Time every way and step `repeats` times.
+    """Time every way of every step `repeats` times.
 
     Args:
-        mirror: the folder of the four published files, `*.gz`.
-        say: gets a line for each measurement.
+        mirror: folder of the four published files, `*.gz`.
+        repeats: number of rounds.
+        say: called with one line for each measurement.
 
     Returns:
-        By step, `limit_seconds`, `ours` and each other way: `seconds` of each round, `median` and `least`; of the
-        others also `ratio`, the median over the rounds, and `least_ratio`.
+        For each step, `limit_seconds`, `ours` and one entry for each other way. An entry has the `seconds` of each
+        round, their `median` and their `least`. The entry of another way also has `ratio`, the median over the rounds
+        of its time over ours, and `least_ratio`, the smallest of them.
     """
-    os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it once, on import
+    os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it only on import
     from mnist_pipe.cluster.ray_session import connected
 
     seconds: dict[str, dict[str, list[float]]] = {step: {} for step in LIMITS}
@@ -66,7 +69,7 @@ def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _
                     if result is not None:
                         _check(name, result)
                     say(f"{repeat + 1} {step}, {name}: {seconds[step][name][-1]:.3f} s")
-                    del result  # the next way is not to pay for this one's memory
+                    del result  # otherwise this result's memory would slow the next way down
     return {step: {"limit_seconds": LIMITS[step], **_summary(found)} for step, found in seconds.items()}
 
 
@@ -124,14 +127,17 @@ def _our_tensor(folder: Path) -> Tensor:
 
 
 def _published(folder: Path, name: str) -> Any:
-    """torchvision's MNIST, from gzip: it keeps the unpacked files, which are removed, so that each round pays."""
+    """Return torchvision's MNIST split `name`, read from the gzip files.
+
+    torchvision keeps the unpacked files. They are removed first, so that each round pays for unpacking.
+    """
     from benchmarks.vision import datasets
 
     images, labels = sources.SPLITS[name]
     for file in (images, labels):
         (folder / "MNIST/raw" / file).unlink(missing_ok=True)
         datasets.utils.extract_archive(str(folder / f"MNIST/raw/{file}.gz"), str(folder / "MNIST/raw"))
-    # It looks for the files of both splits.
+    # torchvision checks that the files of both splits exist.
     for pair in sources.SPLITS.values():
         for file in pair:
             (folder / "MNIST/raw" / file).touch()
@@ -139,7 +145,7 @@ def _published(folder: Path, name: str) -> Any:
 
 
 def _images(folder: Path, name: str) -> tuple[list[NDArray[np.uint8]], list[int]]:
-    """Image by image, through Pillow, as the data set hands them out."""
+    """Return the images, each uint8 `(784,)`, and the labels, read one by one through Pillow from the data set."""
     pairs = [(np.asarray(image).reshape(-1), label) for image, label in _published(folder, name)]
     return [image for image, _ in pairs], [label for _, label in pairs]
 
@@ -166,7 +172,7 @@ def _tensors_raw(published: Path, folder: Path, name: str) -> None:
     import ray.data
     from ray.data.extensions import ArrowTensorArray
 
-    dataset = _published(published, name)  # whole arrays, which spares Ray Data what Pillow costs the others
+    dataset = _published(published, name)  # whole arrays: Ray Data does not pay for Pillow, as the others do
     images, labels = ArrowTensorArray.from_numpy(dataset.data.numpy()), pa.array(dataset.targets.numpy().astype("u1"))
     ray.data.from_arrow(pa.table({"image": images, "label": labels})).write_parquet(
         str(folder / "raw" / name), mode=ray.data.SaveMode.OVERWRITE
@@ -174,7 +180,7 @@ def _tensors_raw(published: Path, folder: Path, name: str) -> None:
 
 
 def _parts(name: str, num_rows: int) -> Iterator[tuple[str, NDArray[np.int64]]]:
-    """The normalized splits that a raw split becomes, and their rows."""
+    """Yield the name of each normalized split made of the raw split `name`, and its row numbers, int64 `(rows,)`."""
     if name == "test":
         yield "test", np.arange(num_rows)
         return
@@ -201,7 +207,7 @@ def _lists_normalized(folder: Path, name: str) -> None:
 
 
 def _tensors_normalized(folder: Path, name: str) -> None:
-    """Without the validation split, which is spared this way."""
+    """Normalize the raw split `name` with Ray Data; this way need not separate a validation split."""
     import ray.data
 
     def standardise(batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -231,7 +237,7 @@ def _tensors_tensor(folder: Path) -> Tensor:
 
 
 def _loader_tensor(folder: Path) -> Tensor:
-    """What every epoch costs where the transforms run image by image."""
+    """Return one epoch's images, float32 `(60000, 1, 28, 28)`, with transforms applied image by image."""
     from benchmarks.vision import datasets, transforms
 
     steps = [transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True), transforms.Normalize([MEAN], [STD])]
@@ -240,7 +246,7 @@ def _loader_tensor(folder: Path) -> Tensor:
 
 
 def _start_ray_data() -> None:
-    """Ray's first task and its imports, before any clock runs."""
+    """Run a first Ray Data task, so that no measurement includes its imports and start."""
     import ray.data
 
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -249,7 +255,7 @@ def _start_ray_data() -> None:
 
 
 def _check(name: str, images: Tensor) -> None:
-    """Every way must have made what trains: standardised float32 of the one shape."""
+    """Check that a way's result is standardised float32 `(N, 1, 28, 28)`, with enough rows."""
     assert images.dtype == torch.float32, name
     assert images.shape[0] >= 60_000 - VALIDATION_ROWS, name
     assert images.shape[1:] == (1, SIDE, SIDE), name
@@ -268,7 +274,7 @@ def _summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a line for each measurement, then a table; with `--output` write the figures as JSON too."""
+    """Print a line for each measurement, then a table; with `--output` also write the results as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--mirror", type=Path, default=Path("../shared/mnist"), help="folder of the four .gz files")
     parser.add_argument("--repeats", type=int, default=3)

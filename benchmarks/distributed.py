@@ -1,9 +1,10 @@
-"""What Ray Train costs: a run through `training.ray_train` beside the same run without it.
+"""Measure the overhead of Ray Train: a run through `training.ray_train` and the same run without it.
 
-A run is `fit` with one worker and with two beside `loop.train` in this process, a linear classifier for five short
-epochs, so that what is left is Ray's. An epoch is `fit` beside `loop.train` and, of two workers, beside two processes
-of `torch.distributed.run` on the same rows, one thread each: the mean of those after the first. The driver learns of
-one when the controller next asks, up to 0.2 s later.
+For a run's overhead, a linear classifier is trained for five short epochs with `fit` on one worker, with `fit` on two
+workers and with `loop.train` in this process. What remains after subtracting the last is Ray's overhead. For an epoch's
+overhead, `fit` with one worker is compared with `loop.train`, and `fit` with two workers with two processes of
+`torch.distributed.run` on the same rows, with one thread each. The time of an epoch is the mean of those after the
+first. The driver learns of an epoch when the controller next polls, up to 0.2 s later.
 
     python -m benchmarks.distributed --repeats 3
 """
@@ -47,7 +48,14 @@ LONG: dict[str, Any] = {
 
 
 def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """By name the seconds of each round: whole runs of one worker, and an epoch of one worker and of two."""
+    """Measure whole runs and single epochs, with one worker and with two, `repeats` times.
+
+    Returns:
+        `rounds`: the seconds of every measurement by its name, for each round; `seconds_over_loop` and
+        `seconds_over_loop_of_two`: the overhead of a run with one worker and with two, in seconds; `epoch_ratio` and
+        `epoch_ratio_of_two`: an epoch's time over that of `loop.train`, and over that of plain torch.distributed. The
+        last four are medians over the rounds.
+    """
     os.environ.update(services.ray_environment(Path.cwd()))
     from mnist_pipe.cluster.ray_session import connected
 
@@ -91,7 +99,7 @@ def _splits() -> tuple[Any, Any]:
 
 
 def _loop(settings: dict[str, Any]) -> list[float]:
-    """Seconds of each epoch, the first with all that comes before it."""
+    """Return the seconds of each epoch of `loop.train`; the first includes moving the data and building the model."""
     import torch
 
     from mnist_pipe.training import loop
@@ -112,7 +120,7 @@ def _loop(settings: dict[str, Any]) -> list[float]:
 def fit_seconds(
     settings: dict[str, Any], *, available: Any, num_workers: int, cpus_per_worker: int | None = None
 ) -> tuple[float, float]:
-    """Seconds of the whole run through Ray Train, and the mean of its epochs after the first."""
+    """Return the seconds of the whole run through Ray Train, and the mean of its epochs after the first."""
     from benchmarks.clock import Clock
     from mnist_pipe.cluster import ray_session
     from mnist_pipe.training import ray_train
@@ -140,7 +148,7 @@ def fit_seconds(
 
 
 def _two() -> float:
-    """Seconds of an epoch of two processes of plain torch.distributed, the mean of those after the first."""
+    """Return the seconds of an epoch of two plain torch.distributed processes, the mean of those after the first."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "seconds.json"
         subprocess.run(
@@ -153,7 +161,7 @@ def _two() -> float:
 
 
 def _process(result: Path) -> None:
-    """One of two, as `torch.distributed.run` starts it."""
+    """Train as one of the two processes that `torch.distributed.run` starts; rank 0 writes the seconds to `result`."""
     import torch
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
@@ -187,7 +195,7 @@ def _process(result: Path) -> None:
 
 
 def main() -> None:
-    """Print a line for each round, and the ratios."""
+    """Print a line for each round, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
     measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))

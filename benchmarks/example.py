@@ -1,7 +1,7 @@
-"""The MNIST example of pytorch/examples, as published: its network, loader, optimizer and schedule (BSD-3-Clause).
+"""Run the MNIST example of pytorch/examples: its network, data loader, optimizer and schedule (BSD-3-Clause).
 
-`mnist/main.py` of that repository with its default arguments, without its command line; an epoch of training and one of
-testing are functions of their own there too.
+This is `mnist/main.py` of that repository with its default arguments and without its command line. As there, training
+and testing alternate epoch by epoch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FILES = Path("../shared/mnist")
 
 
 class Net(nn.Module):
-    """1,199,882 parameters."""
+    """Convolutional network of pytorch/examples with 1,199,882 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +35,7 @@ class Net(nn.Module):
         self.fc2 = nn.Linear(128, 10)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return log-probabilities, float32 `(N, 10)`, of standardised images, float32 `(N, 1, 28, 28)`."""
         x = F.relu(self.conv1(x))
         x = F.relu(self.conv2(x))
         x = self.dropout1(F.max_pool2d(x, 2))
@@ -43,7 +44,7 @@ class Net(nn.Module):
 
 
 def unpack(folder: Path) -> None:
-    """Put the published files into `folder`, where torchvision's data set looks for them."""
+    """Decompress the published files into the place under `folder` where torchvision's data set expects them."""
     raw = folder / "MNIST/raw"
     raw.mkdir(parents=True)
     for file in FILES.glob("*.gz"):
@@ -51,8 +52,10 @@ def unpack(folder: Path) -> None:
 
 
 def epochs(folder: Path, *, seed: int = 1, num_epochs: int = 14) -> Iterator[tuple[float, float]]:
-    """Train on the files of torchvision's data set in `folder`, yielding after each epoch the seconds that its training
-    took, without the test, and the test accuracy.
+    """Train on the files of torchvision's data set in `folder`, and yield the result of each epoch.
+
+    Yields:
+        The seconds of the epoch's training, without the test, and the accuracy on the test split.
     """
     torch.manual_seed(seed)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])

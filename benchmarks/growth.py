@@ -1,5 +1,7 @@
-"""How costs grow: with images, trials, processes and parameters; each drawn with the exponent of a straight line in
-logarithms, seconds = c * size^exponent, through all sizes and through the largest three.
+"""Measure how costs grow with the numbers of images, trials, workers and parameters.
+
+Each cost is drawn against its size with the exponent of a straight line in logarithms, seconds = c * size^exponent,
+fitted through all sizes and through the largest three.
 
     python -m benchmarks.growth --plot benchmarks/growth.png
 """
@@ -25,12 +27,15 @@ TRIALS = (1, 4, 16, 64, 256)
 WORKERS = (1, 2, 3, 4)
 CHANNELS = (4, 8, 16, 32, 64, 128)
 ROWS = 6_000
-Points = Iterator[tuple[float, float]]  # a size and its seconds
+Points = Iterator[tuple[float, float]]  # pairs of a size and its seconds
 
 
 def measure(*, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """By what grows, `size` and `seconds`, and `exponent` and `last_exponent`."""
-    os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it once, on import
+    """Measure each cost, and return by its name the `size`s, `seconds`, `exponent` and `last_exponent`.
+
+    `last_exponent` is that of the largest three sizes.
+    """
+    os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it only on import
     found = {
         "images": _images(say),
         "parameters": _parameters(say),
@@ -52,7 +57,7 @@ def _with_exponents(points: Points) -> dict[str, Any]:
 
 
 def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tuple[float, int]:
-    """Seconds of one epoch of the standard recipe over so many rows, and the parameters of its network."""
+    """Return the seconds of an epoch of the standard recipe over `num_rows` rows, and the network's parameter count."""
     import torch
 
     from mnist_pipe.data.splits import read_normalized
@@ -78,7 +83,7 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
 
 
 def _images(say: Callable[[str], None]) -> Points:
-    """Copies of the training rows, each moved by the recipe's augmentation, so that no two images are the same."""
+    """Yield number of images and seconds; copies of the training rows differ because the recipe augments each."""
     _epoch(channels=(16, 32, 64), num_rows=ROWS)
     for copies in COPIES:
         seconds, _ = _epoch(channels=(16, 32, 64), num_rows=55_000, copies=copies)
@@ -94,7 +99,7 @@ def _parameters(say: Callable[[str], None]) -> Points:
 
 
 def _trials(say: Callable[[str], None]) -> Points:
-    """Trials that do nothing: what is left is the search."""
+    """Yield number of trials and seconds of a search whose trials do nothing, which leaves the search's own cost."""
     from benchmarks.search import no_op_seconds
     from mnist_pipe.cluster.ray_session import connected
 
@@ -107,7 +112,7 @@ def _trials(say: Callable[[str], None]) -> Points:
 
 
 def _workers(say: Callable[[str], None]) -> Points:
-    """The median epoch of data-parallel training, on a Ray of four processors, whatever this machine has."""
+    """Yield number of workers and mean seconds of an epoch, on a Ray that counts four CPUs, however many there are."""
     import ray
 
     from benchmarks.distributed import LONG, fit_seconds
@@ -140,7 +145,7 @@ LABELS = {
 
 
 def draw(found: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Each cost against its size, in logarithms."""
+    """Draw each cost against its size on logarithmic axes, and save the figure to `path`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -170,7 +175,7 @@ def _short(size: float) -> str:
 
 
 def main() -> None:
-    """Print a line for each size, and draw."""
+    """Print a line for each size, then draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("growth.png"))
     options = parser.parse_args()

@@ -1,8 +1,8 @@
-"""How many images a second the model of a recipe classifies, from memory, beside the example of pytorch/examples.
+"""Measure how many images a second a recipe's model and pytorch/examples classify, from memory.
 
-The training images go through `training.loop.logits`, as `evaluate` and `register` use it, in float32 and with the
-weights of a new run, which do not change the time; the peer's network takes the same tensor in batches of 1,000,
-without its DataLoader. Each in turn, once unmeasured.
+The training images go through `training.loop.logits`, as in `evaluate` and `register`, in float32 and with the weights
+of a new run, which do not change the time. The peer's network takes the same tensor in batches of 1,000, without its
+DataLoader. The two alternate; the first round of each is not counted.
 
     python -m benchmarks.inference --recipe fast --repeats 5
 """
@@ -25,7 +25,10 @@ from mnist_pipe.training.recipe import recipe_of
 
 
 def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """`images_per_second` of both, the median, and `ratio`, the median over the rounds."""
+    """Measure both networks, and return `images_per_second` of each and `ratio`, ours over the peer's.
+
+    All are medians over the rounds.
+    """
     images = read_normalized(paths.NORMALIZED / "train.parquet").images
     point = preflight.load_params(paths.PARAMS).recipes[recipe]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,7 +58,7 @@ def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None
 
 
 def main() -> None:
-    """Print the rates."""
+    """Print the rates and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--repeats", type=int, default=5)

@@ -1,8 +1,8 @@
-"""Configurations that train together, beside the same configurations one after the other.
+"""Time configurations that train together in a pack, and one that trains alone.
 
-For each model, batch size and precision one run of `loop.train` and a pack of each size go on in turn, an epoch of each
-at a time, with as many rows to validate for each to train on as a search has. What is told is the time of an epoch for
-each member, the median over epochs after the first. Pixels and labels are noise: they do not change the time.
+For each model, batch size and precision, one run of `loop.train` and a pack of each size alternate epoch by epoch. The
+ratio of validation rows to training rows is that of a search. The result is the time of an epoch per member, the median
+over the epochs after the first. Pixels and labels are noise, which does not change the time.
 
     python -m benchmarks.packs --model mlp linear --batch-size 128 --members 2 4 8 16
 """
@@ -30,11 +30,11 @@ MODELS: dict[str, dict[str, Any]] = {
     "convnet": {"channels": [16, 32, 64]},
 }
 VALIDATION = 5 / 11
-"""Rows to validate for each to train on: 5,000 and 11,000 in a search."""
+"""Validation rows per training row; a search has 5,000 and 11,000."""
 
 
 def noise(num_rows: int, *, device: torch.device) -> DeviceSplit:
-    """Random images with random labels."""
+    """Return `num_rows` random images, float32 `(num_rows, 1, 28, 28)`, with random labels, int64 `(num_rows,)`."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(num_rows, 1, 28, 28, generator=generator)
     labels = torch.randint(10, (num_rows,), generator=generator)
@@ -42,13 +42,13 @@ def noise(num_rows: int, *, device: torch.device) -> DeviceSplit:
 
 
 def alone(recipe: Recipe, *, training: DeviceSplit, validation: DeviceSplit, device: torch.device) -> Iterator[object]:
-    """The epochs of `recipe` by itself."""
+    """Return the iterator over the epochs of `recipe` trained by itself."""
     model, optimizer = loop.new_run(recipe, device=device)
     return loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
 
 
 def seconds(epochs: Iterator[object]) -> float:
-    """The time of the next epoch."""
+    """Run the next epoch, and return its seconds."""
     start = time.perf_counter()
     next(epochs)
     return time.perf_counter() - start
@@ -57,7 +57,12 @@ def seconds(epochs: Iterator[object]) -> float:
 def measure(
     recipe: Recipe, *, members: Sequence[int], num_rows: int, repeats: int, device: torch.device
 ) -> dict[str, Any]:
-    """`alone`, seconds of an epoch, and by number of members `packed`, the seconds for each, and `speedup`."""
+    """Time a run alone and packs of the sizes `members`, over `repeats` epochs.
+
+    Returns:
+        `alone`: median seconds of an epoch; `packed`: median seconds of an epoch per member, by the number of members;
+        `speedup`: the first over the second, by the number of members.
+    """
     training = noise(num_rows, device=device)
     data: dict[str, Any] = {
         "training": training,

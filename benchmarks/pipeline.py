@@ -1,9 +1,9 @@
-"""What `dvc repro` takes from nothing with services up, by stage, and with nothing to do; and each stage's memory.
+"""Measure the time of `dvc repro` by stage, from nothing and with nothing to do, and the memory of each stage.
 
-A clone of this checkout in a temporary folder, its data and models not there. A stage's fixed costs are read from
-Prefect: from the start of its process to the start of its first task, and from the end of its last task to the end of
-its process. What a stage holds is sampled every second: the proportional share (PSS) of its processes and of
-Ray's workers, so that memory which several of them share counts once.
+The pipeline runs in a clone of this checkout, without data and models, with the services up. A stage's fixed
+costs are read from Prefect: from the start of its process to the start of its first task, and from the end of its last
+task to the end of its process. A stage's memory is sampled every second: the proportional set size (PSS) of its
+processes and of Ray's workers, so that memory shared by several of them counts once.
 
     python -m benchmarks.pipeline --repeats 1
 """
@@ -33,13 +33,17 @@ from mnist_pipe.local import services
 from pipelines import STAGES
 
 ROOT = Path(__file__).parents[1]
-OURS = ("search", "train", "evaluate")  # whose time is work that is measured by itself
+OURS = ("search", "train", "evaluate")  # stages whose work other benchmarks measure
 NOTHING_TO_DO = 5
 
 
 def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """For each repetition `seconds` in all, `outside` of search, train and evaluate, and of each stage `seconds`,
-    `before_seconds`, `after_seconds` and `peak_bytes`; and `nothing_to_do_seconds`, `test_accuracy`.
+    """Rebuild the pipeline `repeats` times, then run it with nothing to do.
+
+    Returns:
+        `runs`: for each repetition its `seconds`, the seconds `outside` search, train and evaluate, and for each of the
+        `stages` its `seconds`, `before_seconds`, `after_seconds` and `peak_bytes`; `nothing_to_do_seconds`: a list;
+        `test_accuracy`: that of the last rebuild.
     """
     with tempfile.TemporaryDirectory() as folder, _project(Path(folder)) as (project, environment):
         runs = [_rebuild(project, environment, say=say) for _ in range(repeats)]
@@ -51,7 +55,7 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
 
 @contextmanager
 def _project(folder: Path) -> Iterator[tuple[Path, dict[str, str]]]:
-    """A clone with the services up, and the environment of its commands."""
+    """Yield a clone whose services are up, and the environment for commands in it."""
     project = folder / "main"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(project)], check=True)
     (folder / "shared").symlink_to(ROOT.parent / "shared")
@@ -84,7 +88,7 @@ def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str],
     seconds = _seconds(["dvc", "repro"], project, environment)
     stop.set()
     watcher.join()
-    time.sleep(2)  # Prefect writes task runs a little later
+    time.sleep(2)  # Prefect records task runs with a delay
     tasks = _tasks(project)
     for stage, found in stages.items():
         first, last = tasks[stage]
@@ -101,7 +105,7 @@ def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str],
 
 
 def _watch(stages: dict[str, dict[str, float]], stop: threading.Event) -> None:
-    """Note when each stage's first process starts and ends, and the most that its processes and Ray's workers hold."""
+    """Record each stage's start and end, that of its first process, and its peak memory with that of Ray's workers."""
     while not stop.wait(1.0):
         running: dict[str, list[psutil.Process]] = {}
         workers = []
@@ -128,8 +132,8 @@ def _await_end(process: psutil.Process, found: dict[str, float]) -> None:
 
 
 def _tasks(project: Path) -> dict[str, tuple[float, float]]:
-    """By stage, when the first task of its newest flow run started and when the last ended, in seconds since 1970."""
-    os.environ.update(services.environment(project))  # Prefect reads it on import
+    """Return by stage when the first task of its newest flow run started and the last ended, in seconds since 1970."""
+    os.environ.update(services.environment(project))  # Prefect reads it only on import
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.sorting import FlowRunSort
@@ -146,7 +150,7 @@ def _tasks(project: Path) -> dict[str, tuple[float, float]]:
 
 
 def main() -> None:
-    """Print a line for each stage, and the sums."""
+    """Print a line for each stage, then the totals."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=1)
     measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))

@@ -1,7 +1,7 @@
-"""How many rows a second `mnist-pipe score` scores.
+"""Measure how many rows a second `mnist-pipe score` scores.
 
-The test split is repeated to `--rows`, raw and standardised, and scored by the convnet that the search finds, or by the
-registered `--model`. The rate is told with the start of Ray and its actors, and without.
+The test split is repeated up to `--rows` rows, raw and standardised, and scored by an untrained convnet or by the
+registered `--model`. The rate is printed both with and without the start of Ray and its actors.
 
     python -m benchmarks.scoring --rows 600000 --repeats 3
 """
@@ -22,7 +22,7 @@ from mnist_pipe.local import services
 
 
 def tiled(split: Any, num_rows: int) -> Any:
-    """The split with its rows repeated."""
+    """Return the split with its rows repeated to `num_rows` rows; every array keeps its dtype and its other axes."""
     rows = np.arange(num_rows) % len(split.labels)
     arrays = {name: value[rows] for name, value in vars(split).items() if isinstance(value, np.ndarray)}
     return dataclasses.replace(split, **arrays)

@@ -1,12 +1,12 @@
-"""What a search costs beside its trials, and how long a real one takes, each beside plain Ray Tune.
+"""Measure the overhead of a search, and the time of a real one, each also with plain Ray Tune.
 
-`overhead`: configurations of a trial that does nothing but report once, through `training.search` with its sampler,
-scheduler, ledger and curves, and as a function trainable of plain Tune, with its processes reused and, for fewer
-trials, not.
+`overhead`: trials that do nothing but report once run through `tuning.search`, with its sampler, scheduler, ledger and
+curves, and as a function trainable of plain Tune. Plain Tune runs once with its processes reused and once, for fewer
+trials, without.
 
-`real`: `training.search` over the space of `params.yaml`, and the script that Ray's and PyTorch's tutorials teach over
-the same space: a function trainable with a DataLoader of torchvision's data set and a constant learning rate, random
-draws, ASHA, as many trials at a time as there are processors. Neither sees the test split.
+`real`: `tuning.search` over the space of `params.yaml`, and the script of Ray's and PyTorch's tutorials over the same
+space: a function trainable with a DataLoader of torchvision's data set, a constant learning rate, random search, ASHA
+and as many trials at a time as there are CPUs. Neither sees the test split.
 
     python -m benchmarks.search overhead --trials 100
     python -m benchmarks.search real --trials 32
@@ -35,7 +35,13 @@ REUSED = {"with processes reused": True, "with a process each": False}
 
 
 def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """`seconds` of each way for so many trials, after Ray is up; a process for each is scaled from `without_reuse`."""
+    """Time `trials` trials that do nothing, through our search and through plain Tune, after Ray has started.
+
+    Plain Tune with a process for each trial runs only `without_reuse` trials; its time is scaled up to `trials`.
+
+    Returns:
+        `trials`; `seconds` by way; `first_trial_seconds`: the time until our first trial has ended.
+    """
     os.environ.update(services.ray_environment(Path.cwd()))
     from mnist_pipe.cluster.ray_session import connected
 
@@ -56,10 +62,15 @@ def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None]
 
 
 def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Of both `seconds` and the best `validation_accuracy`; `ratio` is that of the seconds, stock to ours."""
+    """Run a real search of `trials` trials in our way and in plain Tune's.
+
+    Returns:
+        `trials`; for `ours` and `stock` (plain Tune) the `seconds` and the best `validation_accuracy`; `ratio`: the
+        seconds of `stock` over ours.
+    """
     params = preflight.load_params(paths.PARAMS)
     os.environ.update(services.ray_environment(Path.cwd()))
-    from benchmarks import example  # not above: a process of the stock search that does nothing would import torch
+    from benchmarks import example  # not at the top: processes of plain Tune whose trials do nothing would import torch
     from mnist_pipe.cluster.ray_session import connected
 
     found: dict[str, Any] = {}
@@ -83,8 +94,7 @@ def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[st
 
 
 def no_op_seconds(available: Any, *, trials: int, folder: Path) -> tuple[float, float]:
-    """Of a search whose trials do nothing: seconds in all, and until the first trial has ended."""
-
+    """Run our search with trials that do nothing; return its seconds, and the seconds until the first trial ended."""
     first: list[float] = []
     started = time.perf_counter()
     _ours(
@@ -130,7 +140,7 @@ def _no_op() -> type:
     from mnist_pipe.tuning.trial import METRIC, Trial
 
     class NoOp(Trial):
-        """A trial that reports its last epoch and has trained nothing."""
+        """Trial that reports its last epoch without any training."""
 
         def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:  # noqa: ARG002
             yield {"epoch": EPOCHS, "train_loss": 0.0, "train_accuracy": 0.5, "validation_loss": 0.0, METRIC: 0.5}
@@ -171,7 +181,7 @@ def _report(config: dict[str, Any]) -> None:
 
 
 def _space(params: Params) -> dict[str, Any]:
-    """The space of `params.yaml`, but for muon, which torch has not for convolutions."""
+    """Return the space of `params.yaml` for plain Tune, without muon, which torch does not offer for convolutions."""
     from ray import tune
 
     from mnist_pipe.training.optimizers import OPTIMIZERS
@@ -190,7 +200,7 @@ def _space(params: Params) -> dict[str, Any]:
 
 
 def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, Any]]) -> None:
-    """An epoch over 55,000 rows, then the other 5,000, three times."""
+    """Train for three epochs on 55,000 rows, and report the accuracy on the other 5,000 after each."""
     import torch
     from ray import tune
     from torch.nn import functional as F
@@ -231,7 +241,7 @@ def _train(config: dict[str, Any], *, folder: str, models: dict[str, dict[str, A
 
 
 def main() -> None:
-    """Print what `overhead` or `real` measures."""
+    """Run `overhead` or `real`, and print what it measures."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("overhead", "real"))
     parser.add_argument("--trials", type=int)

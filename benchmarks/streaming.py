@@ -1,8 +1,8 @@
-"""Training that streams its rows through Ray Data, beside training with the rows in memory.
+"""Compare training that streams its rows through Ray Data with training on rows in memory.
 
 The two run alternately, each as the `train` stage runs it, with workers that hold every CPU. An epoch lasts from one
-report to the next: its steps, the validation and the checkpoint. A run's first epoch is told apart, since the workers
-start before it. The ratio is that of each pair of runs.
+report to the next: its steps, the validation and the checkpoint. A run's first epoch is reported separately, because it
+includes the start of the workers. The ratio is computed within each pair of runs.
 
     python -m benchmarks.streaming --model convnet --repeats 3
 """
@@ -35,7 +35,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def run(
     recipe: Recipe, *, training: NormalizedSplit | streaming.Shards, validation: NormalizedSplit, scale: Scale
 ) -> tuple[list[float], float]:
-    """Seconds to the first report and between reports, and the last validation accuracy."""
+    """Train once; return the seconds to the first report and between reports, and the last validation accuracy."""
     clock, started = Clock(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = ray_train.fit(

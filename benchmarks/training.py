@@ -1,8 +1,8 @@
-"""How long the recipes of `params.yaml` take to their accuracy, beside the example of pytorch/examples.
+"""Measure the training time and accuracy of the recipes in `params.yaml`, and of the example of pytorch/examples.
 
-A recipe is trained from memory as `mnist_pipe.training.loop` does it for search, train and studies, once for each seed;
-the time is that of the training, without the data's way into memory and without the test. The peer runs as published in
-the same process, on files that are there already, until the first epoch with 99 % on the test split.
+A recipe is trained from memory with `mnist_pipe.training.loop`, as in search, train and studies, once for each seed.
+The time is that of the training, without loading the data and without the test. The peer runs as published in the same
+process, on files that are already unpacked, until its first epoch with at least 99 % on the test split.
 
     python -m benchmarks.training --seeds 10 --points "99.00 %" "99.50 %"
 """
@@ -32,16 +32,16 @@ PEER_ACCURACY = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a recipe is to reach."""
+    """Goal for a recipe: an accuracy and a time."""
 
     accuracy: float
-    """On the test split, the mean over the seeds."""
+    """Goal for the accuracy on the test split, as the mean over the seeds."""
     seconds: float
-    """Of training, at most."""
+    """Maximum training time, in seconds."""
     recipe: str
-    """A key of `recipes`."""
+    """Name of the recipe, a key of `recipes` in params.yaml."""
     num_epochs: int | None = None
-    """In place of the recipe's."""
+    """Number of epochs that replaces the recipe's; None keeps it."""
 
 
 POINTS = {
@@ -55,12 +55,18 @@ POINTS = {
 def measure(
     names: Sequence[str], *, seeds: int, peer: bool = True, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Train each of `names`, keys of POINTS, once for each seed, and the peer.
+    """Train the recipe of each of `names` once for each seed, and then the peer.
+
+    Args:
+        names: keys of POINTS.
+        seeds: number of seeds, from 0 on.
+        peer: whether to run the example of pytorch/examples too.
+        say: called with one line for each result.
 
     Returns:
-        `points`: by name the goal and for each seed `seconds` and `accuracy`, with `mean` and `deviation` of the
-        accuracy and `median` of the seconds; `peer`: `seconds` and `accuracy` of each epoch; `ratio`: the peer's
-        seconds over the median of the first point's.
+        `points`: by name the goals, the `seconds` and `accuracies` of the seeds, `median_seconds`, `mean_accuracy` and
+        its standard `deviation`; with the peer also `peer`: seconds and accuracy of each epoch, and `ratio`: the peer's
+        total seconds over the first point's median.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     splits = {name: read_normalized(paths.NORMALIZED / f"{name}.parquet") for name in ("train", "test")}
@@ -94,14 +100,14 @@ def measure(
 
 
 def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device: torch.device) -> tuple[float, float]:
-    """Seconds of training, accuracy on the test split."""
+    """Return the seconds of one training, and the accuracy on the test split."""
     params = preflight.load_params(paths.PARAMS)
     chosen = params.recipes[point.recipe]
     recipe = recipe_of(chosen.model_dump(), found={}, models={}, seed=seed)
     if point.num_epochs:
         recipe = replace(recipe, num_epochs=point.num_epochs)
     training = to_device(splits["train"].first(chosen.train_rows), device=device)
-    few = to_device(splits["train"].first(10), device=device)  # the loop asks for an accuracy after each epoch
+    few = to_device(splits["train"].first(10), device=device)  # cheap, as the loop validates after each epoch
     _synchronize(device)
     started = time.perf_counter()
     model, optimizer = loop.new_run(recipe, device=device)
@@ -142,7 +148,7 @@ def _peer(say: Callable[[str], None]) -> list[tuple[float, float]]:
 
 
 def main() -> None:
-    """Print a line for each point, and for each of the peer's epochs."""
+    """Print a line for each point, and for each epoch of the peer."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--points", nargs="+", default=list(POINTS), choices=list(POINTS))

@@ -1,15 +1,15 @@
-"""torchvision, importable beside a CPU build of torch.
+"""Import torchvision with a CPU build of torch.
 
-The published wheel of torchvision is compiled for CUDA. Beside a CPU torch its operators do not load, and the import
-itself then fails with `operator torchvision::nms does not exist`; naming the operators first, without an
-implementation, is enough for `transforms`, `models` and `datasets`.
+The published wheel of torchvision is compiled for CUDA. With a CPU build of torch its operators do not load, and the
+import fails with `operator torchvision::nms does not exist`. Declaring the operators first, without an implementation,
+is enough for `transforms`, `models` and `datasets`.
 """
 
 from __future__ import annotations
 
 import torch
 
-# Keeps the definitions alive: they go when the library object does.
+# A module variable keeps the definitions alive: they are removed with the library object.
 _LIBRARY = torch.library.Library("torchvision", "DEF")
 if torch.version.cuda is None:
     for _name in ("nms", "qnms"):

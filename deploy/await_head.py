@@ -1,6 +1,7 @@
-"""Wait until the Ray head answers those who have its token: `python await_head.py ADDRESS`, with RAY_AUTH_TOKEN.
+"""Wait until the Ray head accepts the token in RAY_AUTH_TOKEN: `python await_head.py ADDRESS`.
 
-So machines may start in any order, and a wrong token is one line at once: Ray tries it for half a minute.
+Nodes may therefore start in any order, and a wrong token is reported at once, in one line: Ray itself retries it for
+half a minute.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import time
 
 from mnist_pipe.local import http_probe
 
-PATIENCE_SECONDS = 60.0  # a head needs 10 to start, 20 on a busy machine
+PATIENCE_SECONDS = 60.0  # a head needs 10 s to start, 20 s on a busy machine
 DASHBOARD_PORT = 8265
 
 
 def main() -> int:
-    """0 when it answers, 2 when it refuses the token, 3 when it is silent; then with one line that says so."""
+    """Return 0 if the head accepts the token; else print one line and return 2 (token refused) or 3 (no answer)."""
     url = f"http://{sys.argv[1]}:{DASHBOARD_PORT}"
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""The process of `deploy/worker`: takes the flow runs of a work pool, each into a process of its own.
+"""The process of `deploy/worker`, which runs the flow runs of a work pool, each in its own process.
 
-`prefect worker start` does so too, but on SIGTERM it kills the runs that it has started and leaves them "Running" on
-the server for ever. Here no handler is installed: a signal ends the worker alone, at once, and the runs go on. The next
-worker on this machine looks after them.
+`prefect worker start` does this too, but on SIGTERM it kills the runs that it has started and leaves them "Running" on
+the server forever. Here no handler is installed: a signal ends only the worker, at once, and the runs continue. The
+next worker on this machine monitors them.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
 LOOK_SECONDS = 5.0
-"""Between two looks at the processes of the runs."""
+"""Interval between two checks of the runs' processes, in seconds."""
 PATIENCE_SECONDS = 30.0
-"""How long a run may have been pending, running or cancelling before something is done about it here."""
+"""Time that a run may be pending, running or cancelling before this worker intervenes, in seconds."""
 
 
 def template() -> dict[str, Any]:
-    """Prefect's template of a process pool, with two other defaults: for the pool, which the worker makes if need be.
+    """Return Prefect's template of a process pool with two defaults changed.
 
-    A run whose output went through the worker would end with it, at the next line that it prints. And the worker starts
-    a command at once, without one it first starts a process that looks where the code lies: 2 s on two cores.
+    The worker uses it for the pool, which it creates if there is none. Runs must not pipe their output through the
+    worker: after it exits they would die at the next line that they print. If a command is given, the worker starts it
+    at once; without one it first starts a process that locates the code, which takes 2 s on two cores.
     """
     content = ProcessWorker.get_default_base_job_template()
     variables = content["variables"]["properties"]
@@ -51,22 +52,26 @@ def template() -> dict[str, Any]:
 
 
 async def look_after(pool: str, *, name: str) -> None:
-    """Tell the server, for ever, what nobody else would: where the process of a run of the worker `name` is gone.
+    """Report to the server which runs of the worker `name` have lost their process, and end cancelled runs, forever.
 
-    Its worker does so while it lives. A run that was killed with its worker, or after it, crashed, and its client tries
-    again. One that is to be cancelled is ended here where another worker than this one started it, or where this one
-    has not done so: Prefect no longer can once the server was away for half a minute.
+    A worker reports its own runs while it lives. A run that was killed together with its worker, or later, is set to
+    crashed here, and its client retries it. A run that is being cancelled is ended here if an earlier worker started
+    it, or if this worker has not ended it in time: Prefect cannot do so after the server was away for half a minute.
     """
     missed: set[UUID] = set()
     async with get_client() as client:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            with suppress(httpx.HTTPError, ObjectNotFound):  # the server is away, or somebody deleted the run
+            # The server is unreachable, the run was deleted, or its process ended while it was looked at.
+            with suppress(httpx.HTTPError, ObjectNotFound, psutil.NoSuchProcess):
                 missed = await _look(client, pool, name=name, missed=missed)
 
 
 async def _look(client: PrefectClient, pool: str, *, name: str, missed: set[UUID]) -> set[UUID]:
-    """The runs without a process; those that were in `missed` already are ended."""
+    """Check the unfinished runs once and return the ids of those without a process.
+
+    A run that was already in `missed` is set to crashed, or to cancelled if it was being cancelled.
+    """
     types = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     unfinished = await client.read_flow_runs(
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=types))),
@@ -91,10 +96,10 @@ async def _look(client: PrefectClient, pool: str, *, name: str, missed: set[UUID
 
 
 def _processes() -> dict[str, psutil.Process]:
-    """The processes of flow runs on this machine, by the run's id."""
+    """Return the processes of flow runs on this machine, by the run's id."""
     found = {}
     for process in psutil.process_iter():
-        with suppress(psutil.Error):  # it ended meanwhile, or is somebody else's
+        with suppress(psutil.Error):  # the process has ended, or belongs to another user
             if "prefect.engine" in process.cmdline():
                 found[process.environ().get("PREFECT__FLOW_RUN_ID", "")] = process
     return found
@@ -110,7 +115,7 @@ def _end(process: psutil.Process) -> None:
 
 
 def main() -> None:
-    """Take runs for ever."""
+    """Run the worker until a signal ends it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     pool, name = os.environ["MNIST_PIPE_WORK_POOL"], socket.gethostname()
     worker = ProcessWorker(work_pool_name=pool, name=name, base_job_template=template())

@@ -1,1 +1,1 @@
-"""The library behind `dvc repro`: data, models, training, evaluation and registry. Importing it has no effect."""
+"""The library behind `dvc repro`: data, models, training, evaluation and registry. Importing it has no side effect."""

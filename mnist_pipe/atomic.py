@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success fsync it and rename it over `path`, on any error remove it.
 
-    A reader, or a rerun after a power cut, sees the old content or the new one and never a part.
+    A reader, or a rerun after a power cut, sees either the old content or the new one, never a partial file.
 
     >>> folder = Path(tempfile.mkdtemp())
     >>> write_bytes(folder / "note", b"old")
@@ -54,7 +54,7 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Without it a rename can be lost with the power."""
+    """Fsync `folder`: without it, a power cut can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -64,12 +64,12 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `folder`; on success rename it to that, on any error remove it.
+    """Yield a temporary folder beside `folder`; on success rename it to `folder`, on any error remove it.
 
-    `folder` must not exist or be empty; its files are the caller's to fsync, as `atomic_file` does.
+    `folder` must be empty or not exist. The caller must fsync the files, for example by `atomic_file`.
 
     Raises:
-        OSError: by then there are files in it.
+        OSError: `folder` contains files when the block ends.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
@@ -84,21 +84,21 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:
-    """Write `content` to `path`, whole or not at all."""
+    """Write `content` to `path` atomically."""
     with atomic_file(path, mode=mode) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o644) -> None:
-    """Write `value` as JSON with sorted keys, so that the same value is the same bytes."""
+    """Write `value` to `path` atomically, as JSON with sorted keys, so that equal values give equal bytes."""
     write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode(), mode=mode)
 
 
 def read_json(path: Path, *, fix: str = "") -> Any:
-    """The JSON value in `path`.
+    """Return the JSON value in `path`.
 
     Raises:
-        CorruptDataError: the file is missing or is not JSON; `fix` tells the user what makes a new one.
+        CorruptDataError: the file is missing or is not JSON; its message ends with `fix`, the remedy.
     """
     try:
         return json.loads(path.read_bytes())
@@ -109,13 +109,13 @@ def read_json(path: Path, *, fix: str = "") -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
+    """Return the hexadecimal SHA-256 of the file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """Hexadecimal SHA-256 of a JSON-like value, independent of the order of its keys.
+    """Return the hexadecimal SHA-256 of a JSON-like value, independent of the order of its keys.
 
     >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     True
@@ -124,13 +124,16 @@ def digest(value: Any) -> str:
 
 
 def write_manifest(folder: Path) -> None:
-    """Record the SHA-256 of every file in `folder`. Written last: a folder without a manifest is unfinished."""
+    """Write the SHA-256 of every file in `folder` to its manifest.
+
+    Call it last: a folder without a manifest counts as unfinished.
+    """
     files = {p.name: sha256(p) for p in sorted(folder.iterdir()) if p.is_file() and p.name != MANIFEST}
     write_json(folder / MANIFEST, files)
 
 
 def verify_manifest(folder: Path) -> None:
-    """Check every file that the manifest of `folder` names.
+    """Check the SHA-256 of every file that the manifest of `folder` names.
 
     Raises:
         CorruptDataError: there is no manifest, or a file is missing or has other bytes.
@@ -144,7 +147,7 @@ def verify_manifest(folder: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, purpose: str, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive `flock` on `path`. The kernel drops it when the process dies, so no stale lock can remain.
+    """Hold an exclusive `flock` on `path`. The kernel releases it when the process dies, so no stale lock remains.
 
     Raises:
         BusyError: `wait` is false and another process holds it.

@@ -1,4 +1,4 @@
-"""What the project's commands share: `--debug`, one line for an error, and the exit code."""
+"""The command line that the project's commands share: `--debug`, one-line errors and exit codes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ def run(
     work: Callable[[argparse.Namespace], int],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Parse the command line, do the work and return the exit code. An error is one line, or with --debug a traceback.
+    """Parse the command line, call `work` and return the exit code; print an error as one line.
 
-    `work` finds the command line as it was given in `options.arguments`.
+    With `--debug`, raise the error instead, which prints its traceback.
+
+    Args:
+        parser: parses the command line into `options`.
+        work: takes `options` and returns the exit code; `options.arguments` is the unparsed command line.
+        arguments: the command line without the program's name; None reads it from `sys.argv`.
     """
     debug = False
     try:
@@ -26,12 +31,12 @@ def run(
         options = parser.parse_args(arguments, argparse.Namespace(arguments=arguments))
         debug = options.debug = getattr(options, "debug", False)
         code = work(options)
-        sys.stdout.flush()  # a closed pipe is noticed here and not at exit, where nobody could catch the exception
+        sys.stdout.flush()  # a closed pipe raises here and not at exit, where nothing catches the exception
         return code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader has left. Python would complain once more when it flushes at exit.
+        # The reader closed the pipe. Python would print a second error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:
@@ -43,13 +48,13 @@ def run(
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that knows `--debug` and whose errors are one line, without the usage before it."""
+    """An argument parser with `--debug`, whose errors are one line without the usage."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # SUPPRESS: without it a subcommand's default would undo a --debug that stands before the subcommand.
+        # Without SUPPRESS a subcommand's default would override a --debug given before the subcommand.
         self.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
 
     def error(self, message: str) -> NoReturn:
-        """Raise the message instead of printing it."""
+        """Raise `message` as an InputError instead of printing it."""
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")

@@ -1,7 +1,7 @@
-"""The name of a run: a hash of what it is made from.
+"""Names of runs: a hash of the parameters, the inputs and the code that a run is made from.
 
-A killed stage that runs again finds its checkpoints under the same name; one whose parameters, inputs or code changed
-has another name and starts afresh.
+A stage that is rerun after it was killed finds its checkpoints under the same name. If its parameters, inputs or code
+changed, it has another name and starts from scratch.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ PACKAGE = Path(__file__).parent
 
 
 def run_name(stage: str, *, params: Any, inputs: Iterable[Path]) -> str:
-    """`<stage>-<hash>` of JSON-like `params`, the bytes of `inputs` and the library's own source."""
+    """Return `<stage>-<hash>`, a hash of the JSON-like `params`, the bytes of `inputs` and `code_version`."""
     made_from = {"params": params, "inputs": [sha256(path) for path in inputs], "code": code_version()}
     return f"{stage}-{digest(made_from)[:12]}"
 
 
 def code_version() -> str:
-    """A hash over the source of what computes numbers: data, models, training and tuning."""
+    """Return a hash of the source that computes numbers: data, models, training and tuning."""
     return _digest(PACKAGE / folder for folder in ("data", "models", "training", "tuning"))
 
 
 def source_version() -> str:
-    """A hash over all source of the project: what two machines that work on one run must agree in."""
+    """Return a hash of the project's whole source, which must be equal on all machines that work on a run."""
     return _digest(PACKAGE.parent / folder for folder in (*paths.CODE, paths.STUDIES))
 
 

@@ -1,4 +1,4 @@
-"""The processors of this machine."""
+"""The CPUs and GPUs of this machine."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def num_cpus() -> int:
-    """The processors that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_gpus() -> int:
-    """The CUDA devices that this process may use."""
-    if not Path("/dev/nvidiactl").exists():  # spares machines without a driver the second that importing torch takes
+    """Return the number of CUDA devices that this process may use."""
+    if not Path("/dev/nvidiactl").exists():  # without a driver, saves the second that importing torch takes
         return 0
     import torch
 
@@ -21,7 +21,7 @@ def num_gpus() -> int:
 
 
 def cpu_name() -> str:
-    """Its name, as the kernel knows it."""
+    """Return the model name of the CPU from `/proc/cpuinfo`, or `unknown`."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where a model comes from: the source's revision, the params, the data, the libraries."""
+"""The lineage of a model: the revision of the source, the parameters, the data and the library versions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NO_GIT = "not a git checkout"
 
 
 def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """The lineage of the model with that card, whose validation split has that provenance.
+    """Return the lineage of the model whose card is `card` and whose validation split has `provenance`.
 
-    `git_dirty` is null where there is no revision that could have changed.
+    `git_dirty` is None if there is no revision to differ from.
 
     Raises:
         InputError: `params.yaml` under `root` breaks a rule.
@@ -44,17 +44,17 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
 
 
 def source_revision(root: Path) -> tuple[str, bool | None]:
-    """The commit under `root` and whether the tree differs from it, or why there is none and None.
+    """Return the commit under `root` and whether the tree differs from it; without a commit, the reason and None.
 
-    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference: it changes during a run.
-    Nor do the studies, of which no champion is made. On a cluster's worker it is the client's commit, which came with
-    the request.
+    What the pipeline itself writes (`dvc.lock`, `reports/`) does not count as a difference, because it changes during a
+    run. Neither do the studies, because no champion is made from them. On a cluster's worker the commit is the
+    client's, which came with the request.
     """
     if (root / paths.REVISION).exists():
         client = read_json(root / paths.REVISION)
         return client["revision"], client["dirty"]
     try:
-        # A tree that was unpacked inside somebody's repository is not that repository's.
+        # A tree that was unpacked inside another repository does not belong to that repository.
         _git(root, "ls-files", "--error-unmatch", str(paths.PARAMS))
         revision = _git(root, "rev-parse", "HEAD").strip()
         others = [f":(exclude){path}" for path in ("dvc.lock", paths.REPORTS, paths.STUDIES)]
@@ -67,8 +67,8 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    # Inside a git hook GIT_DIR and its kin point at another repository or index.
+    # Inside a git hook, GIT_DIR and other GIT_* variables point to another repository or index.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    # Without safe.directory, git denies that a checkout of another user (a mounted volume) is one.
+    # Without safe.directory, git rejects a checkout that another user owns, such as a mounted volume.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), "--no-optional-locks", *arguments]
     return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout

@@ -1,4 +1,4 @@
-"""Where everything lies, relative to the project's root. `dvc.yaml` names the same paths; a test compares the two."""
+"""The project's paths, relative to its root. `dvc.yaml` names the same paths; a test compares the two."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from mnist_pipe.errors import InputError
 
 PARAMS = Path("params.yaml")
-CODE = (Path("mnist_pipe"), Path("pipelines"))  # folders of nothing but code; STUDIES has the studies' data too
+CODE = (Path("mnist_pipe"), Path("pipelines"))  # folders that hold only code; STUDIES also holds the studies' data
 
 RAW = Path("data/raw")
 NORMALIZED = Path("data/normalized")
@@ -17,7 +17,7 @@ TRAINING_SPLITS = {split: NORMALIZED / f"{split}.parquet" for split in ("train",
 BASELINE = Path("models/baseline")
 BEST = Path("models/best.json")  # the search's best configuration
 CANDIDATE = Path("models/candidate")
-CARD = "model.json"  # in a model's folder: what a reader of its weights must know
+CARD = "model.json"  # in a model's folder: the metadata that loading its weights needs
 
 REPORTS = Path("reports")
 DATA_REPORT = REPORTS / "data.json"
@@ -37,24 +37,24 @@ STUDIES = Path("studies")
 DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
-STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: what it measured, and how long that took
+STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its measurements and their durations
 
 STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
 SERVICES = STATE / "services.json"
 TIMINGS = STATE / "timings.json"
 REVISION = STATE / "revision.json"  # on a cluster's worker: the client's commit
 RUNS = STATE / "runs"  # the last checkpoints of unfinished runs
-RAY_RESULTS = STATE / "ray"  # Tune's and Train's own files; TensorBoard reads the search's curves here
+RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard reads the search's curves here
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
 
 
 def find_root(start: Path) -> Path:
-    """The nearest folder at or above `start` that holds `params.yaml` and `dvc.yaml`.
+    """Return the nearest folder at or above `start` that holds `params.yaml` and `dvc.yaml`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such folder.
     """
     for folder in (start.resolve(), *start.resolve().parents):
         if (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():

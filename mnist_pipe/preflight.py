@@ -1,4 +1,4 @@
-"""What is checked before work starts: names, parameters, workers."""
+"""Checks that run before any work starts: names, parameters, number of workers."""
 
 from __future__ import annotations
 
@@ -19,11 +19,15 @@ from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.schedules import SCHEDULES
 
 NEEDED_BYTES = 1_000_000_000
-"""Free space that a stage starts with: every output together is about 100 MB, Ray's session and MLflow the rest."""
+"""Free disk space, in bytes, that a stage needs: 100 MB for all outputs, the rest for Ray's session and MLflow."""
 
 
 def load_params(path: Path) -> Params:
-    """`loader.load` with the names that MODELS, OPTIMIZERS, SCHEDULES and SOURCES hold."""
+    """Read and check `path` by `loader.load`, with the names in MODELS, OPTIMIZERS, SCHEDULES and SOURCES.
+
+    Raises:
+        InputError: the file breaks rules; the message has one line for each error.
+    """
     names: dict[str, Collection[str]] = {
         "models": MODELS,
         "optimizers": OPTIMIZERS,
@@ -34,7 +38,7 @@ def load_params(path: Path) -> Params:
 
 
 def sections(params: Params, names: Iterable[str]) -> dict[str, Any]:
-    """What params.yaml has under those names, as JSON has it; `recipe` is the whole of the one that is chosen."""
+    """Return the JSON-like value of each dotted name of params.yaml; `recipe` is the whole of the chosen recipe."""
     values = params.model_dump(mode="json", by_alias=True)
     values["recipe"] = values["recipes"][params.recipe]
     return {name: functools.reduce(operator.getitem, name.split("."), values) for name in names}
@@ -49,13 +53,19 @@ def check_workers(
     use_gpu: bool | str = "auto",
     where: str = "this machine",
 ) -> None:
-    """Refuse more workers or GPUs than there are. Ray itself would wait for the missing ones for ever.
+    """Raise InputError if more workers are required than there are CPUs or GPUs; Ray would wait without end.
 
-    Of an elastic `[low, high]` the low must be there.
+    Args:
+        key: the dotted key of params.yaml that the message names.
+        asked: the number of workers, `auto`, or an elastic range `[low, high]`, of which only `low` is required.
+        num_cpus: the number of CPUs available.
+        num_gpus: the number of GPUs available.
+        use_gpu: whether each worker needs a GPU; `auto` uses GPUs if there are any.
+        where: the place that has these CPUs and GPUs, for the message.
 
     Raises:
-        InputError: naming the key and what there is.
-        UnavailableError: there is no processor at all: a cluster whose machines have not joined.
+        InputError: there are too few CPUs or GPUs; the message names the key and the number available.
+        UnavailableError: there is no CPU at all, because no node has joined the cluster yet.
     """
     if not num_cpus:
         fix = "start deploy/node on one that trains"
@@ -72,9 +82,12 @@ def check_workers(
 
 
 def check_params(params: Params) -> None:
-    """The checks of `check_workers` against this machine, for every section that asks for workers.
+    """Check the number of workers in every section against this machine, by `check_workers`.
 
-    Where RAY_ADDRESS names a cluster, nothing is known yet: the flow asks that cluster.
+    If RAY_ADDRESS names a cluster, check nothing: its resources are unknown until the flow connects to it and checks.
+
+    Raises:
+        InputError: a section requires more workers or GPUs than this machine has.
     """
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
         return

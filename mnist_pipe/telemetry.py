@@ -1,4 +1,4 @@
-"""The variables that turn off the telemetry of every library. Set them before the libraries are imported."""
+"""Environment variables that turn off every library's telemetry. Set them before the libraries are imported."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ OFF: dict[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DVC_NO_ANALYTICS": "1",
 }
-"""`deploy/settings` exports the same; a test compares the two."""
+"""The variables and their values. `deploy/settings` exports the same ones; a test compares the two."""

@@ -1,4 +1,4 @@
-"""One Prefect flow a DVC stage. `STAGES` names them all, in the order of the DAG."""
+"""The Prefect flows, one for each DVC stage. `STAGES` lists all stages in the order of the DAG."""
 
 from __future__ import annotations
 
@@ -14,4 +14,4 @@ STAGES: dict[str, tuple[str, ...]] = {  # stage: the sections of params.yaml tha
 }
 
 RESUMED = ("search", "train")
-"""The stages whose flows take the name of their run too: Ray's job, the trials and the checkpoints bear it."""
+"""Stages whose flows also take the run's name, which names Ray's job, the trials and the checkpoints."""

@@ -1,7 +1,7 @@
-"""`python -m pipelines <stage>`: run one stage's flow, as `dvc.yaml` does; of a study, `<study>-runs` is one.
+"""Run one stage's flow, as `dvc.yaml` does: `python -m pipelines STAGE`; a study's stage is `STUDY-runs`.
 
-Exits 0 when the flow completed; otherwise prints one line and exits as errors.py says (2 bad input, 3 environment, 4
-corrupt data, 75 busy), 130 on Ctrl-C and 143 on SIGTERM.
+Exits with 0 when the flow has completed. Otherwise it prints one line and exits with a code of errors.py (2 bad input,
+3 environment, 4 corrupt data, 75 busy), with 130 on Ctrl-C, or with 143 on SIGTERM.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def _supervised(options: argparse.Namespace) -> int:
 
 
 def run(stage: str, *, debug: bool = False) -> None:
-    """Check everything that can be known before work starts, then run the stage's flow in this process.
+    """Make all checks that are possible before work starts, then run the stage's flow here or on the cluster.
+
+    The flow runs on the cluster if MNIST_PIPE_WORK_POOL is set, otherwise in this process.
 
     Raises:
         PipelineError: with the whole message for the user.
@@ -69,24 +71,27 @@ def run(stage: str, *, debug: bool = False) -> None:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
             if not debug:
-                for handler in logging.getLogger().handlers:  # Prefect's console; its server still gets everything
+                for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
                     handler.addFilter(_told_once)
-            # Heartbeats tell a server's automations that a run has died, which of this one DVC sees itself. Their
-            # thread would keep the flow up to a second at its end.
+            # Heartbeats let a server's automations detect a dead run; DVC itself notices when this one dies. Their
+            # thread would delay the end of the flow by up to 1 s.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 load_flow(deployed).with_options(flow_run_name=name)(**parameters)
         _record_time(stage, time.monotonic() - started)
 
 
 def load_flow(name: str) -> Flow[..., None]:
-    """The flow of a stage, or `study` for a study's runs. The others are not imported: together they take 0.3 s."""
+    """Import and return the flow of a stage, or `study` for a study's runs.
+
+    Only that flow's module is imported, because importing all of them takes 0.3 s.
+    """
     from prefect.flows import load_flow_from_entrypoint
 
     return load_flow_from_entrypoint(f"pipelines.{name}.{name}")
 
 
 def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
-    """Of a stage of the main pipeline: its flow, what that takes, and what names its run."""
+    """Return a main stage's flow, the flow's parameters, and the content whose digest names its run."""
     from mnist_pipe import models, preflight
 
     params = preflight.load_params(paths.PARAMS)
@@ -101,7 +106,7 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
 
 
 def _study(stage: str) -> tuple[str, dict[str, Any], Any]:
-    """The same of a study's runs, which have one flow."""
+    """Return the same as `_stage` for a study's stage; all studies share one flow."""
     from studies.common import catalogue
 
     study = studies.STAGES[stage]
@@ -110,13 +115,17 @@ def _study(stage: str) -> tuple[str, dict[str, Any], Any]:
 
 
 def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage's flow takes: its own section as `params`, the others by the last part of their names."""
+    """Return the flow's parameters: the stage's own section as `params`, the others by the last part of their names."""
     own = next(iter(sections), None)
     return {"params" if name == own else name.rpartition(".")[2]: content for name, content in sections.items()}
 
 
 def _told_once(record: logging.LogRecord) -> bool:
-    """Whether the terminal shows a record: Prefect tells an error four times, twice with a traceback; we once, last."""
+    """Return whether the terminal shows a log record.
+
+    Prefect logs an error four times, twice with a traceback. These records are hidden, because the command itself
+    prints the error once, at the end.
+    """
     return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
 
 

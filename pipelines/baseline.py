@@ -1,4 +1,4 @@
-"""The linear softmax classifier: the number that every other model must beat."""
+"""Stage `baseline`: the linear softmax classifier, whose accuracy every other model must beat."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnist_pipe.params.schema import BaselineParams
 
 @task
 def train_linear(params: BaselineParams) -> dict[str, float]:
-    """Train on this machine's processors, write `models/baseline`, and return the last epoch's metrics."""
+    """Train on this machine's CPU, write `models/baseline`, and return the last epoch's metrics."""
     import torch
 
     from mnist_pipe.data.splits import read_normalized

@@ -1,4 +1,4 @@
-"""The `mnist-pipe` command, from every folder of the project. Imports wait until a command needs them."""
+"""The `mnist-pipe` command, which works in every folder of the project. Each command imports only what it needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnist_pipe.errors import CorruptDataError, PipelineError, UnavailableError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code; what the user can mend is told in one line."""
+    """Run one command and return its exit code; an error that the user can fix is printed in one line."""
     return command_line.run(_parser(), lambda options: options.run(paths.find_root(Path.cwd()), options), arguments)
 
 
@@ -111,7 +111,7 @@ def _score(root: Path, options: argparse.Namespace) -> int:
 
 @contextmanager
 def _errors_to(log: Path) -> Iterator[None]:
-    """Keep what Ray's own threads and its C++ write to the standard error stream away from the console."""
+    """Redirect standard error to `log`: Ray's threads and its C++ code write to the file descriptor itself."""
     log.parent.mkdir(parents=True, exist_ok=True)
     sys.stderr.flush()
     console = os.dup(2)
@@ -192,7 +192,7 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
 
 
 def _report(name: str, found: str | PipelineError) -> int:
-    """Print one thing that was checked, and return its exit code; a text of several lines stays in its column."""
+    """Print the result of one check and return its exit code; further lines are indented to the text's column."""
     code = found.exit_code if isinstance(found, PipelineError) else 0
     print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
     return code

@@ -21,13 +21,14 @@ FILE = "prefect.yaml"
 
 
 def deploy(root: Path) -> list[str]:
-    """Make or update every deployment of `prefect.yaml` and return their names; a second time changes nothing.
+    """Create or update every deployment of `prefect.yaml` and return their names; a second call changes nothing.
 
-    Where RAY_API_SERVER_ADDRESS or MLFLOW_TRACKING_URI is set, as it is on the head, clients learn these addresses.
+    If RAY_API_SERVER_ADDRESS or MLFLOW_TRACKING_URI is set, as on the head, its value is written to the Prefect
+    variable `PUBLISHED`, from which clients read it.
 
     Raises:
         InputError: MNIST_PIPE_WORK_POOL or PREFECT_API_URL is not set.
-        UnavailableError: the server refuses us or does not answer, or has no such pool.
+        UnavailableError: the server refuses the credentials, does not answer, has no such pool or rejects a deployment.
     """
     for variable in ("PREFECT_API_URL", WORK_POOL):
         if not os.environ.get(variable):

@@ -1,6 +1,6 @@
-"""Stage `evaluate`: the candidate and the baseline on the validation and the test split, in figures and pictures.
+"""Stage `evaluate`: metrics and plots of the candidate and the baseline on the validation and the test split.
 
-The only stage that reads the test split; nothing is chosen by what it finds there.
+No other stage evaluates a model on the test split, and nothing is chosen by the results on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Figures = dict[str, Any]
 
 @flow
 def evaluate(params: EvaluateParams) -> None:
-    """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the pictures."""
+    """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the plots."""
     with workspace():
         by_split = {split: score_split(split, params) for split in SPLITS}
         evaluation = summarise(by_split, params)
@@ -39,7 +39,7 @@ def evaluate(params: EvaluateParams) -> None:
 
 @task
 def score_split(split: str, params: EvaluateParams) -> Figures:
-    """Run both models over a split, write each prediction, return the figures."""
+    """Evaluate both models on a split, write every prediction, and return the metrics and McNemar's test."""
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
@@ -61,7 +61,7 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
 
 @task
 def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
-    """Write `reports/evaluation.json` and `reports/confusion.csv`."""
+    """Write `reports/evaluation.json` and `reports/confusion.csv`, and return the content of the former."""
     import pandas as pd
 
     from mnist_pipe import atomic
@@ -90,7 +90,7 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
 
 @task
 def draw(params: EvaluateParams) -> None:
-    """Every picture of `reports/plots`."""
+    """Draw every plot of `reports/plots`."""
     import numpy as np
     import pandas as pd
 

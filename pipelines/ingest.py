@@ -1,4 +1,4 @@
-"""ingest: the published files, fetched, verified and written as Parquet."""
+"""Stage `ingest`: fetch and verify the published files, and write them as Parquet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines import retries
 
 @task(retries=1, retry_delay_seconds=2, retry_condition_fn=retries.after(NoMirrorError))
 def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
-    """The verified files of `dataset`; what an earlier try finished is not fetched again."""
+    """Return the paths of the verified files of `dataset`; a retry does not fetch a finished file again."""
     return sources.fetch(
         dataset,
         mirrors=[_place(mirror) for mirror in params.mirrors],
@@ -29,14 +29,14 @@ def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
 
 
 def _place(mirror: str) -> str:
-    """A relative folder is looked for here and, on a cluster's worker, from the worker's own checkout."""
+    """Return `mirror`, as a path in the worker's checkout if it is a relative folder that exists only there."""
     there = PACKAGE.parent / mirror
     return str(there) if "://" not in mirror and not Path(mirror).is_dir() and there.is_dir() else mirror
 
 
 @task
 def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> dict[str, int]:
-    """Check the files and write them as Parquet; returns the rows of each split."""
+    """Check the files, write them as Parquet, and return the number of rows of each split."""
     splits = sources.load(dataset, found, fallback_for=fallback_for)
     write_all(paths.RAW, splits, write=write_raw)
     return {name: len(split.labels) for name, split in splits.items()}
@@ -44,7 +44,7 @@ def convert(dataset: str, found: dict[str, Path], fallback_for: str | None) -> d
 
 @flow
 def ingest(params: IngestParams) -> None:
-    """Write `data/raw/{train,test}.parquet`."""
+    """Write `data/raw/{train,test}.parquet`, from the fallback data set if no mirror has the requested one."""
     with workspace():
         log = get_run_logger()
         dataset, fallback_for = params.dataset, None

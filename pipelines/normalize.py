@@ -1,4 +1,4 @@
-"""normalize: the checked, split and standardised images."""
+"""Stage `normalize`: check, split and standardise the images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnist_pipe.params.schema import NormalizeParams
 
 @task
 def standardise(params: NormalizeParams) -> dict[str, int]:
-    """Write the three splits and the report; returns the rows of each split."""
+    """Write the three splits and the report, and return the number of rows of each split."""
     raw = {name: read_raw(paths.RAW / f"{name}.parquet") for name in ("train", "test")}
     splits, report = normalization.normalize(
         raw["train"],

@@ -1,4 +1,4 @@
-"""The whole of `dvc repro` on a fresh checkout, for a schedule or a button; its `dvc.lock` goes to a branch."""
+"""Run the whole `dvc repro` on a fresh checkout, on a schedule or on demand, and push its `dvc.lock` to a branch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _AUTHOR = ("-c", "user.name=mnist-pipe", "-c", "user.email=rebuild@mnist-pipe.in
 
 @task
 def check_out(repository: str, revision: str, folder: Path) -> None:
-    """Clone `repository` at `revision` into `folder`; without a DVC remote of its own it takes one in the storage."""
+    """Clone `repository` at `revision` into `folder`, and add a DVC remote in the storage if it has none."""
     _run("git", "clone", "--quiet", repository, str(folder), cwd=Path.cwd())
     _run("git", "checkout", "--quiet", "--detach", revision, cwd=folder)
-    if not (folder / ".dvc" / "config").read_text().count("remote") and os.environ.get(storage.VARIABLE):
+    if "['remote " not in (folder / ".dvc" / "config").read_text() and os.environ.get(storage.VARIABLE):
         _run("dvc", "remote", "add", "--local", "-d", "storage", f"{os.environ[storage.VARIABLE]}/dvc", cwd=folder)
         if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
             _run("dvc", "remote", "modify", "--local", "storage", "endpointurl", endpoint, cwd=folder)
@@ -31,25 +31,28 @@ def check_out(repository: str, revision: str, folder: Path) -> None:
 
 @task
 def pull(folder: Path) -> None:
-    """Fetch what earlier rebuilds pushed, as far as it is there."""
+    """Fetch the outputs that earlier rebuilds pushed, as far as they exist."""
     _run("dvc", "pull", "--quiet", "--run-cache", "--allow-missing", cwd=folder, must=False)
 
 
 @task
 def reproduce(folder: Path) -> None:
-    """Run every stage that is out of date, here: this process is the driver on the cluster."""
+    """Run every stage that is out of date on this machine, as a driver of the Ray cluster."""
     _run("dvc", "repro", cwd=folder)
 
 
 @task
 def push(folder: Path) -> None:
-    """Store the outputs for the next rebuild and for everybody's `dvc pull`."""
+    """Push the outputs to the DVC remote, for the next rebuild and for other users' `dvc pull`."""
     _run("dvc", "push", "--quiet", "--run-cache", cwd=folder)
 
 
 @task
 def publish(folder: Path) -> str | None:
-    """Commit `dvc.lock` and the reports to a branch named by their content; None where nothing has changed."""
+    """Commit and push `dvc.lock` and the reports, and return the branch, or None if nothing has changed.
+
+    The branch is named after the digest of `dvc.lock`.
+    """
     _run("git", "add", "dvc.lock", str(paths.REPORTS), cwd=folder)
     if subprocess.run(["git", "diff", "--cached", "--quiet"], cwd=folder, check=False).returncode == 0:
         return None
@@ -61,7 +64,7 @@ def publish(folder: Path) -> str | None:
 
 @flow(name="rebuild")
 def rebuild(repository: str | None = None, revision: str = "HEAD") -> None:
-    """Rebuild `revision` of `repository`, by default of the worker's own checkout."""
+    """Rebuild `revision` of `repository`; the default repository is the worker's own checkout."""
     with tempfile.TemporaryDirectory(prefix="mnist-pipe-") as parent:
         folder = Path(parent) / "main"
         check_out(repository or str(PACKAGE.parent), revision, folder)
@@ -73,10 +76,10 @@ def rebuild(repository: str | None = None, revision: str = "HEAD") -> None:
 
 
 def _run(*command: str, cwd: Path, must: bool = True) -> None:
-    """Run a command, its output in the log of the task.
+    """Run a command and write its output to the task's log.
 
     Raises:
-        PipelineError: it failed, and it `must` not.
+        PipelineError: the command failed although it `must` succeed.
     """
     log, last = get_run_logger(), ""
     inherited = {name: value for name, value in os.environ.items() if name != WORK_POOL}

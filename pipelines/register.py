@@ -1,4 +1,4 @@
-"""register: the candidate as a version of the registry and, where every gate passes, as its champion."""
+"""Stage `register`: register the candidate as a model version and, if every gate passes, as the champion."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALIDATION = paths.PREDICTIONS / "validation.parquet"
 
 @task
 def trace() -> dict[str, Any]:
-    """Where the candidate comes from."""
+    """Return the candidate's lineage."""
     card = atomic.read_json(paths.CANDIDATE / paths.CARD, fix="run: dvc repro train")
     return lineage.collect(Path.cwd(), card=card, provenance=read_provenance(VALIDATION))
 
@@ -48,7 +48,7 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
 
 @flow
 def register(params: RegisterParams) -> None:
-    """Register the candidate and show its gates."""
+    """Register the candidate and report the result of each gate."""
     with workspace():
         outcome = record(params, trace())
         title = f"{outcome['name']} version {outcome['version']}"

@@ -1,4 +1,4 @@
-"""Stage `report`: `reports/index.html`, one page that opens offline."""
+"""Stage `report`: write `reports/index.html`, one self-contained page that opens offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines import STAGES
 
 @flow
 def report() -> None:
-    """Write the report."""
+    """Write `reports/index.html`."""
     with workspace():
         write()
         get_run_logger().info(f"report: {paths.REPORT}")
@@ -22,5 +22,5 @@ def report() -> None:
 
 @task
 def write() -> None:
-    """Write the page from the figures and pictures of the stages before."""
+    """Render the page from the metrics and plots of the earlier stages, and write it."""
     atomic.write_bytes(paths.REPORT, render_page(Path(), stages=tuple(STAGES)).encode())

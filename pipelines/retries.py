@@ -1,4 +1,4 @@
-"""When a task is tried again: only after an error that a second try can cure."""
+"""Conditions for retrying a task: only after errors that may be transient."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def after(error: type[Exception]) -> Callable[[Any, Any, Any], bool]:
-    """A `retry_condition_fn` that is true after `error`."""
+    """Return a `retry_condition_fn` that is true if the task raised `error`."""
 
     def may_heal(_task: Any, _run: Any, state: Any) -> bool:
         return isinstance(state.result(raise_on_failure=False), error)

@@ -1,4 +1,4 @@
-"""The hyper-parameter search: Ray Tune over models, optimizers and their settings, on the validation split."""
+"""Stage `search`: search models, optimizers and their settings with Ray Tune, scored on the validation split."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pipelines import retries
 
 @task
 def open_registry() -> None:
-    """Import MLflow and make its tables if there are none: some seconds. What is amiss `log_to_mlflow` will tell."""
+    """Import MLflow and create its tables if there are none, which takes some seconds.
+
+    Errors surface later, in `log_to_mlflow`.
+    """
     from mnist_pipe.registry.store import prepare
 
     prepare(Path.cwd())
@@ -32,7 +35,15 @@ def tune(
     precision: Precision,
     run_name: str,
 ) -> list[dict[str, Any]]:
-    """Run the search on Ray and return its trials as plain dicts, in the order of the proposals."""
+    """Run the search on Ray and return its trials as plain dicts, in the order of the proposals.
+
+    Args:
+        params: the search space, the budget and the algorithms.
+        recipe: the configuration whose fields are used where the space does not search them.
+        models: constructor arguments by model.
+        precision: precision of the computation in each trial.
+        run_name: name of Ray's job and of the ledger from which an interrupted search resumes.
+    """
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.splits import read_normalized
@@ -58,7 +69,8 @@ def tune(
             where="the cluster",
         )
         splits = {name: read_normalized(path) for name, path in paths.TRAINING_SPLITS.items()}
-        registry = open_registry.submit()  # now, as Ray's process imports torch and the other processors are idle
+        # Started now, because the other CPU cores are idle while Ray's process imports torch.
+        registry = open_registry.submit()
         place = storage.project_storage(Path.cwd())
         trials = search(
             params,
@@ -76,7 +88,7 @@ def tune(
     retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError)
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
-    """One MLflow run a trial."""
+    """Write one MLflow run for each trial."""
     from mnist_pipe.data.parquet import read_provenance
     from mnist_pipe.registry.mlflow_registry import log_search
 
@@ -94,7 +106,7 @@ def write_results(trials: list[dict[str, Any]], table: list[dict[str, Any]]) -> 
 
     winner = best_trial([TrialRecord(**trial) for trial in trials])
     with atomic_file(paths.TRIALS) as temporary:
-        pd.DataFrame(table, dtype=object).to_csv(temporary, index=False)  # a number stays as it is beside a gap
+        pd.DataFrame(table, dtype=object).to_csv(temporary, index=False)  # integers stay integers beside gaps
     result = {
         "config": winner.config,
         "trial": winner.trial,
@@ -123,7 +135,10 @@ def search(
     run_name: str,
     precision: Precision = "auto",
 ) -> None:
-    """Search, record every trial, and hand the best configuration on; one of the same `run_name` is gone on with."""
+    """Run the search, record every trial, and write the best configuration.
+
+    An interrupted search with the same `run_name` is resumed.
+    """
     with workspace():
         trials = tune(params, recipe, models, precision, run_name)
         table = [_row(trial, params, recipe) for trial in trials]
@@ -138,7 +153,7 @@ def search(
 
 @task
 def forget(run_name: str) -> None:
-    """Remove what a killed search resumes from; a finished one, asked for again, is to be searched again."""
+    """Remove the records from which a killed search resumes, so that a finished search runs again when requested."""
     from mnist_pipe.cluster import storage
     from mnist_pipe.tuning.ledger import ledger_of
 

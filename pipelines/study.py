@@ -1,4 +1,7 @@
-"""A study's runs, on every processor of the machine or of the cluster; `studies` says which, and shows them."""
+"""Stage `STUDY-runs`: compute a study's runs on all CPUs or GPUs of the machine or cluster.
+
+The package `studies` defines the runs and presents their results.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,13 @@ if TYPE_CHECKING:
 
 @task
 def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
-    """Compute every run that the ledger `name` lacks and write `runs.json` and `times.json`; returns the latter."""
+    """Compute every run that the ledger `name` lacks, write `runs.json` and `times.json`, and return the latter.
+
+    Args:
+        study: name of the study.
+        params: the study's parameters, as JSON-like values.
+        name: name of the ledger and of Ray's job.
+    """
     from mnist_pipe.cluster import ray_session
     from mnist_pipe.cluster.storage import project_storage
     from mnist_pipe.data.splits import read_normalized
@@ -62,16 +71,11 @@ def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _times(runs: list[Run], *, num_cpus: int, num_gpus: int) -> dict[str, Any]:
-    """How long it took, and on what: apart from the figures, which are the same from time to time."""
-    from importlib.metadata import version
-
-    from mnist_pipe.hardware import cpu_name
+    """Return the durations, in seconds, and the hardware; kept apart from the results, which are reproducible."""
+    from mnist_pipe.evaluation.stamp import stamp
 
     return {
-        "processor": cpu_name(),
-        "num_cpus": num_cpus,
-        "num_gpus": num_gpus,
-        "torch": version("torch"),
+        **stamp(Path.cwd(), num_cpus=num_cpus, num_gpus=num_gpus),
         "run_seconds": round(sum(run.seconds for run in runs), 1),
         "processor_seconds": round(sum(run.processor_seconds for run in runs), 1),
         "runs": [
@@ -87,7 +91,7 @@ def _line(config: Mapping[str, Any]) -> str:
 
 @flow
 def study(study: str, params: dict[str, Any]) -> None:
-    """Measure `study`; where it was interrupted, go on from the runs that had ended."""
+    """Compute the runs of `study`; after an interruption, resume from the runs that had ended."""
     with workspace():
         from mnist_pipe.fingerprint import run_name
 
@@ -100,7 +104,7 @@ def study(study: str, params: dict[str, Any]) -> None:
 
 
 def computing_modules(study: str) -> list[Path]:
-    """The modules, apart from the library's, whose code decides what the runs of `study` compute."""
+    """Return the modules outside `mnist_pipe` whose code determines the results of the runs of `study`."""
     folder = Path(studies.__file__).parent
     own = (path for path in sorted((folder / study).glob("*.py")) if path.name not in studies.SHOWING)
     return [*(folder / "common" / name for name in studies.COMPUTING), *own]
@@ -108,12 +112,12 @@ def computing_modules(study: str) -> list[Path]:
 
 @task
 def forget(name: str) -> None:
-    """Remove what an interrupted study resumes from; a finished one, asked for again, is to be measured again."""
+    """Remove the records from which an interrupted study resumes, so that a finished one runs again when requested."""
     from mnist_pipe.cluster.storage import project_storage
     from studies.common.ledger import ledger_of
 
     storage = project_storage(Path.cwd())
     ledger_of(name, storage=storage).remove()
-    for search in storage.names("trials"):  # of a study that searches first
+    for search in storage.names("trials"):  # the trials of a study that starts with a search
         if search.startswith(name):
             storage.remove(f"trials/{search}")

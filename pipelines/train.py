@@ -1,4 +1,4 @@
-"""The final training: the search's best configuration on Ray Train, with a checkpoint every epoch."""
+"""Stage `train`: train the search's best configuration with Ray Train, with a checkpoint after every epoch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 @task
 def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run_name: str) -> dict[str, Any]:
-    """Train on Ray; the last checkpoint is then in `state_of(run_name)`. Returns the history and the workers."""
+    """Train on Ray and return `{"history": ..., "num_workers": ...}`.
+
+    Afterwards the last checkpoint is in `state_of(run_name)`. The history has one dict of metrics for each epoch.
+
+    Args:
+        recipe: the fields of the `Recipe` to train.
+        train_rows: number of training rows to use, counted from the first; None uses all. Ignored when streaming.
+        params: the workers, the devices and the way of reading the data.
+        run_name: name of the run, whose checkpoints an interrupted run resumes from.
+    """
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.splits import read_normalized
@@ -32,7 +41,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     info, num_epochs = get_run_logger().info, recipe["num_epochs"]
 
     class Log(Progress):
-        """The run's progress as lines of the flow's log."""
+        """Writer of the run's progress to the flow's log."""
 
         def on_start(self, addresses: list[str]) -> None:
             info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
@@ -71,7 +80,7 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
 
 
 def _rows(path: Path, place: Storage) -> Shards:
-    """The rows of `path` where every machine of the cluster can read them."""
+    """Return the rows of `path`, read from the shared storage if there is one, so that every node can read them."""
     from mnist_pipe.training import streaming
 
     if not os.environ.get(VARIABLE):
@@ -80,7 +89,7 @@ def _rows(path: Path, place: Storage) -> Shards:
 
 
 def state_of(run_name: str) -> Path:
-    """The folder of the last checkpoint of a run."""
+    """Return the folder of a run's last checkpoint."""
     return paths.RUNS / run_name
 
 
@@ -93,7 +102,15 @@ def write_candidate(
     num_workers: int,
     tta: bool,
 ) -> None:
-    """Write `models/candidate`, the learning curves and the training's metrics."""
+    """Write `models/candidate`, the learning curves and the metrics of the training.
+
+    Args:
+        recipe: the fields of the `Recipe` that was trained.
+        history: the metrics of each epoch.
+        run_name: name of the run whose last checkpoint is read.
+        num_workers: number of workers that trained, for the report.
+        tta: whether the model is to be loaded with test-time augmentation.
+    """
     import pandas as pd
     import torch
 
@@ -120,7 +137,7 @@ def write_candidate(
 
 @flow
 def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str, Any]], run_name: str) -> None:
-    """Train the best configuration that the search found, going on from the checkpoints of a run of this name."""
+    """Train the best configuration of the search; resume from the checkpoints of an earlier run of this name."""
     with workspace():
         from mnist_pipe.atomic import read_json
         from mnist_pipe.training.recipe import recipe_of
@@ -145,7 +162,7 @@ def train(params: TrainParams, recipe: RecipeParams, models: dict[str, dict[str,
 
 @task
 def forget(run_name: str) -> None:
-    """Remove what a killed run resumes from; a finished one, asked for again, is to be trained again."""
+    """Remove the checkpoints from which a killed run resumes, so that a finished training runs again when requested."""
     from mnist_pipe.cluster import storage
     from mnist_pipe.cluster.ray_session import attempts
 

@@ -1,4 +1,4 @@
-"""Run a stage where the work pool's worker is: trigger its deployment, follow it here, bring its outputs back."""
+"""Run a stage on the work pool's worker: trigger its deployment, follow the run, and download the outputs."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ from mnist_pipe.errors import PipelineError, UnavailableError, one_line, public_
 from mnist_pipe.fingerprint import source_version
 
 MAX_ATTEMPTS = 3
-"""Of a run whose process died with its machine. One that failed has a reason that would hold again."""
+"""Maximum number of attempts. Only crashed runs are retried; a failed one would fail again."""
 PATIENCE_SECONDS = 600.0
-"""How long a server that has gone is waited for in mid-run."""
+"""Time to wait for an unreachable server during a run, in seconds."""
 _LAST_LINE = "Finished in state"
-"""How the last line of a flow run begins, but for one that crashed or was cancelled."""
+"""Prefix of the last log line of every flow run that neither crashed nor was cancelled."""
 _LAST_LINE_SECONDS = 90.0
-"""How long it is waited for: a run tries again after up to 64 s to hand over its lines to a server that was away."""
+"""Time to wait for a run's last log line, in seconds; it may buffer its log for up to 64 s while the server is away."""
 _POLL_SECONDS = (0.5, 2.0)
-"""Between two questions: a twentieth of the time that the run has taken, within these. Each is the server's work."""
-_PAGE = 200  # what the server returns of logs at once
+"""Minimum and maximum polling interval, in seconds.
+
+Between these bounds the interval is 1/20 of the run's duration so far, to limit the load on the server.
+"""
+_PAGE = 200  # log lines that the server returns in one reply
 _MAX_KEYS = 100
 
 Arguments = ParamSpec("Arguments")
@@ -45,20 +48,27 @@ Reply = TypeVar("Reply")
 
 
 def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any], name: str) -> None:
-    """Run `stage` as the deployment `<flow>/<work pool>` under the name `name`, and put its outputs in their places.
+    """Run `stage` as the deployment `<flow>/<work pool>` on the cluster, and download its outputs to their places.
 
-    A run of this name that is still on its way, because an earlier client died, is followed and not started again;
-    Ctrl-C and SIGTERM here cancel it there.
+    If a run of this name has not ended yet, because an earlier client died, it is followed instead of a new one. Ctrl-C
+    and SIGTERM in this process cancel the remote run.
+
+    Args:
+        stage: name of the stage in `dvc.yaml`.
+        root: the project's folder, which has the inputs and gets the outputs.
+        flow: name of the stage's flow, the first part of the deployment's name.
+        parameters: the flow's parameters.
+        name: name of the flow run.
 
     Raises:
-        UnavailableError: the server, the storage, the deployment or its worker is not there.
-        PipelineError: the run did not complete; with the remote reason, its exit code and the run's address.
+        UnavailableError: the server, the storage, the deployment or its worker is not available.
+        PipelineError: the run did not complete; with the remote reason, its exit code and the run's URL.
     """
     place = _storage()
     place.check()
     with get_client(sync_client=True) as client:
         deployment_id = _check_pool(client, os.environ[WORK_POOL], deployment=f"{flow}/{os.environ[WORK_POOL]}")
-        # What other code made of the same, or what lies in another storage, is not taken for ours.
+        # A run of other code, or with its outputs in another storage, must not be taken for this one.
         series = f"{name}-{digest([source_version(), place.uri])[:8]}"
         request = handoff.upload_request(stage, root, name=series, storage=place)
         for attempt in range(MAX_ATTEMPTS):
@@ -85,7 +95,13 @@ def _storage() -> Storage:
 
 
 def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUID:
-    """The deployment's id; what would otherwise be waited for without an end is found out at once."""
+    """Check the server, pool, worker and deployment, and return the deployment's id.
+
+    Without this check the client would wait forever for a run that no worker takes.
+
+    Raises:
+        UnavailableError: one of them is not available, or the server refuses the credentials.
+    """
     if not PREFECT_API_URL.value():
         fix = "name the team's Prefect server"
         raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, which {WORK_POOL} needs", fix=fix)
@@ -121,9 +137,10 @@ def _start(
     parameters: Mapping[str, Any],
     place: Storage,
 ) -> tuple[str, FlowRun]:
-    """The run to follow, and its key in the storage: one that is on its way or whose outputs nobody took, or a new one.
+    """Return the run to follow and its key in the storage; create a run if no earlier one can be followed.
 
-    The server makes one run of one idempotency key, however often it is asked.
+    An earlier run can be followed if it has not ended, or if no client has downloaded its outputs. The server creates
+    at most one run per idempotency key.
     """
     keys = [f"{series}/{number}" for number in range(_MAX_KEYS)]
     wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=keys))
@@ -152,9 +169,9 @@ def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
 
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
-    """Show the run's logs and states until it has ended."""
+    """Print the run's logs and states until it has ended, and return its final version."""
     shown, state, is_told, started, deadline = 0, None, False, time.monotonic(), float("inf")
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # which wait in silence; `_patiently` says so
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # `_patiently` retries instead, and prints a notice
         while True:
             run = _patiently(client.read_flow_run, run.id)
             assert run.state is not None
@@ -174,7 +191,7 @@ def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
 
 
 def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> list[Log]:
-    """Print the run's log from line `shown` on, and return those lines."""
+    """Print the run's log from line `shown` on, and return the records of those lines."""
     wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id]))
     found: list[Log] = []
     while True:
@@ -182,14 +199,18 @@ def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> list[Log]
         logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
         for log in logs:
             if "\nTraceback (most" not in log.message and not log.message.startswith(f"{_LAST_LINE} Failed"):
-                _say(log.message, at=log.timestamp)  # an error is told once, last, in one line
+                _say(log.message, at=log.timestamp)  # the caller raises the error, which is printed once, at the end
         found += logs
         if len(logs) < _PAGE:
             return found
 
 
 def _patiently(ask: Callable[Arguments, Reply], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply:
-    """The reply to `ask`, waiting for a server that has gone away."""
+    """Call `ask` and return its reply; retry for up to `PATIENCE_SECONDS` while the server is unreachable.
+
+    Raises:
+        UnavailableError: the server refuses the request, or is unreachable for longer.
+    """
     deadline, told = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         try:

@@ -1,7 +1,8 @@
 """`python -m studies <study>`: show what a study measured, as its stage of `studies/dvc.yaml` does.
 
-Writes the study's table and figures, its section of `studies/README.md`, and the table of systems in the project's
-README. Exits 2 for a wrong name or a missing published figure, 4 where nothing was measured.
+The command writes the study's table and figures, its section of `studies/README.md`, and the table of systems in the
+project's README. It exits with 2 if the name is unknown or a published number is missing, and with 4 if nothing was
+measured.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from studies.common import catalogue
 
 
 def main() -> int:
-    """Show the study that the command line names."""
+    """Show the study that the command line names and return the exit status."""
     parser = command_line.Parser(prog="python -m studies", description=__doc__.split("\n")[0])
     parser.add_argument("study", help=f"one of {', '.join(STUDIES)}")
     return command_line.run(parser, _show)

@@ -23,42 +23,42 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["tests.support.registry"]
 
-# Under pytest-xdist there is a process for each CPU; with a thread for each besides, they wait for each other.
+# pytest-xdist runs a process for each CPU; with as many threads in each, they would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
-    assert "torch" not in sys.modules  # which reads it once
+    assert "torch" not in sys.modules  # torch reads the variable only on import
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# As `services.environment` has it: every Ray on loopback alone. Ray reads the first on import.
+# As in `services.environment`: every Ray listens on loopback only. Ray reads the first variable on import.
 for name, value in {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **telemetry.OFF}.items():
     os.environ.setdefault(name, value)
 
-# The machine is shared, so no deadline; the same examples each time, so that a red run can be repeated.
+# No deadline, as the machine is shared; the same examples each time, so that a failure can be reproduced.
 settings.register_profile("mnist-pipe", deadline=None, derandomize=True, database=None)
 settings.load_profile("mnist-pipe")
 
 
 def pytest_collection_finish() -> None:
-    """Keep what was imported out of the garbage collections, of which pytest makes five whole ones at its end."""
+    """Exclude the imported modules from garbage collection; pytest runs five full collections when it ends."""
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Let torch draw the same numbers each time, so that a red run can be repeated."""
+    """Seed torch, so that a failure can be reproduced."""
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
 
 
 @pytest.fixture
 def raw_splits() -> dict[str, RawSplit]:
-    """A train split of 500 and a test split of 100 random images, every class in both."""
+    """Train split of 500 and test split of 100 random images, each with every class."""
     random = np.random.default_rng(7)
     return {name: random_split(rows, random) for name, rows in (("train", 500), ("test", 100))}
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """torch computes on one thread, as in a worker of Ray with one CPU."""
+    """Run torch on one thread, as in a Ray worker with one CPU."""
     import torch
 
     before = torch.get_num_threads()
@@ -69,7 +69,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def mnist_mirror() -> Path:
-    """The folder of the four published MNIST files."""
+    """Folder of the four published MNIST files."""
     folder = ROOT.parent / "shared" / "mnist"
     if not folder.is_dir():
         pytest.skip("no mirror directory ../shared/mnist: the published files are not at hand")
@@ -78,7 +78,7 @@ def mnist_mirror() -> Path:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """A temporary Prefect server and database for the tests that run flows."""
+    """Temporary Prefect server and database for the tests that run flows."""
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=120):
@@ -87,7 +87,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A local Ray, one for all tests of a module."""
+    """Local Ray that all tests of a module share."""
     from mnist_pipe.cluster.ray_session import connected
 
     with connected("a-test") as available:

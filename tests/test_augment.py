@@ -1,4 +1,4 @@
-"""Batched augmentation against torchvision, image by image."""
+"""Test batched augmentation against torchvision, image by image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnist_pipe.data import augment
 
 
 def _image() -> torch.Tensor:
-    """A digit-like blob without symmetry, (1, 1, 28, 28)."""
+    """Return a digit-like blob without symmetry, float32 `(1, 1, 28, 28)`."""
     image = torch.zeros(1, 1, 28, 28)
     image[0, 0, 6:20, 12:16] = 1.0
     image[0, 0, 6:9, 12:22] = 0.5

@@ -1,4 +1,4 @@
-"""Scoring many rows: the model's own answers, in order, whole or not at all."""
+"""Test scoring of many rows: the model's own predictions, in order, complete or not at all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def pixels() -> NDArray[np.uint8]:
     blocks = np.random.default_rng(0).integers(0, 256, (ROWS, 4, 4), dtype=np.uint8)
-    return blocks.repeat(7, axis=1).repeat(7, axis=2)  # noise would all look alike to a model
+    return blocks.repeat(7, axis=1).repeat(7, axis=2)  # all noise would look alike to a model
 
 
 def standardised(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -67,7 +67,7 @@ def read(output: Path) -> pa.Table:
 
 
 def refused(kind: type[Exception], *arguments: Any, **keywords: Any) -> str:
-    """The one line that it is refused with; in seconds, and leaving nothing behind."""
+    """Return the one line of the refusal, which must come within seconds and leave no file behind."""
     before = {path for argument in arguments for path in Path(argument).parent.iterdir()}
     with pytest.raises(kind) as caught:
         batch.score(*arguments, **keywords)
@@ -221,7 +221,7 @@ def command(project: Path, *arguments: str) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def project(registry_root: Path, pixels: NDArray[np.uint8]) -> Path:
-    """A project with an empty registry, and raw images with labels."""
+    """Project with an empty registry, and with raw images and their labels."""
     for name in ("params.yaml", "dvc.yaml"):
         (registry_root / name).touch()
     labels = (np.arange(ROWS) % 10).astype(np.uint8)
@@ -263,7 +263,7 @@ def test_without_a_model_the_command_says_so(project: Path, arguments: list[str]
 
 
 def interrupt(project: Path, number: int) -> tuple[int, float, list[psutil.Process]]:
-    """Send the signal to a command that scores; its exit code, the seconds that it took to end, and its children."""
+    """Send a signal to a command that scores; return its exit code, the seconds until it ended, and its children."""
     process = command(project, "in.parquet", "out")
     deadline = time.monotonic() + 60
     while not (family := psutil.Process(process.pid).children(recursive=True)) or len(family) < 8:
@@ -297,4 +297,4 @@ def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
 def test_a_signal_ends_the_command_soon(project: Path, make_candidate: MakeCandidate, number: int) -> None:
     register(project, make_candidate(1, 40))
     _, seconds, _ = interrupt(project, number)
-    assert seconds < 15  # 5 s on a machine that does nothing else
+    assert seconds < 15  # 5 s on an otherwise idle machine

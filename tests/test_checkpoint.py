@@ -1,4 +1,4 @@
-"""Weights and training state on disk: exact, verified, and without pickle."""
+"""Test weights and training state on disk: exact, verified, and without pickle."""
 
 from __future__ import annotations
 

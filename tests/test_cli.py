@@ -1,4 +1,4 @@
-"""The `mnist-pipe` command: what it prints, its exit codes, and that it is quick."""
+"""Test the `mnist-pipe` command: its output, its exit codes, and that it is fast."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NO_SERVICES = [
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project, and a working directory deep inside it."""
+    """Empty project, with a folder deep inside it as the working directory."""
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).touch()
     (tmp_path / "some" / "folder").mkdir(parents=True)
@@ -138,11 +138,11 @@ def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pyte
 
 
 def test_ctrl_c_is_130(project: Path) -> None:
-    # `down` waits for the lock that this test holds.
+    # `down` waits for the lock that this test holds, so that the signal arrives while it runs.
     from mnist_pipe.atomic import locked
 
     with locked(project / ".state/services.lock", purpose="a test"):
-        # A job that a shell started in the background ignores SIGINT, and so would its children.
+        # A job that a shell starts in the background ignores SIGINT, and so do its children.
         process = subprocess.Popen(
             [*MNIST_PIPE, "down"],
             stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The convolutional networks with one max-pool: against the order of the report's layers, and pytorch/examples."""
+"""Test convolutional networks with one max-pool against the report's order of layers and pytorch/examples."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mnist_pipe.models.resnet import Block, ResNet
 
 
 def _report(layers: dict[str, nn.Module], images: Tensor) -> Tensor:
-    """The report's layers in its order: each ReLU before what follows it."""
+    """Apply the report's layers in its order, with each ReLU before the next layer, and return the logits."""
     features = F.max_pool2d(F.relu(layers["3"](F.relu(layers["0"](images)))), 2)
     outputs: Tensor = layers["8"](F.relu(layers["6"](features.flatten(1))))
     return outputs
 
 
 def _example(layers: dict[str, nn.Module], images: Tensor) -> Tensor:
-    """`Net.forward` of pytorch/examples, mnist/main.py, up to its log_softmax."""
+    """Return the logits of `Net.forward` of pytorch/examples, mnist/main.py, without its log_softmax."""
     x = F.relu(layers["0"](images))
     x = F.relu(layers["2"](x))
     x = F.max_pool2d(x, 2)
@@ -75,7 +75,7 @@ def test_batch_norm_follows_each_convolution_and_takes_the_place_of_its_bias() -
     plain = sum(parameter.numel() for parameter in models.build("cnn").parameters())
     assert (
         sum(parameter.numel() for parameter in model.parameters()) == plain + 32 + 64
-    )  # a gain and a shift for a bias
+    )  # a scale and a shift instead of a bias
 
 
 def test_a_block_that_changes_nothing_passes_its_input_on() -> None:
@@ -89,7 +89,7 @@ def test_a_block_is_the_sum_of_its_two_ways() -> None:
     torch.manual_seed(0)
     block = Block(4, 6, stride=2).eval()
     features = torch.randn(2, 4, 14, 14)
-    active = features.div((1 + 1e-5) ** 0.5).relu()  # a new norm has seen a mean of 0 and a variance of 1
+    active = features.div((1 + 1e-5) ** 0.5).relu()  # an untrained norm has running mean 0 and variance 1
     inner = F.conv2d(active, block.conv1.weight, stride=2, padding=1).div((1 + 1e-5) ** 0.5).relu()
     assert block.shortcut is not None
     expected = F.conv2d(inner, block.conv2.weight, padding=1) + F.conv2d(active, block.shortcut.weight, stride=2)

@@ -1,4 +1,4 @@
-"""Every page of `mnist-pipe dashboards`: opened, closed to strangers, checked with credentials, seen by a browser."""
+"""Test every page of `mnist-pipe dashboards`: its start, its access control, its checks, and its view in a browser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.services import (
     wait_until,
 )
 
-__all__ = ["clean_variables"]  # a fixture
+__all__ = ["clean_variables"]  # fixture
 
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(600)]
 NAMES = ("prefect", "ray", "tensorboard", "mlflow")
@@ -46,12 +46,12 @@ NAMES = ("prefect", "ray", "tensorboard", "mlflow")
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A project in which two people have asked for the dashboards at once, on a machine whose ports are taken."""
+    """Project in which two users requested the dashboards at once, on a machine whose default ports are occupied."""
     root = copy_tree(tmp_path_factory.mktemp("project") / "main")
     with taken(tensorboard.PORT, mlflow_server.PORT):
         try:
             run(root, "up")
-            assert set(recorded(root)) == {"prefect", "ray"}  # and nothing that costs time besides
+            assert set(recorded(root)) == {"prefect", "ray"}  # and no other, which would take extra time
             run_twice_at_once(root, "dashboards")
             yield root
         finally:
@@ -60,7 +60,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def root(started: Path) -> Path:
-    """The same project, with all four services as `dashboards` has them, whatever the test before has done to them."""
+    """The started project, with all four services of `dashboards` running again, whatever the last test did."""
     services.up(started, names=NAMES)
     return started
 
@@ -206,7 +206,7 @@ def test_tensorboard_reads_the_curves_from_s3(root: Path, tmp_path: Path, monkey
 
 
 def runs_of(page: Page) -> list[str]:
-    """What TensorBoard has found; it looks every few seconds."""
+    """Return the runs that TensorBoard has found, once there are any; it searches every few seconds."""
 
     def found() -> list[str]:
         return list(httpx.get(f"{page.url}/data/runs", timeout=10).json())
@@ -215,12 +215,12 @@ def runs_of(page: Page) -> list[str]:
     return found()
 
 
-# --- a cluster's pages, for which the real servers of this project stand in
+# --- a cluster's pages, which the real servers of this project represent
 
 
 @pytest.fixture
 def client(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Another project, of a person who has been told a cluster's addresses, passwords and token."""
+    """Another project, whose user has a cluster's addresses, passwords and token."""
     servers = recorded(root)
     monkeypatch.setenv("PREFECT_API_URL", servers["prefect"].address)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", secret(root, "prefect"))
@@ -236,14 +236,14 @@ def client(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def publish(root: Path, value: object) -> None:
-    """Set the Prefect variable as `mnist-pipe deploy` does, or remove it."""
+    """Set the Prefect variable as `mnist-pipe deploy` does, or remove it if `value` is None."""
     server = recorded(root)["prefect"]
     header = services.authorization(server)
     token = json.loads(request(f"{server.address}/csrf-token?client=tests", authorization=header)[1])["token"]
     csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
     where = f"{server.address}/variables/name/{dashboards.PUBLISHED}"
     old = httpx.delete(where, headers={"Authorization": header, **csrf}, timeout=10)
-    assert old.status_code in (204, 404)  # 404: there was none
+    assert old.status_code in (204, 404)  # 404: the variable did not exist
     if value is not None:
         data = json.dumps({"name": dashboards.PUBLISHED, "value": value}).encode()
         assert request(f"{server.address}/variables/", authorization=header, data=data, **csrf)[0] == 201
@@ -381,7 +381,7 @@ def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
         server.communicate()
 
 
-# --- as a person sees them
+# --- in a browser
 
 
 @pytest.mark.browser
@@ -410,13 +410,13 @@ def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Pa
 
 
 def flow_run(log: str) -> str:
-    """The name that Prefect gave the flow run of this output."""
+    """Return the name that Prefect gave the flow run in this output."""
     found = re.search(r"Flow run '([^']+)'", log)
     assert found, log
     return found[1]
 
 
-# --- the end
+# --- shutdown
 
 
 def test_down_ends_them_and_what_was_not_started_says_how(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `mnist-pipe doctor` finds, and the checks that a stage makes before it starts."""
+"""Test what `mnist-pipe doctor` finds, and the checks that a stage makes before it starts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MiniMount = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A healthy project."""
+    """Project without any problem."""
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / ".dvc").mkdir()
@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> MiniMount:
-    """Run Python code in a folder on a file system of 1 MiB that nobody else sees."""
+    """Function that runs Python code in a folder on a private file system of 1 MiB."""
     folder = tmp_path / "mounted"
     folder.mkdir()
 

@@ -1,4 +1,4 @@
-"""The moving average of the weights: against its formula, and as part of a run."""
+"""Test the moving average of the weights against its formula, and as part of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gates, against counts made by hand."""
+"""Test the gates against counts made by hand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def predictions(
     probability: float = 0.9,
     source: str | None = "raw",
 ) -> Predictions:
-    """One row an entry; 1 is right, 0 is wrong."""
+    """Return predictions with one row per entry of `correct`: 1 is right, 0 is wrong."""
     rows = len(correct)
     label = (np.arange(rows) % 10).astype(np.uint8)
 
@@ -42,7 +42,7 @@ def predictions(
 
 
 def approx(value: float) -> Any:
-    """A figure that is about this."""
+    """Return a value that equals every number close to `value`."""
     return pytest.approx(value)
 
 
@@ -55,7 +55,7 @@ def against_champion(candidate: Predictions, opponent: gates.Champion | None, *,
 
 
 def test_the_baseline_gate_counts_the_rows_that_one_alone_gets_right() -> None:
-    # 8 rows with the candidate alone, 1 with the baseline alone, 1 with both: 10 of the 512 splits are as good.
+    # Only the candidate is right on 8 rows, only the baseline on 1, both on 1: 10 of 512 outcomes are at least as good.
     gate = gates.beats_baseline(predictions([1] * 9 + [0], baseline=[0] * 8 + [1, 1]), max_p_value=0.02)
     assert gate == gates.Gate(
         name="baseline",
@@ -85,7 +85,7 @@ def test_a_candidate_that_is_much_worse_than_the_baseline_does_not_pass() -> Non
 
 
 def test_the_calibration_gate_compares_confidence_with_accuracy() -> None:
-    # Confidence 0.9 in one bin, right in 8 of 10 rows: the error is 0.1 (float32 0.9 is a little less).
+    # Confidence 0.9 in one bin, right in 8 of 10 rows: the error is 0.1 (float32 0.9 is slightly less).
     candidate = predictions([1] * 8 + [0] * 2, probability=0.9)
     gate = gates.is_calibrated(candidate, max_error=0.1)
     assert gate == gates.Gate(
@@ -123,7 +123,8 @@ def test_the_champion_itself_is_recognised_by_its_content() -> None:
 
 
 def test_the_champion_gate_joins_by_the_raw_row() -> None:
-    # Rows 10..17; the champion's file has them in the reverse order and is wrong where the candidate is right, in 5.
+    # Rows 10..17; the champion's file has them in reverse order. Only the candidate is right on 5 rows, only the
+    # champion on 1.
     right = [1, 1, 1, 1, 1, 0, 1, 1]
     theirs = [0, 0, 0, 0, 0, 1, 1, 1]
     rows = list(range(10, 18))
@@ -141,7 +142,7 @@ def test_the_champion_gate_joins_by_the_raw_row() -> None:
 
 
 def test_only_rows_that_both_held_out_count() -> None:
-    # The candidate wins on 100 rows that the champion trained on, and the champion on 1 of the 10 common ones.
+    # The candidate wins on 100 rows that the champion was trained on; of the 10 common rows the champion wins on 1.
     ours = predictions([1] * 100 + [1] * 9 + [0], index=list(range(110)))
     theirs = predictions([1] * 10 + [0] * 40, index=list(range(100, 150)))
     gate = against_champion(ours, champion(theirs))

@@ -1,4 +1,4 @@
-"""What a client and a worker hand each other, with a directory as the storage."""
+"""Test what a client and a worker exchange, with a directory as the storage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "runs/double-abc/0"
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with the stage `double` and its inputs; a worker has an MLflow server."""
+    """Project with the stage `double` and its inputs; MLFLOW_TRACKING_URI is set, as on a worker."""
     root = tmp_path / "client"
     (root / "data/in").mkdir(parents=True)
     (root / "data/in/a.txt").write_text("a")
@@ -44,7 +44,7 @@ def place(tmp_path: Path) -> Storage:
 
 
 def work(place: Storage) -> None:
-    """What the worker does: from each input an output."""
+    """Do the worker's part: compute an output from each input."""
     with handoff.worker_workspace(f"{place.uri}/{KEY}"):
         Path("models/out").mkdir(parents=True)
         Path("models/out/a.txt").write_text(Path("data/in/a.txt").read_text() * 2)
@@ -75,7 +75,7 @@ def test_the_name_of_a_run_changes_with_what_it_is_made_from_and_only_then(clien
     assert name == handoff.run_name("double", client, params={"a": 1})
     assert name.startswith("double-")
     assert name != handoff.run_name("double", client, params={"a": 2})
-    (client / "params.yaml").write_text("x: 2\n")  # another section
+    (client / "params.yaml").write_text("x: 2\n")  # changes another section
     assert name == handoff.run_name("double", client, params={"a": 1})
     (client / "data/in/a.txt").write_text("b")
     assert name != handoff.run_name("double", client, params={"a": 1})

@@ -1,4 +1,4 @@
-"""The one HTTP GET that asks whether a server is there."""
+"""Test the single HTTP GET that checks whether a server responds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.services import dead_server
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Lets in `Bearer secret`, and sends /elsewhere to a page that is there."""
+    """Handler that accepts only `Bearer secret`, and redirects /elsewhere to a page that exists."""
 
     def do_GET(self) -> None:
         if self.path == "/elsewhere":

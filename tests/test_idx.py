@@ -1,4 +1,4 @@
-"""The IDX codec: what it writes it reads, and what it did not write it refuses."""
+"""Test the IDX codec: it reads what it writes, and refuses everything else."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_every_truncation_of_a_gzip_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_no_bit_flip_of_a_gzip_file_changes_a_value(tmp_path: Path) -> None:
-    """A flip in the header's time stamp or in padding changes nothing; SOURCES' digests refuse even those."""
+    """Check every bit; a flip in the time stamp or in padding is harmless, and SOURCES' digests refuse even those."""
     packed = gzip.compress(idx.encode(LABELS), mtime=0)
     refused = 0
     for bit in range(8 * len(packed)):
@@ -173,6 +173,6 @@ def test_the_published_files_hold_what_the_publisher_says(mnist_mirror: Path) ->
     labels = idx.read(mnist_mirror / "t10k-labels-idx1-ubyte.gz", kind="labels", max_bytes=1 << 24)
     assert images.shape == (10_000, 28, 28)
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    # A Python that knows nothing of this codec: the header is 16 bytes, the pixels are the rest.
+    # Independent of this codec: the header has 16 bytes, and the rest are the pixels.
     content = gzip.decompress((mnist_mirror / "t10k-images-idx3-ubyte.gz").read_bytes())
     assert images.tobytes() == content[16:]

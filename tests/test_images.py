@@ -1,4 +1,4 @@
-"""Pictures of digits, in every form that people have them in, against the one canonical image."""
+"""Test that digit images in all usual forms are read as the one canonical image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(tmp_path: Path) -> Save:
 
 
 def drawn(text: str = "5", *, size: int = 300, height: int = 200, at: tuple[int, int] | None = None) -> Image.Image:
-    """A printed digit, black on white, grey scale."""
+    """Return a printed digit, black on white, in greyscale."""
     image = Image.new("L", (size, size), 255)
     anchor = (size // 2, size // 2) if at is None else at
     ImageDraw.Draw(image).text(anchor, text, font=ImageFont.load_default(height), fill=0, anchor="mm")
@@ -40,7 +40,7 @@ def drawn(text: str = "5", *, size: int = 300, height: int = 200, at: tuple[int,
 
 
 def difference(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Summed absolute difference as a part of the ink of `b`."""
+    """Return the sum of absolute differences, relative to the ink of `b`."""
     return float(np.abs(a - b).sum() / b.sum())
 
 
@@ -112,7 +112,7 @@ def test_jpeg_is_read_in_each_of_its_colour_models(save: Save, canonical: NDArra
 def test_the_orientation_in_the_exif_is_obeyed(
     save: Save, canonical: NDArray[np.float32], name: str, mode: str, orientation: int
 ) -> None:
-    # What a camera stores for each tag, so that turning it as the tag says gives the upright digit (EXIF 2.3, 4.6.4).
+    # Stored image for each tag, so that the transformation of the tag gives the upright digit (EXIF 2.3, 4.6.4).
     transpose = Image.Transpose
     stored = {
         1: None,
@@ -133,7 +133,7 @@ def test_the_orientation_in_the_exif_is_obeyed(
 
 def test_a_transparent_16_bit_background_is_white(save: Save, canonical: NDArray[np.float32]) -> None:
     values = np.asarray(drawn()).astype(np.uint16) * 257
-    values[values == 65535] = 7  # nearly black, and declared transparent
+    values[values == 65535] = 7  # nearly black, but declared transparent
     path = save(Image.fromarray(values), transparency=7)
     assert difference(load_image(path), canonical) < 0.12
 
@@ -150,7 +150,7 @@ def test_images_of_mnist_come_out_as_they_went_in(save: Save, mnist_mirror: Path
     loaded = np.stack([load_image(save(Image.fromarray(image))) for image in images])
     shifts = np.abs([np.subtract(centre_of_mass(a), centre_of_mass(b)) for a, b in zip(loaded, images, strict=True)])
     assert shifts.mean() < 0.01  # pixels
-    # What may be lost is the faintest edge, below the ink's threshold.
+    # Only the faintest edge, below the ink's threshold, may be lost.
     same = (np.abs(loaded - images / np.float32(255)) <= 0.1).all(axis=(1, 2))
     assert same.mean() >= 0.99
 
@@ -214,7 +214,7 @@ def test_a_jpeg_that_was_cut_is_damaged(save: Save) -> None:
 def test_no_flipped_bit_of_a_png_goes_unseen(save: Save) -> None:
     path = save(drawn(size=40, height=30))
     content = path.read_bytes()
-    for position in range(8, len(content) - 12):  # not the last chunk, which holds no picture
+    for position in range(8, len(content) - 12):  # without the last chunk, which holds no pixels
         path.write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
         assert error(path).startswith(f"{path}: the ")
 
@@ -225,12 +225,12 @@ def test_a_damaged_jpeg_is_an_image_or_an_input_error(save: Save) -> None:
     random = np.random.default_rng(0)
     for position in range(0, len(content), 3):
         path.write_bytes(content[:position] + random.bytes(1) + content[position + 1 :])
-        with contextlib.suppress(InputError):  # a JPEG has no checksum: some damage is another picture
+        with contextlib.suppress(InputError):  # a JPEG has no checksum, so some damage only changes the image
             assert load_image(path).shape == (28, 28)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A small PNG that claims to be huge."""
+    """Return a small PNG file that claims to be huge."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -239,7 +239,7 @@ def bomb(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize("side", [9_500, 14_000, 60_000])  # Pillow itself warns of the first and raises for the others
+@pytest.mark.parametrize("side", [9_500, 14_000, 60_000])  # Pillow warns about the first and raises for the others
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, side: int) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(bomb(side, side))

@@ -1,4 +1,4 @@
-"""The laws of the house, read from the source."""
+"""Test the project's architecture rules on its source code."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ONLY = {
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that the source names, function-level imports included."""
+    """Return every module that the source imports, including imports inside functions."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -62,7 +62,7 @@ def imports(path: Path) -> set[str]:
 
 
 def layer(module: str) -> int:
-    """The layer of the longest name that matches."""
+    """Return the layer of the module's longest matching prefix."""
     name = module.removeprefix("mnist_pipe.")
     matches = [(len(n), i) for i, names in enumerate(LAYERS) for n in names if name == n or name.startswith(n + ".")]
     assert matches, f"{module} has no layer"
@@ -85,11 +85,11 @@ def test_each_orchestrator_has_its_own_modules(library: str) -> None:
 
 HEAVY = {*ONLY["ray"], *ONLY["mlflow"]} | {
     f"mnist_pipe.{name}" for name in ("training", "tuning", "models", "inference", "data", "evaluation")
-}  # imported where they are used
+}  # imported inside the functions that use them
 
 
 def test_importing_the_library_has_no_effect(tmp_path: Path) -> None:
-    # In a fresh process and an empty folder: no file, no output, no thread, nothing heavy.
+    # In a new process and an empty folder: importing creates no file, prints nothing, starts no thread and is light.
     names = [
         m for m in MODULES if m.startswith("mnist_pipe") and not any(m == h or m.startswith(h + ".") for h in HEAVY)
     ]
@@ -128,8 +128,8 @@ def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:
     assert list(stages) == list(STAGES)
     for name, sections in STAGES.items():
         assert stages[name]["cmd"] == f"exec python -m pipelines {name}"
-        if name != "report":  # which prints all of params.yaml
-            narrow = {"recipe": "recipes.${recipe}"}  # DVC looks up which recipe is chosen, and sees no other
+        if name != "report":  # report prints all of params.yaml
+            narrow = {"recipe": "recipes.${recipe}"}  # DVC resolves the name of the chosen recipe, and tracks no other
             assert set(stages[name]["params"]) == {narrow.get(section, section) for section in sections}
 
 

@@ -1,4 +1,4 @@
-"""The ledger of an interrupted job: what was recorded is read again, and nothing else is."""
+"""Test the ledger of an interrupted job: it reads what was recorded, and nothing else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mnist_pipe.cluster.storage import open_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """An entry with a field that earlier versions did not have."""
+    """Entry with a field that earlier versions did not have."""
 
     number: int
     history: list[float]

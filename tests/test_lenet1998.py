@@ -1,4 +1,4 @@
-"""The networks of 1998 against the figures and the equations of the papers that describe them."""
+"""Test the networks of 1998 against the numbers and equations of the papers that describe them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
 
-# Table I, a column for each of the 16 maps of C3, an X where it reads the map of S2 in that row.
+# Table I has a column for each of the 16 maps of C3, with an X in each row whose map of S2 it reads.
 TABLE_1 = """
 X . . . X X X . . X X X X . X X
 X X . . . X X X . . X X X X . X
@@ -123,7 +123,7 @@ def test_a_digits_code_is_its_bitmap() -> None:
     assert one[:3] == ["...##..", "..###..", ".####.."]
     assert one[9:] == [".######", ".......", "......."]
     apart = torch.cdist(codes, codes).square() / 4 + 84 * torch.eye(10)
-    assert apart.min() >= 13  # pixels in which the two likest digits, 6 and 8, differ
+    assert apart.min() >= 13  # number of pixels in which the two most similar digits, 6 and 8, differ
 
 
 def test_the_logits_are_the_penalties_with_the_sign_turned() -> None:

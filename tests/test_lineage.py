@@ -1,4 +1,4 @@
-"""Where a model comes from, in a checkout, in a changed one, and in a tree without git."""
+"""Test the lineage of a model in a clean checkout, in a modified one, and in a tree without git."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """The project's params and a source file, as they are unpacked."""
+    """Project with its params and a source file, as in an unpacked archive."""
     root = tmp_path / "project"
     (root / "reports").mkdir(parents=True)
     shutil.copy(ROOT / "params.yaml", root)
@@ -84,7 +84,7 @@ def test_the_variables_of_a_git_hook_do_not_lead_astray(checkout: Path, monkeypa
 
 def test_looking_does_not_write_to_the_repository(checkout: Path) -> None:
     index = checkout / ".git" / "index"
-    (checkout / "code.py").touch()  # a plain `git status` would refresh the index now
+    (checkout / "code.py").touch()  # a plain `git status` would now refresh the index
     before = index.stat().st_mtime_ns
     lineage.source_revision(checkout)
     assert index.stat().st_mtime_ns == before

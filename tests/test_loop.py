@@ -1,4 +1,4 @@
-"""The training loop: what it computes, what it draws, what it refuses."""
+"""Test the training loop: what it computes, what it draws at random, and what it refuses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
     assert recipe_of(point, found={"model": "linear"}, models={}).model_params == {}
 
 
-@pytest.mark.filterwarnings("error")  # torch warns of memory that it must not write to
+@pytest.mark.filterwarnings("error")  # torch warns about memory that it must not write to
 @pytest.mark.parametrize("writeable", [True, False])
 def test_a_split_on_the_cpu_is_not_copied(writeable: bool) -> None:
     images = np.random.default_rng(0).normal(size=(8, 28, 28)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_another_seed_is_another_run() -> None:
 
 
 def test_metrics_are_means_over_rows_and_not_over_batches() -> None:
-    # 2,050 rows: the last of evaluate's batches has 50, which a mean of means would weigh as a whole one.
+    # With 2,050 rows evaluate's last batch has 50, which a mean of means would weight like a full one.
     data = blobs(2050)
     model, _ = loop.new_run(RECIPE, device=CPU)
     loss, accuracy = loop.evaluate(model, data)
@@ -94,7 +94,7 @@ def test_every_row_is_seen_once_an_epoch() -> None:
 
 
 def test_one_step_is_the_step_written_by_hand() -> None:
-    # The smooth model: where two pixels nearly tie, max-pool's gradient jumps with the order of the rows.
+    # A smooth model is needed: if two pixels nearly tie, max-pool's gradient jumps with the order of the rows.
     smooth = dataclasses.replace(RECIPE, model="mlp", model_params={}, rotation_degrees=0, translation_pixels=0)
     recipe = dataclasses.replace(smooth, batch_size=64, num_epochs=1, schedule="constant")
     data = blobs(64)
@@ -120,7 +120,7 @@ def test_a_run_continued_at_an_epoch_is_the_run_never_stopped() -> None:
 
 
 def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
-    class Gone(Exception):
+    class GoneError(Exception):
         pass
 
     saved: list[tuple[loop.Position, dict[str, Any], dict[str, Any]]] = []
@@ -130,7 +130,7 @@ def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
         if next(steps) != 16:
             return
         saved.append((position(), copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())))
-        raise Gone
+        raise GoneError
 
     training, validation = blobs(320), blobs(100, seed=1)
     whole, expected = run(RECIPE, training=training, validation=validation)
@@ -138,7 +138,7 @@ def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
     data: dict[str, Any] = {"training": training, "validation": validation}
     epochs = loop.train(RECIPE, model=model, optimizer=optimizer, **data, after_step=save)
     first = next(epochs)
-    with pytest.raises(Gone):
+    with pytest.raises(GoneError):
         next(epochs)
     at, weights, state = saved[0]
     assert (at.epoch, at.step) == (1, 7)
@@ -151,7 +151,7 @@ def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
 
 
 def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
-    # Both ranks run in threads with a real barrier for the sums; at this rate no gradient need be exchanged.
+    # Both ranks run in threads with a real barrier for the sums; at this rate, gradients need not be exchanged.
     recipe = dataclasses.replace(RECIPE, model="mlp", model_params={}, learning_rate=1e-9, num_epochs=1)
     training, validation = blobs(320), blobs(101, seed=1)
     alone, _ = run(recipe, training=training, validation=validation)
@@ -197,7 +197,8 @@ def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
 def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, tmp_path: Path) -> None:
-    # 22, 21 and 21 rows of 64; without weights the gradient would be off by a sixtieth of what the rows differ by.
+    # Ranks have 22, 21 and 21 of 64 rows; without weights, the gradient would be off by a sixtieth of the rows'
+    # differences.
     params = {"channels": [4]} if model == "convnet" else {}
     recipe = dataclasses.replace(
         RECIPE, model=model, model_params=params, batch_size=64, num_epochs=1, schedule="constant", learning_rate=1.0
@@ -205,8 +206,8 @@ def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, t
     _, alone = run(recipe, training=blobs(64), validation=blobs(64))
     start_ranks(_uneven_rank, recipe, str(tmp_path), num_ranks=3)
     together = torch.load(tmp_path / "weights.pt", weights_only=True)
-    # Of all weights together: where two pixels nearly tie, max-pool's gradient jumps with the order of the rows. If the
-    # loss is not weighted the difference is 0.005 and more of the whole.
+    # Compare all weights together: if two pixels nearly tie, max-pool's gradient jumps with the order of the rows.
+    # Without weights in the loss, the relative difference is at least 0.005.
     difference = torch.cat([value.flatten().double() for value in together.values()]) - alone
     assert difference.norm() <= 1e-4 * alone.norm()
 

@@ -1,4 +1,4 @@
-"""Tables and regions of Markdown files."""
+"""Test tables and regions of Markdown files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scores: every figure against scikit-learn, torch or a count by hand."""
+"""Test every metric against scikit-learn, torch or a count by hand."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def test_likelihood_and_accuracy_agree_with_scikit_learn(
 
 
 def test_brier_score_of_two_rows_by_hand() -> None:
-    # Even logits give 1/10 to each class: 9 squares of 0.1 and one of 0.9. A sure and right row adds nothing.
+    # Equal logits give each class 1/10: 9 squares of 0.1 and one of 0.9. A certain and right row adds nothing.
     sure = np.where(np.arange(10) == 4, 1000, 0)
     found = metrics_of(np.array([np.zeros(10), sure], dtype=np.float32), np.array([7, 4], dtype=np.uint8))
     assert found.brier == pytest.approx((9 * 0.01 + 0.81) / 2)
 
 
 def test_a_hand_count_of_three_rows() -> None:
-    even = math.log(9)  # this logit against nine zeros is a probability of 1/2
+    even = math.log(9)  # this logit and nine zeros give a probability of 1/2
     rows = [np.where(np.arange(10) == top, even, 0) for top in (0, 1, 2)]
     found = metrics_of(np.array(rows, dtype=np.float64), np.array([0, 1, 9], dtype=np.uint8))
     assert (found.num_rows, found.num_correct, found.accuracy) == (3, 2, 2 / 3)
@@ -88,7 +88,7 @@ def test_wilson_interval_is_that_of_scipy(rows: int, share: float, confidence: f
 
 
 def test_calibration_error_agrees_with_the_published_code() -> None:
-    """The loop of Guo et al.: https://github.com/gpleiss/temperature_scaling, class ECELoss."""
+    """Compare with the loop of Guo et al.: https://github.com/gpleiss/temperature_scaling, class ECELoss."""
     random = np.random.default_rng(3)
     confidences = random.uniform(0.1, 1, 2000)
     correct = random.uniform(size=2000) < confidences**2

@@ -1,4 +1,4 @@
-"""The contract of every entry of MODELS; a new model inherits it by its one line."""
+"""Test the contract of every entry of MODELS; a new model needs no test of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PARAMETERS = {
     "lenet5": (25 * 6 + 6) + (25 * 6 * 16 + 16) + (400 * 120 + 120) + (120 * 84 + 84) + (84 * 10 + 10),
     "lenet1": 4 * 26 + 4 * 2 + (20 * 25 + 12) + 12 * 2 + (192 * 10 + 10),
     "lenet4": 4 * 26 + 8 * 2 + (60 * 25 + 16) + 16 * 2 + (560 * 25 + 120) + (120 * 10 + 10),
-    "lenet5_rbf": 156 + 12 + 1_516 + 32 + 48_120 + 10_164,  # layer by layer as the paper says
+    "lenet5_rbf": 156 + 12 + 1_516 + 32 + 48_120 + 10_164,  # layer by layer, as in the paper
     "cnn": (9 * 32 + 32) + (9 * 32 * 64 + 64) + (64 * 14 * 14 * 128 + 128) + (128 * 10 + 10),
     "convnet": 9 * 16 + 9 * 16 * 32 + 9 * 32 * 64 + 2 * (16 + 32 + 64) + (64 * 3 * 3 * 10 + 10),
-    "resnet": 9 * 32  # the first convolution, without a bias like the others
+    "resnet": 9 * 32  # the first convolution, which has no bias, like the others
     + 2 * (2 * 9 * 32 * 32 + 2 * 2 * 32)
-    + (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 2 * (32 + 64))  # the shortcut of the block that widens is 1x1
+    + (9 * 32 * 64 + 9 * 64 * 64 + 32 * 64 + 2 * (32 + 64))  # the shortcut of the widening block is 1x1
     + (2 * 9 * 64 * 64 + 2 * 2 * 64)
     + (2 * 64 + 64 * 10 + 10),
 }
@@ -44,7 +44,7 @@ def test_a_block_has_so_many_convolutions_and_the_last_pool_can_be_left_out() ->
 
     twice = 9 * 4 + 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 2 * (4 + 4 + 8 + 8) + (8 * 7 * 7 * 10 + 10)
     assert count(channels=[4, 8], convolutions=2) == twice
-    # 22 pixels, 20 after the first convolution, which is not padded, 10 after the one pool.
+    # 22 pixels after the crop, 20 after the first convolution, which is not padded, and 10 after the only pool.
     assert count(channels=[4, 8], crop=3, last_pool=False) == 9 * 4 + 9 * 4 * 8 + 2 * (4 + 8) + (8 * 10 * 10 * 10 + 10)
 
 

@@ -1,4 +1,4 @@
-"""The validation split and the standardised images, against plain numpy."""
+"""Test the validation split and the standardised images against plain numpy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_images_looked_up_in_parts_are_those_looked_up_at_once(rows: int) -> Non
 
 @pytest.mark.parametrize("grey", [254, 255])
 def test_the_moments_of_the_brightest_images_are_exact(grey: int) -> None:
-    """The largest sums there can be, where float32 would round first."""
+    """Check the largest possible sums, which would be the first to be rounded in float32."""
     images = np.full((331, 28, 28), grey, np.uint8)
     images[0, 0, :3] = 253, 0, 1
     exact = [int(pixel) for pixel in images.ravel()]

@@ -1,4 +1,4 @@
-"""The contract of every entry of OPTIMIZERS, and Muon against the library's."""
+"""Test the contract of every entry of OPTIMIZERS, and Muon against the library's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mnist_pipe.training import optimizers
 from mnist_pipe.training.muon import Muon, orthogonalize
 from mnist_pipe.training.optimizers import OPTIMIZERS
 
-# The library's own class and the arguments that the entry promises; Muon has tests of its own below.
+# The library's own class and the arguments that the entry promises; Muon has its own tests below.
 ORACLES: dict[str, tuple[Any, dict[str, Any]]] = {
     "sgd": (torch.optim.SGD, {}),
     "momentum": (torch.optim.SGD, {"momentum": 0.9}),
@@ -36,7 +36,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def _steps(model: nn.Module, optimizer: torch.optim.Optimizer, *, num_steps: int) -> list[float]:
-    """Steps on a fixed regression problem; the losses before each."""
+    """Take steps on a fixed regression problem, and return the loss before each."""
     generator = torch.Generator().manual_seed(1)
     images, target = torch.randn(64, 1, 28, 28, generator=generator), torch.randn(64, 10, generator=generator)
     losses = []
@@ -79,7 +79,7 @@ def test_two_runs_are_bitwise_equal(name: str) -> None:
 
 
 def test_weight_decay_pulls_the_weights_in_and_leaves_the_biases(name: str) -> None:
-    # With a gradient of zero only the decay moves a parameter. It has to accumulate to show in adagrad and adadelta.
+    # With a gradient of zero only the decay changes a parameter; adagrad and adadelta need several steps to show it.
     model, optimizer = _new(name, weight_decay=0.1)
     norms = {key: value.norm().item() for key, value in model.named_parameters()}
     for _ in range(5):
@@ -133,7 +133,7 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
 
 
 def test_muon_on_a_hidden_matrix_is_torchs_muon() -> None:
-    # torch's iterates in bfloat16, so the directions agree to about two digits.
+    # torch's version iterates in bfloat16, so the directions agree to about two digits.
     torch.manual_seed(0)
     hidden = nn.Linear(20, 12, bias=False)
     model = nn.Sequential(hidden, nn.Linear(12, 10, bias=False))

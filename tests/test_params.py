@@ -1,4 +1,4 @@
-"""params.yaml: what is right is loaded, and every error is told in one line that names the key."""
+"""Test params.yaml: valid content is loaded, and every error is one line that names the key."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ NAMES = {
 
 @dataclasses.dataclass
 class Edited:
-    """The shipped file with one line changed."""
+    """Shipped file with one line changed."""
 
     path: Path
 
     def load(self, key: str, replacement: str) -> schema.Params:
-        """`replacement` stands for the line of `key`, such as `train.seed`."""
+        """Replace the line of `key`, such as `train.seed`, and load the file."""
         self.line, text = edit(key, replacement)
         self.path.write_text(text)
         return loader.load(self.path, names=NAMES)
 
     def errors(self, key: str, replacement: str) -> str:
-        """The whole message, without the file's name; L is the number of the line that was changed, M the next."""
+        """Return the error without the file's name; L stands for the number of the changed line, M for the next."""
         with pytest.raises(InputError) as caught:
             self.load(key, replacement)
         message = str(caught.value)
@@ -74,7 +74,7 @@ def test_the_shipped_file_loads_with_the_names_that_exist() -> None:
 
 
 def test_every_shipped_value_is_the_one_that_yaml_means() -> None:
-    """The oracle is the parser that DVC uses, so the two never disagree on a number."""
+    """Compare with the parser that DVC uses, so that both always read the same numbers."""
     content = YAML(typ="safe", pure=True).load(SHIPPED)
     assert loader.load(ROOT / "params.yaml", names=None).model_dump(by_alias=True) == content
 

@@ -1,4 +1,4 @@
-"""The whole DAG through `dvc repro`, as a user runs it, in a temporary clone on the data set that needs no network."""
+"""Test the DAG through `dvc repro`, as a user runs it, in a temporary clone on the data set that needs no network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Git clone with its own services, rebuilt once from nothing."""
+    """Git clone with its own services, built once from nothing."""
     folder = copy_tree(tmp_path_factory.mktemp("clone") / "main")
     run(folder, "git", "init", "-q")
     run(folder, "git", "add", "-A")
@@ -50,7 +50,7 @@ def rebuilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def clone(rebuilt: Path) -> Iterator[Path]:
-    """The same clone, which is for the next test as it was for this one; what its services have seen stays."""
+    """Rebuilt clone whose files are restored after the test; the state of its services is not."""
     before = contents(rebuilt)
     commit = run(rebuilt, "git", "rev-parse", "HEAD").strip()
     yield rebuilt
@@ -65,9 +65,9 @@ def clone(rebuilt: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def unpacked(clone: Path, tmp_path: Path) -> Path:
-    """The files and the outputs of the clone, without its history, its services and what DVC knows of them."""
+    """Copy of the clone's files and outputs, without its history, its services and DVC's records."""
     folder = copy_tree(tmp_path / "unpacked")
-    run(folder, "dvc", "config", "--local", "core.no_scm", "true")  # as the Makefile does
+    run(folder, "dvc", "config", "--local", "core.no_scm", "true")  # as in the Makefile
     for name in ("data", "models", "reports"):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(folder / name)
@@ -76,13 +76,13 @@ def unpacked(clone: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """What the user and the stages write."""
+    """Return the content of every file that the user and the stages write."""
     trees = (path for top in ("data", "models", "reports") for path in (folder / top).rglob("*"))
     return {path: path.read_bytes() for path in (folder / "params.yaml", folder / "dvc.lock", *trees) if path.is_file()}
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Every stage output that must be the same bytes each time: not the page, which shows durations."""
+    """Return the digest of every reproducible stage output; the page is not, because it shows durations."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(content).hexdigest()
         for path, content in contents(folder).items()
@@ -113,7 +113,7 @@ def test_the_candidate_beats_the_baseline_on_real_scans(clone: Path) -> None:
 
 
 def test_a_second_repro_does_nothing(clone: Path) -> None:
-    compiled = clone / "mnist_pipe/models/__pycache__/stray.pyc"  # as another machine, or none, would have it
+    compiled = clone / "mnist_pipe/models/__pycache__/stray.pyc"  # a stray file, which must not count as code
     compiled.parent.mkdir(exist_ok=True)
     compiled.write_bytes(b"")
     output = run(clone, "dvc", "repro")
@@ -152,7 +152,7 @@ def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_tria
     assert search in names
     assert any(re.fullmatch("train-[0-9a-f]{12}", name) for name in names)
     trainers = [actor for actor in ask("/logical/actors")["data"]["actors"].values() if actor["reprName"] == search]
-    assert len(trainers) == 1  # which ran every trial
+    assert len(trainers) == 1  # one actor ran every trial
     log = next(Path(head.folder).glob(f"session_latest/logs/worker-*-{trainers[0]['pid']}.out")).read_text()
     for trial in range(1, SMALL["search.num_trials"] + 1):
         assert f"trial {trial}: model " in log
@@ -166,7 +166,7 @@ def test_one_changed_key_reruns_only_what_depends_on_it(clone: Path) -> None:
 
 def test_data_weights_and_metrics_are_the_same_bytes_again(clone: Path) -> None:
     before = digests(clone)
-    for stage in ("ingest", "normalize", "baseline", "evaluate"):  # search: test_search.py; train: below
+    for stage in ("ingest", "normalize", "baseline", "evaluate"):  # test_search.py covers search, another test train
         assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", stage)) == [stage]
     assert digests(clone) == before
     assert any(name.endswith(".safetensors") for name in before)
@@ -195,8 +195,8 @@ def test_the_summary_names_the_model_the_report_and_how_to_stop(clone: Path) -> 
 @pytest.mark.slow
 def test_an_interrupted_train_leaves_nothing_and_goes_on_where_it_was(clone: Path) -> None:
     expected = hashlib.sha256((clone / "models/candidate/model.safetensors").read_bytes()).hexdigest()
-    # A terminal's Ctrl-C reaches the whole group; SIGTERM, as a scheduler sends it, reaches dvc alone; and a power cut
-    # leaves nobody to clean up.
+    # Ctrl-C in a terminal reaches the whole process group, a scheduler's SIGTERM reaches only dvc, and a power cut
+    # leaves no process to clean up.
     first = interrupt(clone, stop=lambda process: os.killpg(process.pid, signal.SIGINT))
     second = interrupt(clone, stop=lambda process: process.send_signal(signal.SIGTERM))
     third = interrupt(clone, stop=kill_all)
@@ -217,7 +217,7 @@ RETRAIN = ("dvc", "repro", "--force", "--single-item", "train")
 
 
 def interrupt(clone: Path, *, stop: Callable[[subprocess.Popen[bytes]], None], seconds: float = 60) -> str:
-    """Train until an epoch is printed, then `stop` dvc; what was printed. Nothing may be left after these seconds."""
+    """Train until an epoch is printed, `stop` dvc, and return the output; all processes must end within `seconds`."""
     log = clone / "train.log"
     with log.open("w") as stream:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""plots: whole, deterministic PNG files for every input that a run can produce."""
+"""Test the plots: complete, deterministic PNG files for every input that a run can produce."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
 
 
 def test_a_single_mistake_can_be_seen_in_the_confusion_matrix(tmp_path: Path) -> None:
-    """One cell of a hundred is strongly coloured, though it counts 1 beside hits of 20."""
+    """Check that one cell of a hundred is strongly coloured, though its count is 1 and hits have 20."""
 
     def num_red(num_wrong: int) -> int:
         plots.draw_confusion(tmp_path / "a.png", matrix(num_wrong=num_wrong))

@@ -1,4 +1,4 @@
-"""predictions: what is read is what was written, or an error that names the file and the row."""
+"""Test the predictions file: it is read as written, or an error names the file and the row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The law of public names: nothing private of a library is used, and nothing of a library is changed."""
+"""Test that no private name of a library is used, and that nothing of a library is modified."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ ROOT = Path(__file__).parent.parent
 OURS = ("mnist_pipe", "pipelines", "studies")
 SOURCES = sorted(path for folder in OURS for path in (ROOT / folder).rglob("*.py"))
 EXCEPTIONS = {
-    # Without it a Ray that a stage starts for itself listens on every interface: `ray.init` has no public name for
+    # Without it, a Ray that a stage starts for itself listens on every interface: `ray.init` has no public name for
     # `ray start --node-ip-address` (https://github.com/ray-project/ray/issues/22732, closed without one).
     ("mnist_pipe/cluster/ray_session.py", "_node_ip_address"),
-    # The callbacks of Ray Data's scheduling loop are an internal interface. Without the pause that ours makes, the loop
-    # spins while blocks wait for a slow reader: 0.40 of a CPU in place of 0.08, in the process that trains
-    # (https://github.com/ray-project/ray/issues/63544, on what that loop costs).
+    # The callbacks of Ray Data's scheduling loop are an internal interface. Without the pause that ours adds, the loop
+    # spins while blocks wait for a slow reader, and takes 0.40 instead of 0.08 of a CPU in the process that trains
+    # (https://github.com/ray-project/ray/issues/63544, on the cost of that loop).
     ("mnist_pipe/cluster/ordered_reader.py", "custom_execution_callback_classes"),
     # The documented way to leave a process whose other threads hang; Python named it so in 1.5.
     ("mnist_pipe/local/supervisor.py", "os._exit"),
 }
 INTERNAL = ("custom_execution_callback_classes",)
-"""Names without an underscore whose meaning is private all the same."""
+"""Names that are private although they have no underscore."""
 MUTATORS = ("add", "append", "clear", "difference_update", "discard", "extend", "pop", "remove", "setdefault", "update")
 
 
 def is_private(name: str) -> bool:
-    """Whether any part of a dotted name is private."""
+    """Return whether any part of a dotted name is private."""
     return any(part.startswith("_") and not (part.startswith("__") and part.endswith("__")) for part in name.split("."))
 
 
 def imported(tree: ast.AST) -> dict[str, str]:
-    """The names that imports bind, and the top package of each."""
+    """Return the names that imports bind, and the top-level package of each."""
     found: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -44,14 +44,14 @@ def imported(tree: ast.AST) -> dict[str, str]:
 
 
 def first_name(node: ast.expr) -> str:
-    """`a` of `a.b.c`."""
+    """Return the first name of an attribute chain: `a` for `a.b.c`."""
     while isinstance(node, ast.Attribute):
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def offences(source: str) -> Iterator[str]:
-    """Every private name that is used, and everything of an import that is changed."""
+    """Yield every private name that is used, and every modification of an imported object."""
     tree = ast.parse(source)
     bound = imported(tree)
     theirs = {name for name, package in bound.items() if package not in OURS}

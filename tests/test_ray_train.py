@@ -1,4 +1,4 @@
-"""Ray Train: workers agree, and whatever is killed, the run ends with the same weights."""
+"""Test Ray Train: workers agree, and whatever is killed, the run ends with the same weights."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ with connected("a-test"):
 
 
 def progress(folder: Path) -> dict[str, Any] | None:
-    """Of the checkpoint under `folder` that got farthest."""
+    """Return the progress of the most advanced checkpoint under `folder`."""
     if ray_train.restore(storage.open_uri(str(folder)), name="run", into=folder / "found") is None:
         return None
     content: dict[str, Any] = json.loads((folder / "found" / checkpoint.PROGRESS).read_text())["progress"]
@@ -59,7 +59,7 @@ def folder(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path: 
 
 @pytest.fixture(scope="module")
 def reference(folder: Path) -> TrainingResult:
-    """A run of one worker that nothing disturbed; its last state is in `folder/state`."""
+    """Result of an undisturbed run of one worker; its last state is in `folder/state`."""
     return fit(folder)
 
 
@@ -88,7 +88,7 @@ def test_local_mode_is_the_plain_loop_in_this_process(
     result = fit(tmp_path, scale=scale_of(cluster, num_workers=0, use_gpu=False), progress=recorder)
     assert recorder.epochs == result.history
     for ours, theirs in zip(result.history, reference.history, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)  # with as many threads as there are CPUs
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)  # the number of threads differs: one for each CPU
     torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=1e-3, atol=1e-3)
     assert not (tmp_path / "ray").exists()
 
@@ -136,13 +136,13 @@ def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, 
     ) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "epoch 1\n"
-        # All at once, as when the power goes: Ray's workers would train on for a while without their driver.
+        # Kill all at once, as in a power cut: Ray's workers would train on for a while without their driver.
         for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     kept = progress(tmp_path)
     assert kept is not None
-    # A snapshot that the kill cut short must not stand in the way.
+    # A snapshot that the kill truncated must not prevent the resume.
     for snapshot in tmp_path.glob("ray/run.*/checkpoint_manager_snapshot.json"):
         snapshot.write_text(snapshot.read_text()[:10])
     second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

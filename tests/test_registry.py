@@ -1,4 +1,4 @@
-"""The registry on a real MLflow: one version a content, aliases that only move on a pass, nothing lost to a kill."""
+"""Test the registry on a real MLflow: one version per content, aliases move only on a pass, a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def client(root: Path) -> Any:
 
 
 def state(root: Path, name: str = NAME) -> tuple[int, dict[str, int]]:
-    """(number of versions, aliases)."""
+    """Return the number of versions, and the version of each alias."""
     found = client(root).search_registered_models(f"name = '{name}'")
     aliases = {alias: int(version) for alias, version in found[0].aliases.items()} if found else {}
     return len(client(root).search_model_versions(f"name = '{name}'")), aliases
@@ -260,7 +260,7 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(
         assert champion is not None
         model, card = checkpoint.load_model(mlflow_registry.download(champion, root=registry_root))
         seen = list(_unpickled)
-        pickle.loads(pickle.dumps(Path("x")))  # the watch itself works
+        pickle.loads(pickle.dumps(Path("x")))  # the audit hook itself works
         assert _unpickled != seen
     finally:
         _unpickled = None
@@ -351,7 +351,7 @@ def test_another_store_is_honoured_and_its_files_are_copied_once(
     register(registry_root, make_candidate(1, 60))
     outcome = register(
         registry_root, make_candidate(2, 40)
-    )  # compared with the predictions of the first, so these came back too
+    )  # compared with the first model's predictions, which were therefore downloaded
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
     champion = mlflow_registry.champion(NAME, root=registry_root)
     assert champion is not None
@@ -435,7 +435,7 @@ def test_a_damaged_database_is_told_at_once(registry_root: Path, make_candidate:
 
 
 def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
-    """Start `work` in a process forked from one that holds the imports alone: threads and connections must not fork."""
+    """Start `work` in a process forked from one with imports only, as threads and connections must not be forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
     process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
@@ -448,7 +448,7 @@ def call_pickled(work: bytes) -> None:
 
 
 def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) -> None:
-    """Register, and die by SIGKILL just before the given call of MLflow."""
+    """Register, and end by SIGKILL just before call number `call` of MLflow's `method`."""
     from mlflow import MlflowClient
 
     original, calls = getattr(MlflowClient, method), 0
@@ -471,9 +471,9 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
         ("log_artifact", 3),
         ("set_terminated", 1),
         ("create_model_version", 1),
-        ("set_model_version_tag", 1),  # the version is there, the alias is not
+        ("set_model_version_tag", 1),  # the version exists, but the alias does not
         ("set_registered_model_alias", 1),
-        ("set_registered_model_alias", 2),  # `previous` is moved, `champion` is not
+        ("set_registered_model_alias", 2),  # `previous` is moved, but `champion` is not
     ],
 )
 def test_whoever_comes_after_a_kill_completes_the_registration(
@@ -626,10 +626,10 @@ def test_a_search_of_many_epochs_is_logged_whole(registry_root: Path) -> None:
 
 
 def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None:
-    mlflow_registry.champion(NAME, root=registry_root)  # the import and the first connection are paid once a process
-    started = time.process_time()  # other people's work on this machine does not count
+    mlflow_registry.champion(NAME, root=registry_root)  # pays for the import and the first connection
+    started = time.process_time()  # CPU time, so that other load on this machine does not count
     mlflow_registry.log_search("toy-search", [trial(n) for n in range(24)], root=registry_root, search_id="search-1")
-    assert time.process_time() - started < 2  # 0.4 measured
+    assert time.process_time() - started < 2  # 0.4 s measured
 
 
 @pytest.mark.services
@@ -652,7 +652,7 @@ assert calls == [], "telemetry"
 from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
 assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 """
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # MLflow sends nothing from CI or from pytest
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # MLflow sends nothing from CI or pytest
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".state", "candidates"]

@@ -1,4 +1,4 @@
-"""The stage `evaluate` against counts by hand, and the report that is made from what it wrote."""
+"""Test the stage `evaluate` against counts by hand, and the report that is made from its output."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from pipelines import report as report_stage
 from tests.support import ROOT
 
 PARAMS = EvaluateParams(confidence=0.95, num_calibration_bins=15, num_worst_mistakes=5)
-MISTAKES = {"validation": 2, "test": 4}  # of 200 rows each, all of class 3 and taken for 4
+MISTAKES = {"validation": 2, "test": 4}  # of 200 rows each, all of class 3 but classified as 4
 SCRIPT = "<script>alert(1)</script>"
 
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after `evaluate`: the candidate knows all but a few labels, the baseline takes everything for a 0."""
+    """Project after `evaluate`: the candidate misses only a few labels, the baseline classifies every image as 0."""
     root = tmp_path_factory.mktemp("project")
     provenance = {"dataset": "mnist", "fallback_for": None, "mean": 0.1, "std": 0.3, "source_sha256": "ab"}
     for split, num_wrong in MISTAKES.items():
         labels = (np.arange(200) % 10).astype(np.uint8)
         shown = labels.copy()
         shown[np.flatnonzero(labels == 3)[:num_wrong]] = 4
-        # Pixel k of the first row says: this is a k.
+        # A bright pixel k in the first row encodes class k.
         images = np.zeros((200, 28, 28), dtype=np.float32)
         images[np.arange(200), 0, shown] = 1
         index = np.arange(200, dtype=np.uint32)
@@ -102,7 +102,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def run_stage() -> None:
-    """The tasks of the stage, without Prefect."""
+    """Run the tasks of the stage without Prefect."""
     stage.summarise.fn({split: stage.score_split.fn(split, PARAMS) for split in stage.SPLITS}, PARAMS)
     stage.draw.fn(PARAMS)
 
@@ -113,7 +113,7 @@ def gate(name: str, *, passed: bool, **figures: float) -> dict[str, Any]:
 
 @pytest.fixture
 def project(evaluated: Path, tmp_path: Path) -> Path:
-    """A copy of `evaluated` with everything else that the report is made from."""
+    """Copy of `evaluated` with everything else that the report is made from."""
     root = tmp_path / "project"
     shutil.copytree(evaluated, root)
     splits = ("train", "validation", "test")
@@ -155,7 +155,7 @@ def change(path: Path, **values: Any) -> None:
 
 
 class Page(HTMLParser):
-    """The page as a reader sees it: its text, its elements, and which element was left open."""
+    """Page as a reader sees it: its text, its elements, and the elements that are still open."""
 
     VOID = frozenset({"meta", "link", "img"})
 
@@ -192,7 +192,7 @@ def page(root: Path) -> Page:
     return Page(report.render_page(root, stages=tuple(STAGES)))
 
 
-# The stage `evaluate`.
+# --- the stage `evaluate`
 
 
 def test_the_figures_of_both_models_are_those_counted_by_hand(evaluated: Path) -> None:
@@ -236,7 +236,7 @@ def test_a_second_evaluation_gives_the_same_bytes(evaluated: Path, tmp_path: Pat
         assert (evaluated / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
 
 
-# The report.
+# --- the report
 
 
 def test_the_page_is_whole_and_loads_nothing(project: Path) -> None:
@@ -426,12 +426,12 @@ def test_the_template_is_part_of_the_package() -> None:
     assert "evaluation/*.html" in data["mnist_pipe"]
 
 
-# In a browser.
+# --- in a browser
 
 
 @pytest.fixture
 def chromium(tmp_path: Path) -> list[str]:
-    """The command line of a browser that reaches nothing but files."""
+    """Command line of a browser that can access only files."""
     program = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
     if program is None:
         pytest.skip("no Chromium on this machine")
@@ -457,7 +457,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
     project: Path, chromium: list[str], width: int
 ) -> None:
     write_bytes(project / "page.html", report.render_page(project).encode())
-    # The page itself may run no script, so another page looks into it.
+    # The page's own policy forbids scripts, so another page inspects it in a frame.
     (project / "host.html").write_text(
         f"""<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe><pre></pre><script>
         onload = () => {{
@@ -478,7 +478,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
 def test_light_and_dark_mode_both_draw_the_page(project: Path, chromium: list[str]) -> None:
     write_bytes(project / "page.html", report.render_page(project).encode())
     brightness = {}
-    for mode in (0, 1):  # of Chromium's enum: dark, light
+    for mode in (0, 1):  # values of Chromium's enum: dark, light
         path = project / f"{mode}.png"
         flags = [f"--blink-settings=preferredColorScheme={mode}", "--window-size=1200,2400", f"--screenshot={path}"]
         browse(chromium, *flags, (project / "page.html").as_uri())

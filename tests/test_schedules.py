@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Test the learning-rate schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray Tune: reproducible, resumable, and a diverging trial is never best."""
+"""Test Ray Tune: reproducible, resumable, and a diverging trial is never best."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ with connected("a-test") as available:
 
 @pytest.fixture(scope="module")
 def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[TrialRecord], Path]:
-    """A search that nothing disturbed, and its folder."""
+    """Records and folder of an undisturbed search."""
     folder = tmp_path_factory.mktemp("reference")
     return run(cluster, folder=folder), folder
 
@@ -78,7 +78,7 @@ def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path
 def test_no_credential_is_in_the_environment_while_trials_run(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Tune would put them into the runtime environment of each trial, which Ray logs."""
+    """Check that Tune gets no credential, which it would put into each trial's runtime environment, which Ray logs."""
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret-key")
     seen: list[str | None] = []
     arguments: dict[str, Any] = {"space": {"batch_size": [64]}, "num_trials": 1, "num_epochs": 1}
@@ -125,12 +125,12 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
         [*command, "2"], cwd=root, env=environment, start_new_session=True, stdout=subprocess.PIPE, text=True
     ) as first:
         assert first.stdout is not None
-        assert "stopped\n" in iter(first.stdout.readline, "")  # it waits there to be killed
+        assert "stopped\n" in iter(first.stdout.readline, "")  # it then waits to be killed
         os.killpg(first.pid, signal.SIGKILL)
     known = ledger_of("search", storage=place).read()
     assert len(known) == 2
-    # A mark in a recorded figure tells a trial that was remembered from one that was run again, and a file that is no
-    # record is passed over.
+    # A marked value distinguishes a restored trial from one that was run again; a file that is no record is to be
+    # skipped.
     marked = vars(known[0])
     figure = marked["history"][0]["train_loss"]
     marked["history"][0]["train_loss"] = 123.0
@@ -175,7 +175,7 @@ def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: 
     arguments: dict[str, Any] = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
     records = run(cluster, folder=tmp_path, space=space, **arguments)
     optimizers = [record.config["optimizer"] for record in told]
-    assert len(list(itertools.groupby(optimizers))) == 2  # all of a pack end together
+    assert len(list(itertools.groupby(optimizers))) == 2  # all trials of a pack end together
     assert [record.trial for record in records] == list(range(1, 13))
     assert ledger_of("search", storage=storage.open_uri(str(tmp_path))).read() == records
     curves = {path.parent.name for path in (tmp_path / "ray/search.0").glob("trial-*/*tfevents*")}
@@ -256,7 +256,7 @@ def test_trials_side_by_side_are_the_trials_one_by_one(cluster: Cluster, tmp_pat
     one = run(cluster, folder=tmp_path / "one", max_concurrent_trials=1, **arguments)
     assert [record.config for record in two] == [record.config for record in one]
     for ours, theirs in zip(two, one, strict=True):
-        assert ours.score == pytest.approx(theirs.score, abs=0.02)  # one thread each against all of them
+        assert ours.score == pytest.approx(theirs.score, abs=0.02)  # one thread each, but all of them in the reference
 
 
 def _record(trial: int, *, accuracy: float, loss: float = 0.1, status: str = "finished") -> TrialRecord:

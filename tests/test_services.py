@@ -1,4 +1,4 @@
-"""The local services, real ones: what they open, whom they let in, what they leave behind."""
+"""Test the real local services: the ports they open, the requests they accept, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ from tests.support.services import (
     works_in,
 )
 
-__all__ = ["clean_variables"]  # a fixture
+__all__ = ["clean_variables"]  # fixture
 
 NAMES = ("prefect", "ray")
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, set[int], dict[str, Service]]]:
-    """A project whose services two impatient people have started at once, on a machine whose ports are taken.
+    """Project whose services two users started at once, on a machine whose default ports are occupied.
 
-    With the first processes that were there then, and what was recorded of them.
+    It comes with the pids of the first processes that ran then, and with the services recorded of them.
     """
     root = new_root(tmp_path_factory.mktemp("project"))
     with taken(prefect_server.PORT, ray_head.PORT, ray_head.DASHBOARD_PORT):
@@ -61,7 +61,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, se
 
 @pytest.fixture
 def root(started: tuple[Path, set[int], dict[str, Service]]) -> Path:
-    """The same project, with services that run, whatever the test before has done to them."""
+    """The started project, with its services running again, whatever the last test did."""
     root, _, _ = started
     if any(state is not State.RUNNING for state, _ in services.status(root).values()):
         run(root, "up")
@@ -152,7 +152,7 @@ def test_secrets_are_for_their_owner_alone(root: Path) -> None:
 @pytest.mark.services
 def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
     for service in recorded(root).values():
-        assert os.getsid(service.pid) == service.pid  # a terminal signals its own session only
+        assert os.getsid(service.pid) == service.pid  # a terminal signals only its own session
         assert psutil.Process(service.pid).ppid() != os.getpid()
 
 
@@ -194,7 +194,7 @@ print("RESULT", *result, runs, *sorted(ips))
 
 
 def stage(root: Path) -> list[str]:
-    """Run a flow with a Ray task in a process that knows no more than `environment` tells it."""
+    """Run a flow with a Ray task in a process that has only the variables of `environment`."""
     done = subprocess.run(
         [sys.executable, "-c", STAGE], cwd=root, capture_output=True, text=True, timeout=200, check=False
     )
@@ -208,7 +208,7 @@ def stage(root: Path) -> list[str]:
 def test_a_stage_joins_both(root: Path) -> None:
     result, session, runs, *ips = stage(root)
     assert result == "49"
-    assert int(session) == recorded(root)["ray"].pid  # the task ran in the head's own worker
+    assert int(session) == recorded(root)["ray"].pid  # the task ran in a worker of the head
     assert runs == "1"
     assert ips in ([], ["127.0.0.1"])
 
@@ -237,7 +237,7 @@ def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> No
 @pytest.mark.services
 def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
     found = recorded(root)
-    # A Ray of somebody else looks like this to `ray stop`, which would end it.
+    # `ray stop` takes this for a Ray of another user, and would end it.
     code = "import time; time.sleep(300)"
     stranger = subprocess.Popen([sys.executable, "-c", code, "raylet", "gcs_server", "ray start --head"])
     try:
@@ -416,7 +416,7 @@ def test_a_pid_that_is_someone_elses_now_is_never_ended(tmp_path: Path) -> None:
         assert services.status(tmp_path)["prefect"][0] is State.DEAD
         assert services.down(tmp_path) == []
         assert stranger.poll() is None
-        assert tmp_path.exists()  # and no folder is removed that `up` did not make
+        assert tmp_path.exists()  # nor is a folder removed that `up` did not create
         assert not (tmp_path / paths.SERVICES).exists()
     finally:
         stranger.kill()

@@ -1,4 +1,4 @@
-"""compare: the exact McNemar test against binomial sums written out."""
+"""Test the exact McNemar test against written-out binomial sums."""
 
 from __future__ import annotations
 

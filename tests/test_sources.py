@@ -1,4 +1,4 @@
-"""The data sets: every entry of SOURCES, every way in which a mirror can fail, and the flow that falls back."""
+"""Test the data sets: every entry of SOURCES, every way in which a mirror can fail, and the flow's fallback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIRST = f"{NAMES[0]}.gz"
 
 
 def toy_files(rows: dict[str, int] | None = None) -> dict[str, bytes]:
-    """Four small IDX files by name, gzipped; not so small that a bit of theirs could be anything but noise."""
+    """Return four small gzipped IDX files by name, large enough that nearly every bit is pixel noise."""
     random = np.random.default_rng(3)
     files = {}
     for split, (images, labels) in sources.SPLITS.items():
@@ -48,7 +48,7 @@ TOY = toy_files()
 
 @pytest.fixture(autouse=True)
 def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A published data set of four small files, and an empty project to download it to."""
+    """Published data set of four small files, and an empty project to download it to."""
     published = {
         name: PublishedFile(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         for name, content in TOY.items()
@@ -61,7 +61,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Mirror(http.server.BaseHTTPRequestHandler):
-    """The toy files, well and badly served: the first part of the path is the name of the method that answers."""
+    """Handler that serves the toy files well or badly; the first part of the path names the method that responds."""
 
     protocol_version = "HTTP/1.1"
     requests: list[str]
@@ -70,7 +70,7 @@ class Mirror(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.requests.append(self.path)
         behaviour, name = self.path.strip("/").split("/")
-        with suppress(ConnectionError):  # the client may have seen enough
+        with suppress(ConnectionError):  # the client may disconnect early
             getattr(self, behaviour.partition("-")[0])(TOY[name.removesuffix(".gz")], name)
 
     def answer(self, content: bytes, *, status: int = 200, **headers: str) -> None:
@@ -186,7 +186,7 @@ def tls_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serv
 def fetch(
     *mirrors: object, dataset: str = "toy", timeout_seconds: float = 30, log: Callable[[str], None] = print
 ) -> dict[str, Path]:
-    """`sources.fetch`, patient enough for a good server on a busy machine."""
+    """Call `sources.fetch` with a time-out that suffices for a good server on a busy machine."""
     found = [str(mirror) for mirror in mirrors]
     return sources.fetch(dataset, mirrors=found, folder=None, timeout_seconds=timeout_seconds, log=log)
 
@@ -226,7 +226,7 @@ def test_an_entry_is_well_formed(name: str) -> None:
 
 
 def md5_notes(dataset: str) -> dict[str, str]:
-    """The MD5 of each file, from the notes in sources.toml."""
+    """Return the MD5 of each file, from the notes in sources.toml."""
     table = (Path(sources.__file__).parent / "sources.toml").read_text()
     return dict(re.findall(rf"^\[{dataset}\.files\.(\S+)\] # MD5 ([0-9a-f]{{32}})$", table, re.MULTILINE))
 
@@ -257,7 +257,7 @@ def test_mnist_is_the_published_one(mnist_mirror: Path) -> None:
         "train": (60_000, 28, 28),
         "test": (10_000, 28, 28),
     }
-    # The MD5 of the uncompressed files, headers included, as others publish them.
+    # MD5 of the uncompressed files, headers included, as others publish them.
     assert {name: hashlib.md5(idx.encode(split.images)).hexdigest() for name, split in splits.items()} == {
         "train": "6bbc9ace898e44ae57da46a324031adb",
         "test": "2646ac647ad5339dbf082846283269ea",
@@ -289,7 +289,7 @@ def test_digits_are_the_scans_of_scikit_learn_enlarged_and_centred() -> None:
             x = (mass.sum(1) @ grid) / mass.sum((1, 2))
             assert np.abs(y - 13.5).max() <= 0.5 + 1e-9
             assert np.abs(x - 13.5).max() <= 0.5 + 1e-9
-    # The first zero of the scans is the first zero of the split: shrunk to 8x8 again, it is that scan.
+    # The first zero of the scans is the first zero of the split: shrunk to 8x8 again, it equals that scan.
     zero = train.images[np.flatnonzero(train.labels == 0)[0]]
     windows = [zero[y : y + 20, x : x + 20] for y in range(9) for x in range(9)]
     shrunk = [np.asarray(Image.fromarray(window).resize((8, 8), Image.Resampling.BOX)) for window in windows]
@@ -403,7 +403,7 @@ def test_every_bit_flip_and_truncation_in_a_mirror_is_refused(tmp_path: Path) ->
     directory = folder_of(tmp_path / "mirror", TOY)
     random = np.random.default_rng(0)
     damaged = [content[:length] for length in random.integers(0, len(content), 50)]
-    for bit in [*range(8 * 10), *random.integers(0, 8 * len(content), 300)]:  # the gzip header, then anywhere
+    for bit in [*range(8 * 10), *random.integers(0, 8 * len(content), 300)]:  # the gzip header, then random bits
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << int(bit) % 8
         damaged.append(bytes(flipped))
@@ -550,7 +550,7 @@ def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
     assert str(caught.value) == no_mirror("missing (no such directory)")
     assert not Path("data").exists()
 
-    # Prefect keeps its records from the root logger, unless another library has set logging up since.
+    # Prefect keeps its records from the root logger, unless another library has configured logging since.
     logger = logging.getLogger("prefect.flow_runs")
     monkeypatch.setattr(logger, "handlers", [*logger.handlers, caplog.handler])
     caplog.clear()

@@ -1,4 +1,4 @@
-"""The search space: every searched field of a recipe follows from its one declaration."""
+"""Test the search space: everything about a searched field of a recipe follows from its one declaration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mnist_pipe.tuning.space import ALWAYS_SHOWN, config_of, row, start_points
 from tests.support import ROOT
 
 PARAMS = preflight.load_params(ROOT / "params.yaml")
-RECIPE = {**PARAMS.recipes["standard"].model_dump(), "num_epochs": 2}  # no longer than the search lets a trial be
+RECIPE = {**PARAMS.recipes["standard"].model_dump(), "num_epochs": 2}  # no more than a trial of the search may have
 DOMAINS: dict[str, Any] = {
     "model": ["mlp", "convnet"],
     "model_params": {"convnet": {"channels": [[16, 32, 64], [8]], "crop": [0, 3]}, "cnn": {"dropout": [0.0, 0.5]}},
@@ -36,18 +36,18 @@ DOMAINS: dict[str, Any] = {
     "rotation_degrees": [0, 10],
     "translation_pixels": [0, 2],
 }
-"""A domain for each searched field, which holds the recipe `standard`."""
+"""Domain of each searched field; it contains the recipe `standard`."""
 
 
 def drawn(space: Space, *, num_trials: int = 16, points: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """The configurations of a random search of `space`."""
+    """Return the configurations of a random search of `space`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     params = PARAMS.search.model_copy(update={"space": space, "num_trials": num_trials, "algorithm": "random"})
     return [config_of(proposal) for proposal in search.draw(params, recipe=RECIPE, points=points or [])]
 
 
 def load(folder: Path, space: str) -> Space:
-    """`search.space` of a params.yaml, checked as the stage `search` checks it before it starts."""
+    """Return `search.space` of a params.yaml, validated as the stage `search` does before it starts."""
     text, path = (ROOT / "params.yaml").read_text(), folder / "params.yaml"
     start, end = text.index("  space:"), text.index("\ntrain:")
     path.write_text(f"{text[:start]}  space: {space}\n{text[end:]}")
@@ -81,7 +81,7 @@ def test_any_field_can_be_searched_alone(field: str, tmp_path: Path) -> None:
 
 
 def expected(field: str) -> Any:
-    """What the recipe has of a searched field."""
+    """Return the recipe's value of a searched field."""
     return {"channels": [16, 32, 64], "crop": 3} if field == "model_params" else RECIPE[field]
 
 
@@ -96,12 +96,12 @@ def test_all_fields_can_be_searched_together() -> None:
         assert cells["batch_size"] == config["batch_size"]
         assert list(cells) == list(row(configs[0], space=DOMAINS, recipe=RECIPE))
     assert {config["model"] for config in configs} == {"mlp", "convnet"}
-    assert {config["batch_size"] for config in configs} == {128, 256}  # a choice, though it is two numbers
+    assert {config["batch_size"] for config in configs} == {128, 256}  # a choice, though it has two numbers
     assert len({config["weight_decay"] for config in configs}) == len(configs)
 
 
 def test_the_shipped_space_gives_the_proposals_and_columns_that_it_always_gave() -> None:
-    """The figures are those of the code before any field could be searched."""
+    """Compare with numbers that were computed before every field became searchable."""
     params = PARAMS.search
     points = start_points(RECIPE, space=params.space)
     proposals = search.draw(params.model_copy(update={"algorithm": "random"}), recipe=RECIPE, points=points)
@@ -200,5 +200,5 @@ def test_a_recipe_outside_the_space_is_no_start_point() -> None:
     assert start_points(RECIPE, space={"rotation_degrees": [0.0, 5.0]}) == []
     assert start_points(RECIPE, space={"model_params": {"convnet": {"crop": [0]}}}) == []
     assert start_points(RECIPE, space={"model_params": {"convnet": {"convolutions": [1, 2]}}}) == [
-        {"model_params.convnet.convolutions": 1}  # the constructor's own default
+        {"model_params.convnet.convolutions": 1}  # the constructor's default
     ]

@@ -1,4 +1,4 @@
-"""The Parquet tables: what is written is read, and nothing else is."""
+"""Test the Parquet tables: what is written is read, and nothing else is."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_view_of_other_memory_is_written_as_what_it_shows(tmp_path: Path, raw:
 
 
 def streamed(path: Path) -> NormalizedSplit:
-    """What a streamed training is given, row group by row group, once the file has been verified."""
+    """Return the split as a streamed training reads it: row group by row group, after the file has been verified."""
     splits.verify_normalized(str(path))
     tables = [rows for group in parquet.row_groups(str(path)) for rows in parquet.read_row_group(group)]
     images, labels = zip(*(part for rows in tables for part in splits.normalized_rows(rows)), strict=True)
@@ -98,7 +98,7 @@ def streamed(path: Path) -> NormalizedSplit:
 
 @pytest.fixture
 def many(normalized: NormalizedSplit, monkeypatch: pytest.MonkeyPatch) -> NormalizedSplit:
-    """3,501 rows, three row groups, no two of them alike in any column."""
+    """Split of 3,501 rows in three row groups, no two rows with the same image or index."""
     monkeypatch.setattr(parquet, "_ROWS_IN_GROUP", 1400)
     rows = np.arange(3501)
     images = normalized.images[rows % 100]
@@ -142,7 +142,7 @@ def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, ma
 
 @pytest.mark.parametrize("column", ["image", "label", "index"])
 def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: NormalizedSplit, column: str) -> None:
-    """What page checksums cannot see: every page is intact, and two of a column have changed places."""
+    """Check what page checksums cannot detect: every page is intact, but two pages of a column are swapped."""
     path = tmp_path / "n"
     splits.write_normalized(path, many)
     whole = pq.read_table(path)
@@ -178,8 +178,8 @@ def test_no_bit_flip_changes_a_split_unnoticed(
     intact = path.read_bytes()
     footer = int.from_bytes(intact[-8:-4], "little") + 8
     random = np.random.default_rng(0)
-    bits = {*range(64), *random.integers(0, 8 * len(intact), 300).tolist()}  # the magic, then anywhere
-    bits |= {*range(8 * (len(intact) - footer), 8 * len(intact), 7)}  # the footer closely
+    bits = {*range(64), *random.integers(0, 8 * len(intact), 300).tolist()}  # the magic bytes, then random bits
+    bits |= {*range(8 * (len(intact) - footer), 8 * len(intact), 7)}  # every seventh bit of the footer
     silent = []
     for bit in sorted(bits):
         flipped = bytearray(intact)
@@ -280,7 +280,7 @@ class _Payload:
 
 
 def test_a_pickle_hidden_in_the_schema_is_never_run(tmp_path: Path, raw: RawSplit) -> None:
-    """CVE-2023-47248: pyarrow before 14.0.1 unpickled this on reading."""
+    """Check CVE-2023-47248: pyarrow before 14.0.1 unpickled such a schema on reading."""
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
     hidden = {
         b"ARROW:extension:name": b"arrow.py_extension_type",

@@ -1,4 +1,4 @@
-"""The storage: one contract, which a directory and an S3 bucket both keep."""
+"""Test the storage: a directory and an S3 bucket fulfil the same contract."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECRET = "planted-secret-key"
 
 @pytest.fixture(scope="module")
 def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An S3 server with the bucket `bucket`, which AWS_ENDPOINT_URL names; it fails while the yielded file exists."""
+    """S3 server with the bucket `bucket`, named by AWS_ENDPOINT_URL; it fails while the yielded file exists."""
     import boto3
 
     with socket.socket() as probe:
@@ -151,7 +151,7 @@ def test_a_bucket_or_directory_that_is_not_there_is_told(outage: Path, tmp_path:
 
 @pytest.fixture
 def failing(outage: Path) -> Iterator[None]:
-    """The S3 server fails meanwhile."""
+    """Make the S3 server fail during the test."""
     outage.touch()
     yield
     outage.unlink()

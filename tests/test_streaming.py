@@ -1,4 +1,4 @@
-"""Streamed training rows: each once an epoch, the same from the same seed, and nothing damaged among them."""
+"""Test streamed training rows: each once an epoch, in an order fixed by the seed, and none of them damaged."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ pytestmark = pytest.mark.ray
 
 @pytest.fixture(scope="module")
 def split() -> NormalizedSplit:
-    """Every image carries the number of its row."""
+    """Split whose images each contain the number of their row."""
     split = ray_data.split(ROWS)
     split.images[:, 0, 0] = np.arange(ROWS)
     return split
@@ -112,7 +112,7 @@ def split() -> NormalizedSplit:
 
 @pytest.fixture(scope="module")
 def folder(split: NormalizedSplit, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same rows as one file, and as a folder of four."""
+    """Folder with the same rows as one file, and as a folder of four."""
     folder = tmp_path_factory.mktemp("shards")
     write_normalized(folder / "whole.parquet", split)
     for number, rows in enumerate(np.array_split(np.arange(ROWS), 4)):
@@ -129,7 +129,7 @@ def whole(folder: Path, cluster: Cluster) -> Shards:  # noqa: ARG001
 def batches(
     source: Shards, epochs: range, *, batch_size: int = 1000, seed: int = 0, ranks: Ranks = ALONE, num_epochs: int = 3
 ) -> list[list[int]]:
-    """The rows of each batch of these epochs; their labels are checked."""
+    """Return the row numbers of each batch of these epochs, after a check of shapes, dtypes and labels."""
     found = []
     rows = Stream(source, num_epochs=num_epochs, device=CPU, buffer_rows=5000)
     for epoch in epochs:
@@ -144,7 +144,7 @@ def batches(
 
 @pytest.fixture(scope="module")
 def two_epochs(whole: Shards) -> list[list[int]]:
-    """The batches of the first two epochs, 25 of each."""
+    """Batches of the first two epochs, 25 of each."""
     return batches(whole, range(2))
 
 
@@ -185,13 +185,13 @@ def test_a_folder_of_shards_is_one_split(folder: Path, filesystem: fs.FileSystem
 
 
 def write(folder: Path) -> Path:
-    """The training rows of `ray_runs.fit` as one file."""
+    """Write the training rows of `ray_runs.fit` as one file, and return its path."""
     write_normalized(folder / "train.parquet", ray_data.split(3200))
     return folder / "train.parquet"
 
 
 def flip(path: Path, *, row_group: int) -> None:
-    """Change one byte of an image's page."""
+    """Change one bit of a page with images."""
     column = pq.read_metadata(path).row_group(row_group).column(0)
     content = bytearray(path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size // 2] ^= 1

@@ -1,4 +1,4 @@
-"""A supervised command leaves nothing behind, however it ends."""
+"""Test that a supervised command leaves nothing behind, however it ends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.services  # processes and their grace periods
+pytestmark = pytest.mark.services  # they start processes and wait for grace periods
 
 SUPERVISE = "import sys; from mnist_pipe.local.supervisor import supervise; sys.exit(supervise(sys.argv[1:]))"
 
-# A child that starts a daemon (double fork, own session) and a plain subprocess, says so, and then works.
+# Child that starts a daemon (double fork, own session) and a plain subprocess, reports it, and then works.
 WORK = """
 import os, subprocess, sys, time, signal
 {setup}
@@ -46,7 +46,7 @@ def start(tmp_path: Path, *, work: str = "time.sleep(600)", setup: str = "") -> 
 
 
 def left(tmp_path: Path) -> list[int]:
-    """Which of the two background processes are still there."""
+    """Return the pids of the background processes that still run."""
     pids = [int((tmp_path / name).read_text()) for name in ("daemon", "plain")]
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
@@ -94,7 +94,7 @@ def test_the_command_gets_the_time_to_clean_up(tmp_path: Path) -> None:
 
 
 def test_ends_when_the_process_that_started_it_dies(tmp_path: Path) -> None:
-    # As when `dvc repro` gets SIGTERM: it dies at once and tells its stage nothing.
+    # As when `dvc repro` gets SIGTERM: it dies at once, without a signal to its stage.
     script = tmp_path / "work.py"
     script.write_text(WORK.format(work="time.sleep(600)", setup=""))
     code = "import subprocess, sys; subprocess.run(sys.argv[1:])"
@@ -118,5 +118,5 @@ def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> 
     process.wait()
     gone, _ = psutil.wait_procs([child], timeout=5)
     assert gone
-    for pid in left(tmp_path):  # the daemon: nobody was left to adopt it
+    for pid in left(tmp_path):  # the daemon, which had no process left to adopt it
         os.kill(pid, signal.SIGKILL)

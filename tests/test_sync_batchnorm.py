@@ -1,4 +1,4 @@
-"""Synchronised batch norm: two processes over gloo against one process with the whole batch."""
+"""Test synchronised batch norm: two processes over gloo against one process with the whole batch."""
 
 from __future__ import annotations
 

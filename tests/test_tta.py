@@ -1,4 +1,4 @@
-"""Test-time shifts, against the shifts made by hand."""
+"""Test test-time shifts against shifts made by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_is_the_mean_over_the_image_and_its_four_neighbours() -> None:
     torch.manual_seed(0)
     model = models.build("convnet", channels=[4]).eval()
     images = torch.full((6, 1, 28, 28), BACKGROUND)
-    images[..., 4:24, 4:24] = torch.randn(6, 1, 20, 20)  # so far from the rim that a roll is a shift
+    images[..., 4:24, 4:24] = torch.randn(6, 1, 20, 20)  # far enough from the border that a roll is a shift
     moved = [torch.roll(images, move, dims=(2, 3)) for move in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1))]
     expected = torch.stack([model(look).log_softmax(1) for look in moved]).mean(0)
     torch.testing.assert_close(ShiftAveraged(model, background=BACKGROUND)(images), expected)

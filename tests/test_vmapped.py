@@ -1,4 +1,4 @@
-"""Packs: each member's numbers are those of the same recipe by itself, whatever the others are."""
+"""Test packs: each member's metrics are those of its recipe alone, whatever the other members are."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ TRAINING, VALIDATION = blobs(136), blobs(100, seed=1)
 def train(
     recipes: Sequence[Recipe], *, training: DeviceSplit = TRAINING, validation: DeviceSplit = VALIDATION
 ) -> list[list[dict[str, float]]]:
-    """Every member's epochs."""
+    """Train a pack, and return the epochs of every member."""
     epochs = vmapped.train_pack(recipes, training=training, validation=validation, device=CPU)
     return [list(history) for history in zip(*epochs, strict=True)]
 
 
 def members(recipe: Recipe) -> list[Recipe]:
-    """Three of the shape of `recipe`, in the lower half of the optimizer's range, where rounding does not grow."""
+    """Return three recipes with the shape of `recipe`, in the lower half of the range, where rounding does not grow."""
     low, high = OPTIMIZERS[recipe.optimizer].learning_rate
     return [
         dataclasses.replace(
@@ -59,10 +59,10 @@ def members(recipe: Recipe) -> list[Recipe]:
 
 
 def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> None:
-    """Packed losses are unpacked losses within `rel`; of 100 hits, `rows` may change sides.
+    """Check that packed losses equal unpacked ones within `rel`; of 100 validation hits, `rows` may differ.
 
-    Where two pixels nearly tie, max-pool's gradient jumps with rounding, and the runs part: by up to 0.002 of the loss
-    here, when they part by 0.0000003 without it.
+    If two pixels nearly tie, max-pool's gradient jumps with rounding, and the runs diverge: by up to 0.002 of the loss
+    here, compared with 0.0000003 otherwise.
     """
     if recipes[0].model in ("cnn", "convnet", "resnet"):
         rel, rows = 0.01, 1
@@ -101,7 +101,8 @@ def test_a_pack_that_shares_its_images_is_its_members_one_by_one(model: str) -> 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet5"])
 def test_a_pack_in_bfloat16_is_its_members_one_by_one(model: str) -> None:
-    # Not the convnet: where two of bfloat16's eight bits nearly tie, max-pool's gradient jumps, and runs part.
+    # Without the convnet: if two pixels nearly tie in bfloat16's eight bits, max-pool's gradient jumps, and runs
+    # diverge.
     recipe = dataclasses.replace(RECIPE, model=model, precision="bfloat16")
     check(members(recipe), rel=1e-3, rows=2)
     whole = [dataclasses.replace(member, precision="float32") for member in members(recipe)]
@@ -114,7 +115,7 @@ def test_a_pack_of_one_is_a_pack() -> None:
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "muon"])
 def test_a_member_that_diverges_changes_no_bit_of_the_others(optimizer: str) -> None:
-    # Beside a tame member in the same place: a pack of another size may be computed by other kernels.
+    # Compare with a pack of the same size, as a pack of another size may be computed by other kernels.
     recipe = dataclasses.replace(RECIPE, model="lenet5", optimizer=optimizer)
     first, other, last = members(recipe)
     wild = dataclasses.replace(other, learning_rate=1e18)
@@ -178,7 +179,7 @@ def test_each_recipe_is_in_one_pack_of_its_shape_and_every_process_has_one() -> 
         assert all(len({vmapped.shape(recipes[index]) for index in indices}) == 1 for indices in found)
         alike = [len(indices) for indices in found if recipes[indices[0]] in many]
         assert alike == sizes
-        # Too few to gain by it, and convolutions, which lose.
+        # Packs of these would not be faster: the first are too few, and the others are convolutions.
         assert len(found) == len(alike) + len(few) + len(network)
 
 
@@ -186,6 +187,6 @@ def test_the_memory_of_a_member_is_counted_without_using_any() -> None:
     with torch.device("meta"):
         model = models.build("convnet")
     small, large = (vmapped._member_bytes(model, batch_size=rows) for rows in (128, 1024))
-    # 16 channels of 28x28, before and after the first pool, are the most that is kept.
+    # The largest kept activations are 16 channels of 28x28, before and after the first pool.
     assert 1024 * 16 * 784 * 4 < large < 100 * 1024 * 784 * 4 * 2
     assert 6 < large / small < 8

@@ -1,1 +1,1 @@
-"""Many machines, or one: Ray's session, the shared storage, and what travels between client and worker."""
+"""Ray's session on a cluster or one machine, the shared storage, and the exchange between client and worker."""

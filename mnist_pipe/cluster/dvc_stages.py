@@ -1,4 +1,4 @@
-"""The DAG as the cluster needs it: which data each stage of the pipeline and of the studies reads and writes."""
+"""The data that each DVC stage of the pipeline and of the studies reads and writes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mnist_pipe import paths
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage's data, as paths relative to the project's root."""
+    """The data of one stage, as paths relative to the project's root."""
 
     inputs: tuple[Path, ...]
-    """Files and folders, without code: that is the worker's own, of the same version."""
+    """The input files and folders, without code: a worker uses its own copy of the same version."""
     outputs: tuple[Path, ...]
-    """Files and folders: outs, metrics and plots."""
+    """The output files and folders: outs, metrics and plots."""
 
 
 def read(root: Path) -> dict[str, Stage]:
-    """The stages under `root`; those of the studies work in `root` too, and their names differ."""
+    """Return the stages under `root` by name; those of the studies also run in `root`, and their names differ."""
     stages = {
         name: content
         for file in paths.DVC_FILES

@@ -2,11 +2,11 @@
 
     runs/<name>/request.json           from the client: the stage, its inputs and outputs, the version of the code
     runs/<name>/<attempt>/outputs.json from the worker, written last: the outputs
-    runs/<name>/<attempt>/error.json   or why it failed
+    runs/<name>/<attempt>/error.json   from the worker, instead: why it failed
     runs/<name>/<attempt>/fetched      from the client: it has the outputs, so that the same request runs again
 
-Contents travel as `objects/<sha256>`: an input that is there already is not sent again, and bytes that do not have the
-named digest are refused.
+Contents are exchanged as `objects/<sha256>`: an input that is stored already is not uploaded again, and bytes with
+another digest raise CorruptDataError.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ from mnist_pipe.cluster.storage import VARIABLE, Storage, open_uri
 from mnist_pipe.errors import CorruptDataError, UnavailableError, message_and_code
 
 REQUEST = "MNIST_PIPE_REQUEST"
-"""The variable that tells a run on a worker which request is its own: `<storage>/runs/<name>/<attempt>`."""
+"""The environment variable with the request of a run on a worker: `<storage>/runs/<name>/<attempt>`."""
 WORK_POOL = "MNIST_PIPE_WORK_POOL"
-"""The variable that names the pool whose worker runs the stages; without it they run here."""
+"""The environment variable that names the work pool whose worker runs the stages; if unset, they run locally."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One stage with everything that decides its outcome."""
+    """A request to run one stage, with everything that decides its outcome."""
 
     stage: str
     inputs: dict[str, str]
-    """SHA-256 of each file by its path, `params.yaml` included."""
+    """The SHA-256 of each input file by its path, including `params.yaml`."""
     outputs: list[str]
-    """Paths of the files and folders that it must make."""
+    """The paths of the files and folders that the stage must write."""
     code: str
-    """`fingerprint.source_version` of the client."""
+    """The client's `fingerprint.source_version`."""
     revision: str
-    """The client's commit, or why there is none."""
+    """The client's commit, or the reason why there is none."""
     dirty: bool | None
-    """Whether the client's tree differs from it."""
+    """Whether the client's tree differs from the commit; None without a commit."""
 
 
 def run_name(stage: str, root: Path, *, params: Any) -> str:
-    """`fingerprint.run_name` of a stage: of the JSON-like `params` that it takes and of the bytes of its inputs."""
+    """Return the `fingerprint.run_name` of a stage, from its JSON-like `params` and the bytes of its inputs."""
     inputs = [root / path for path in _files(root, dvc_stages.read(root)[stage].inputs)]
     return fingerprint.run_name(stage, params=params, inputs=inputs)
 
 
 def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Request:
-    """Bring the stage's inputs to the storage, as far as they are not there, and write the request of the run `name`.
+    """Upload the stage's inputs that the storage does not have yet, and write the request of the run `name`.
 
     Raises:
         CorruptDataError: an input is missing.
         UnavailableError: the storage does not answer.
     """
     data = dvc_stages.read(root)[stage]
-    # The report shows how long each stage took, which only the client knows.
+    # The report shows the duration of each stage, which only the client knows.
     timings = [paths.TIMINGS] if stage == "report" and (root / paths.TIMINGS).exists() else []
     files = [*_files(root, data.inputs), paths.PARAMS, paths.DVC_FILES[0], *timings]
     revision, dirty = lineage.source_revision(root)
@@ -81,10 +81,10 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
 
 @contextmanager
 def workspace() -> Iterator[None]:
-    """Where a stage's flow works: the project's folder or, on a worker, a fresh one made from its request.
+    """Run the block of a stage's flow in the current folder or, on a worker, in a new one made from the request.
 
     Raises:
-        CorruptDataError, UnavailableError: as `worker_workspace`.
+        CorruptDataError, UnavailableError: raised by `worker_workspace`.
     """
     with worker_workspace(os.environ[REQUEST]) if os.environ.get(REQUEST) else nullcontext():
         yield
@@ -92,13 +92,13 @@ def workspace() -> Iterator[None]:
 
 @contextmanager
 def worker_workspace(run: str) -> Iterator[None]:
-    """On the worker: work in a fresh folder that holds the inputs, and store what was made in it.
+    """On the worker, run the block in a new folder that holds the inputs, and upload the outputs.
 
-    `run` is `<storage>/runs/<name>/<attempt>`. An error is stored too, as the line that the client shows.
+    `run` is `<storage>/runs/<name>/<attempt>`. If anything fails, upload the one-line error that the client prints.
 
     Raises:
-        CorruptDataError: there is no such request, or an output was not made.
-        UnavailableError: this machine has other code than the client, or no MLflow server to register with.
+        CorruptDataError: there is no such request, or an output was not written.
+        UnavailableError: the worker has other code than the client, or no MLflow server to register with.
     """
     uri, _, key = run.partition("/runs/")
     storage, key = open_uri(uri), f"runs/{key}"
@@ -148,21 +148,21 @@ def _receive(storage: Storage, key: str, folder: Path) -> Request:
 
 
 def read_failure(storage: Storage, key: str) -> tuple[str, int] | None:
-    """Why the run could not be completed, and the exit code; None where the worker could not say."""
+    """Return the error of a failed run as one line, and its exit code; None if the worker could not write it."""
     content = storage.read_json(f"{key}/error.json")
     return None if content is None else (content["line"], content["exit_code"])
 
 
 def has_outputs(storage: Storage, key: str) -> bool:
-    """Whether this attempt made outputs that no client has taken."""
+    """Return whether the attempt has outputs that no client has downloaded yet."""
     return storage.read(f"{key}/outputs.json") is not None and storage.read(f"{key}/fetched") is None
 
 
 def download_outputs(request: Request, root: Path, *, storage: Storage, key: str) -> None:
-    """On the client: put every output of the attempt in its place, each whole or not at all.
+    """On the client, download every output of the attempt to its path under `root`, each whole or not at all.
 
     Raises:
-        CorruptDataError: an output is missing, is not one that was asked for, or has other bytes.
+        CorruptDataError: an output is missing, was not requested, or has other bytes.
         UnavailableError: the storage does not answer.
     """
     made: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
@@ -186,7 +186,7 @@ def download_outputs(request: Request, root: Path, *, storage: Storage, key: str
 
 
 def _files(root: Path, locations: Iterable[Path]) -> list[Path]:
-    """Every file of the files and folders `locations`, relative to `root`."""
+    """Return the paths of the files at or below each of `locations`, relative to `root`."""
     found = []
     for path in locations:
         if not (root / path).exists():

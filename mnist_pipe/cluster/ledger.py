@@ -1,6 +1,6 @@
-"""What has ended of an interrupted job, so that it goes on where it stopped: one JSON file an entry, in the storage.
+"""Ledgers of finished work, from which an interrupted job resumes: one JSON file per entry, in the storage.
 
-An entry is written, whole or not at all, as soon as the work that it describes has ended. The job that runs again reads
+An entry is written, whole or not at all, as soon as the work that it describes has ended. A job that is restarted reads
 the entries and computes what is missing.
 """
 
@@ -17,20 +17,20 @@ Entry = TypeVar("Entry")
 
 @dataclass(frozen=True, kw_only=True)
 class Ledger(Generic[Entry]):
-    """The entries of one job."""
+    """The ledger of one job."""
 
     storage: Storage
     folder: str
-    """The key of a folder that no other job has."""
+    """The key of a folder that no other job uses."""
     entry: Callable[..., Entry]
     """The dataclass of the entries; its fields are JSON values."""
 
     def record(self, entry: Entry, *, name: str) -> None:
-        """Write `entry`; an earlier one of that name is replaced."""
+        """Write `entry` under `name`; replace an earlier one of that name."""
         self.storage.write_json(f"{self.folder}/{name}.json", vars(entry))
 
     def read(self) -> list[Entry]:
-        """The entries in the order of their names; a file that is no entry is passed over."""
+        """Return the entries in the order of their names; skip a file that is not an entry."""
         found = []
         for file in self.storage.names(self.folder):
             try:

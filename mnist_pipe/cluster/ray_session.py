@@ -1,4 +1,7 @@
-"""The Ray that a stage joins or starts, and what it has; without torch, whose import takes longer than to join."""
+"""The Ray session that a stage joins or starts, and its resources.
+
+This module does not import torch, because that takes longer than joining Ray.
+"""
 
 from __future__ import annotations
 
@@ -16,42 +19,42 @@ from mnist_pipe.errors import UnavailableError
 from mnist_pipe.fingerprint import code_version
 
 _OBJECT_STORE_BYTES = 500_000_000
-"""The data set is 172 MB as float32; Ray's default is 30 % of the memory."""
+"""The size of a local object store: the data set is 172 MB as float32, while Ray's default is 30 % of the RAM."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What the Ray that this process is connected to has."""
+    """The resources of the Ray session that this process is connected to."""
 
     num_cpus: int
     num_gpus: int
     nodes: tuple[int, ...]
-    """The processors of each machine that has any for us."""
+    """The number of CPUs of each node that has at least one."""
     grows: bool
-    """Whether machines may come and go: it is a running one, with a storage that all of them reach."""
+    """Whether nodes may join and leave: the cluster was running before, and all nodes reach a shared storage."""
     address: str
 
 
 _SETTINGS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # stock 2: an epoch takes one poll at least
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # stock 600: so long a hung worker goes unnoticed
-    # Stock 60: for so long Ray waits for a machine that it does not know yet to be dead, and has to ask again.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # Ray's default is 2 s, and an epoch takes at least one poll
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's default of 600 s is how long a hung worker goes unnoticed
+    # Ray's default is 60 s: it waits this long for a node that it does not know to be dead yet, then must retry.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # stock 30: so long a hung worker is asked to leave its group
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray's default is 30 s, lost if a worker of the group hangs
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard is named explicitly; CSV and JSON beside it are unread
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's is added explicitly; nothing reads CSV and JSON
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted search resumes from the ledger, so it need not save
 }
 
 
 @contextmanager
 def connected(name: str) -> Iterator[Cluster]:
-    """Join the Ray that RAY_ADDRESS names, otherwise start one on loopback for the time of the block.
+    """Join the Ray cluster that RAY_ADDRESS names, or start one on loopback, for the duration of the block.
 
     Ray's dashboard lists the block as the job `name`.
     """
-    # Workers log to files, which the dashboard shows; progress comes by `on_epoch`.
+    # Workers log to files, which the dashboard shows; progress is reported through callbacks such as `on_epoch`.
     options = {
         "log_to_driver": False,
         "logging_level": "ERROR",
@@ -74,7 +77,7 @@ def connected(name: str) -> Iterator[Cluster]:
         grows = address != "local" and bool(os.environ.get(VARIABLE))
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
-        # A machine alone is told of no other's end; the watcher would be one more process to start.
+        # On a single machine no node can be pre-empted, so the watcher, one more process, is not started.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(grows or len(nodes) > 1)))
         yield Cluster(
             num_cpus=sum(nodes),
@@ -89,23 +92,29 @@ def connected(name: str) -> Iterator[Cluster]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How many workers of which kind."""
+    """The number and kind of the workers of a training."""
 
     min_workers: int
-    """0 where the loop runs in the driver's own process."""
+    """The smallest number of workers; 0 if the loop runs in the driver's own process."""
     max_workers: int
-    """Above `min_workers` the run is elastic: it takes what there is, now and after a machine has left or joined."""
+    """The largest number of workers. Above `min_workers` the run is elastic: it adapts when a node leaves or joins."""
     use_gpu: bool
     cpus_per_worker: int
     num_nodes: int
-    """Machines that they are spread over."""
+    """The number of nodes of the cluster, over which the workers are spread."""
 
 
 def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
-    """`auto` is a worker on every GPU; without GPUs one on every machine, with all of its CPUs; 0 is this process.
+    """Return the number and kind of the workers of a training on the cluster.
 
-    Where machines come and go `auto` is elastic down to one worker, and the upper bound of a range may be more than
-    there is now.
+    If nodes may join and leave, `auto` is elastic down to one worker, and the upper bound of a range may exceed what
+    the cluster has now.
+
+    Args:
+        available: the cluster.
+        num_workers: a number, a range `[low, high]`, or `auto`: one worker on every GPU or, without GPUs, one on every
+            node, with all of its CPUs; 0 is this process.
+        use_gpu: whether each worker has a GPU; `auto` uses GPUs if there are any.
     """
     gpu = available.num_gpus > 0 if use_gpu == "auto" else bool(use_gpu)
     if num_workers == "auto":
@@ -126,10 +135,10 @@ def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu
 
 
 def check_storage(num_nodes: int) -> None:
-    """Refuse several machines that have no place to meet.
+    """Check that a cluster of several nodes has a shared storage.
 
     Raises:
-        UnavailableError: MNIST_PIPE_STORAGE is not set.
+        UnavailableError: there are several nodes, and MNIST_PIPE_STORAGE is not set.
     """
     if num_nodes > 1 and not os.environ.get(VARIABLE):
         state = f"is not set, which a cluster of {num_nodes} nodes needs"
@@ -137,10 +146,10 @@ def check_storage(num_nodes: int) -> None:
 
 
 def check_code(expected: str, *, found: str | None = None) -> None:
-    """Refuse to compute with other code than the process that started this run; `found` is by default `code_version`.
+    """Check that this node has the same code as the process that started the run; `found` defaults to `code_version()`.
 
     Raises:
-        UnavailableError: this machine has another version.
+        UnavailableError: this node has another version.
     """
     found = found or code_version()
     if found != expected:
@@ -150,5 +159,5 @@ def check_code(expected: str, *, found: str | None = None) -> None:
 
 
 def attempts(storage: Storage, name: str) -> list[str]:
-    """The folders of Ray's that earlier attempts at the run `name` left in the storage, as keys."""
+    """Return the keys of Ray's folders in the storage, one for each earlier attempt at the run `name`."""
     return [f"ray/{found}" for found in storage.names("ray") if found.startswith(f"{name}.")]

@@ -1,14 +1,14 @@
-"""Where a cluster's machines meet: a directory that all of them mount, or an S3 bucket, through one interface.
+"""The shared storage of a cluster: a directory that all nodes mount, or an S3 bucket, through one interface.
 
-`MNIST_PIPE_STORAGE` names it; without it everything stays under `.state/`. Credentials come from the environment alone
-(the usual AWS_* variables; AWS_ENDPOINT_URL for S3-compatible stores) and are in no value of this module, so none can
-reach a log, a flow run's parameters or a pickle.
+`MNIST_PIPE_STORAGE` names it; if it is unset, everything stays under `.state/`. Credentials come from the environment
+alone (the usual AWS_* variables; AWS_ENDPOINT_URL for S3-compatible stores) and are in no value of this module, so that
+they reach no log, no flow run's parameters and no pickle.
 
     objects/<sha256>       inputs and outputs of remote runs, each content once
-    runs/<run>/            what a remote run was asked, and what it made
-    ray/<run>/             Ray's checkpoints and the curves of Tune
-    trials/<run>/<n>.json  the finished trials of a search that may be killed
-    studies/<run>/         the finished runs of a study that may be killed
+    runs/<run>/            the request of a remote run, and its outputs
+    ray/<run>/             Ray's checkpoints and the curves of Ray Tune
+    trials/<run>/<n>.json  the finished trials of a search, from which it resumes
+    studies/<run>/         the finished runs of a study, from which it resumes
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, on
 VARIABLE = "MNIST_PIPE_STORAGE"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
-_PATIENT_ATTEMPTS = 12  # with the standard back-off about 90 s: a storage that is away for 30 s costs no run
+_PATIENT_ATTEMPTS = 12  # about 90 s with the standard back-off, so that a run survives a storage outage of 30 s
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """A folder of a file system; every `key` is a path below it, with slashes."""
+    """A folder of a file system; every `key` is a path below it, separated by slashes."""
 
     uri: str
-    """As the user wrote it."""
+    """The address as the user wrote it."""
     filesystem: fs.FileSystem
     root: str
-    """The folder, as `filesystem` names it."""
+    """The path of the folder in `filesystem`."""
 
     def path(self, key: str) -> str:
-        """`key` as `filesystem` names it."""
+        """Return the path of `key` in `filesystem`."""
         return f"{self.root}/{key}"
 
     def check(self) -> None:
-        """Find out within seconds whether the storage is there.
+        """Check within seconds, without retries of S3, that the storage exists and is reachable.
 
         Raises:
-            UnavailableError: no such bucket or directory, no such host, no permission.
+            UnavailableError: the bucket, directory or host does not exist, or permission is denied.
         """
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
         hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
@@ -66,12 +66,12 @@ class Storage:
             raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"make the {kind}")
 
     def write(self, key: str, content: bytes) -> None:
-        """Write `content`, whole or not at all."""
+        """Write `content` to `key`, whole or not at all."""
         with _reporting(self.uri), self._writing(key) as stream:
             stream.write(content)
 
     def read(self, key: str) -> bytes | None:
-        """The content of `key`, None where there is none."""
+        """Return the content of `key`, or None if there is none."""
         try:
             with _reporting(self.uri), self.filesystem.open_input_stream(self.path(key)) as stream:
                 return bytes(stream.read())
@@ -79,22 +79,22 @@ class Storage:
             return None
 
     def write_json(self, key: str, value: Any) -> None:
-        """Write a JSON value, whole or not at all."""
+        """Write `value` to `key` as JSON, whole or not at all."""
         self.write(key, json.dumps(value, indent=2, sort_keys=True, allow_nan=False).encode())
 
     def read_json(self, key: str) -> Any:
-        """The JSON value of `key`, None where there is none."""
+        """Return the JSON value of `key`, or None if there is none."""
         content = self.read(key)
         return None if content is None else json.loads(content)
 
     def names(self, key: str) -> list[str]:
-        """The files and folders in the folder `key`, sorted; none where there is no such folder."""
+        """Return the sorted names of the files and folders in the folder `key`, none if it does not exist."""
         with _reporting(self.uri):
             found = self.filesystem.get_file_info(fs.FileSelector(self.path(key), allow_not_found=True))
         return sorted(info.base_name for info in found)
 
     def put(self, path: Path) -> str:
-        """Store the file under its SHA-256, unless it is there already, and return that."""
+        """Store the file under its SHA-256, unless it is stored already, and return the SHA-256."""
         digest = sha256(path)
         key = f"objects/{digest}"
         with _reporting(self.uri):
@@ -105,10 +105,10 @@ class Storage:
         return digest
 
     def get(self, digest: str, path: Path) -> None:
-        """Write the object of that SHA-256 to `path`, whole or not at all.
+        """Write the object with the SHA-256 `digest` to `path`, whole or not at all.
 
         Raises:
-            CorruptDataError: it is not there, or has other bytes.
+            CorruptDataError: the object does not exist, or has other bytes.
             UnavailableError: the storage does not answer.
         """
         key, found = f"objects/{digest}", hashlib.sha256()
@@ -129,20 +129,20 @@ class Storage:
                 raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got)
 
     def fetch(self, key: str, folder: Path) -> None:
-        """Copy the files of the folder `key`, which has no folders in it, into `folder`."""
+        """Copy the files of the folder `key`, which must not contain folders, into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.names(key):
             (folder / name).write_bytes(self.read(f"{key}/{name}") or b"")
 
     def remove(self, key: str) -> None:
-        """Delete the folder `key` with everything in it, if it is there."""
+        """Delete the folder `key` and its content, if it exists."""
         if self.names(key):
             with _reporting(self.uri):
                 self.filesystem.delete_dir(self.path(key))
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[Any]:
-        """A stream whose content becomes `key` when it is complete: S3 does that itself, a directory by renaming."""
+        """Yield a stream whose content becomes `key` when complete: S3 does so itself, a directory needs a rename."""
         path = self.path(key)
         if _is_s3(self.uri):
             with self.filesystem.open_output_stream(path) as stream:
@@ -160,17 +160,17 @@ class Storage:
 
 
 def project_storage(root: Path) -> Storage:
-    """What MNIST_PIPE_STORAGE names; without it `.state/` under the project's root.
+    """Return the storage that MNIST_PIPE_STORAGE names; if it is unset, `.state/` under the project's root.
 
     Raises:
-        InputError: neither `s3://bucket/prefix` nor an absolute directory.
+        InputError: the variable holds neither `s3://bucket[/prefix]` nor an absolute directory.
     """
     uri = os.environ.get(VARIABLE) or str((root / paths.STATE).resolve())
     return open_uri(uri)
 
 
 def open_uri(uri: str) -> Storage:
-    """The storage at `s3://bucket[/prefix]` or at an absolute directory; nothing is contacted yet.
+    """Return the storage at `s3://bucket[/prefix]` or an absolute directory, without connecting to it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +180,7 @@ def open_uri(uri: str) -> Storage:
     ({'stage': 'train'}, ['train-abc'], None)
 
     Raises:
-        InputError: it is neither.
+        InputError: `uri` has neither form.
     """
     if match := _S3.fullmatch(uri):
         bucket, prefix = match.groups()
@@ -195,7 +195,7 @@ def open_uri(uri: str) -> Storage:
 
 @contextmanager
 def hidden_credentials() -> Iterator[None]:
-    """Take the credentials of S3 out of the environment for the time of the block; an open `Storage` keeps its own."""
+    """Remove the S3 credentials from the environment for the duration of the block; an open `Storage` keeps its own."""
     hidden = {name: os.environ.pop(name) for name in CREDENTIALS if name in os.environ}
     try:
         yield
@@ -204,14 +204,14 @@ def hidden_credentials() -> Iterator[None]:
 
 
 class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
-    """Arrow's S3 file system, connected anew when it is unpickled.
+    """Arrow's S3 file system, which reconnects when it is unpickled.
 
-    Arrow's own pickle forgets the number of attempts, and does not look for the credentials of the other machine.
+    Arrow's own pickle loses the number of attempts, and does not read the credentials of the machine that unpickles it.
     """
 
     def __init__(self, *, attempts: int) -> None:
         self._attempts = attempts
-        # Arrow would read the credentials from the environment with each request, and does not read the end point.
+        # Arrow would read the credentials from the environment at each request, and does not read the endpoint at all.
         super().__init__(
             **_credentials(),
             endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
@@ -225,7 +225,7 @@ class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
 
 
 def _credentials() -> dict[str, str | None]:
-    """Those of the environment, as Arrow takes them; empty where it should look for others itself."""
+    """Return the environment's credentials as arguments for Arrow; if empty, Arrow looks for others itself."""
     key, secret, token = (os.environ.get(name) for name in CREDENTIALS[:3])
     return {"access_key": key, "secret_key": secret, "session_token": token} if key and secret else {}
 

@@ -1,1 +1,1 @@
-"""From published files to tensors."""
+"""The data sets: downloading, decoding, normalizing, storing and augmenting their images."""

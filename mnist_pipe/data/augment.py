@@ -1,4 +1,4 @@
-"""Random rotation and translation of a whole batch at once, by one `grid_sample`."""
+"""Random rotation and translation of a whole batch at once, with one call of `grid_sample`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from torch.nn import functional as F
 
 
 def draw(num_images: int, *, rotation_degrees: float, translation_pixels: float, generator: torch.Generator) -> Tensor:
-    """(num_images, 3): an angle in radians and a shift in pixels along x and y for each image, all uniform."""
+    """Draw a rotation and a translation for each image, all uniform within plus and minus the given limits.
+
+    Returns:
+        float32 `(num_images, 3)`: the angle in radians, and the shift along x and along y in pixels.
+    """
     unit = 2 * torch.rand(num_images, 3, generator=generator) - 1
     return unit * torch.tensor([math.radians(rotation_degrees), translation_pixels, translation_pixels])
 
 
 def affine(images: Tensor, moves: Tensor, *, background: float) -> Tensor:
-    """Rotate each (1, H, W) image about its centre by moves[:, 0], then shift it right and down by moves[:, 1:].
+    """Rotate each image about its centre, then shift it right and down, with bilinear interpolation.
 
-    Bilinear; what comes in from outside is `background`. Angles turn clockwise as the image is shown (y down).
+    Args:
+        images: float32 `(N, 1, H, W)`.
+        moves: float32 `(N, 3)` as `draw` returns it; an angle turns the image clockwise as it is shown (y down).
+        background: the value of pixels that come in from outside the image.
+
+    Returns:
+        The moved images, float32 `(N, 1, H, W)`.
     """
     moves = moves.to(images.device)
     cosine, sine = torch.cos(moves[:, 0]), torch.sin(moves[:, 0])
-    # affine_grid maps output to input in units of half the side, so it takes the inverse of the move.
+    # The grid maps output to input in units of half the side, so it takes the inverse of the move.
     half = torch.tensor([images.shape[-1] / 2, images.shape[-2] / 2], device=images.device)
     shift_x, shift_y = (moves[:, 1:] / half).unbind(1)
     theta = torch.stack(
@@ -34,14 +44,15 @@ def affine(images: Tensor, moves: Tensor, *, background: float) -> Tensor:
     )
     height, width = images.shape[-2:]
     grid = (theta.flatten(0, 1) @ _pixels(height, width, device=images.device)).view(-1, 2, height, width)
-    # grid_sample pads with zeros, which is not what an empty pixel is after standardisation.
+    # grid_sample pads with zeros, but an empty pixel is not zero after standardisation.
     return F.grid_sample(images - background, grid.permute(0, 2, 3, 1), align_corners=False) + background
 
 
 def _pixels(height: int, width: int, *, device: torch.device) -> Tensor:
-    """(3, height * width): x and y of each pixel's centre in units of half the side, and 1.
+    """Return x, y and 1 for each pixel's centre, float32 `(3, height * width)`, in units of half the side.
 
-    `affine_grid` multiplies by their like in batches of tiny matrices, which takes several times as long as one matrix.
+    `affine_grid` multiplies such coordinates by a batch of tiny matrices, which takes several times as long as the
+    product with one matrix.
     """
     y = (2 * torch.arange(height, device=device) + 1) / height - 1
     x = (2 * torch.arange(width, device=device) + 1) / width - 1

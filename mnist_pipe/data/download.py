@@ -1,6 +1,6 @@
-"""Published files from mirrors, trusted for their size and SHA-256 alone.
+"""Download of published files from mirrors, verified by size and SHA-256.
 
-Neither the mirror nor the connection has to be trusted, which is just as well: two of the publishers serve plain http.
+Neither the mirror nor the connection has to be trusted; two of the publishers serve plain http.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ _CHUNK_BYTES = 1 << 20
 
 
 class NoMirrorError(UnavailableError):
-    """No mirror supplied a file; `ingest.fallback` is for this exception."""
+    """Error for a file that no mirror supplied; the stage `ingest` then uses `ingest.fallback`, if it is set."""
 
 
 class _MirrorError(Exception):
-    """Why one mirror did not supply one file."""
+    """Error for one mirror that did not supply one file; its text is the cause."""
 
 
 class _UnreachableError(_MirrorError):
-    """The next file would wait just as long for this mirror, so it is not tried again."""
+    """Error for a mirror that is skipped for the remaining files, each of which would wait for it just as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """What one gzip file must be."""
+    """Size and digest that one published gzip file must have."""
 
     num_bytes: int
+    """Size of the gzip file, in bytes."""
     sha256: str
+    """Hexadecimal SHA-256 of the gzip file."""
 
 
 def fetch_published(
@@ -50,19 +52,20 @@ def fetch_published(
     timeout_seconds: float,
     log: Callable[[str], None],
 ) -> Path:
-    """The path of a verified copy of the file: `target`, or where it lies in a directory.
+    """Return the path of a verified copy of the file: `target`, or the file in a directory among the mirrors.
 
     Args:
-        target: where a download goes; the file has its name at every mirror.
-        mirrors: tried in order: a directory, or an http(s) base URL.
-        unreachable: mirrors that are skipped, and why. Those that do not answer are added.
-        timeout_seconds: the longest silence of a server. The body may take no longer than that and its size at 50 kB/s
-            together.
-        log: gets a line for where the file was found and for each mirror that did not have it.
+        target: the path of a download; at every mirror the file has the same name.
+        published: the size and digest that the file must have.
+        mirrors: directories or http(s) base URLs, tried in order.
+        unreachable: the mirrors to skip, with the cause; mirrors that do not answer are added.
+        timeout_seconds: the longest silence of a server. The whole download may take this and, in addition, the time
+            that the file's size takes at 50 kB/s.
+        log: called with one line for the place of the file and for each mirror that did not supply it.
 
     Raises:
-        NoMirrorError: no mirror supplied the file; the message names each and its cause.
-        UnavailableError: the disk does not take a download.
+        NoMirrorError: no mirror supplied the file; the message names each mirror and the cause.
+        UnavailableError: a download cannot be written to the disk.
     """
     try:
         _verify_file(target, published)
@@ -115,7 +118,11 @@ def _verify_file(path: Path, published: PublishedFile) -> None:
 
 
 def _verified(chunks: Iterable[bytes], published: PublishedFile) -> Iterator[bytes]:
-    """The chunks as they pass; raises when they are too many, and after the last one if they are not the file."""
+    """Yield the chunks unchanged while checking them.
+
+    Raises:
+        _MirrorError: the chunks exceed the published size, or after the last one their size or SHA-256 differs.
+    """
     num_bytes, sha256 = 0, hashlib.sha256()
     for chunk in chunks:
         num_bytes += len(chunk)
@@ -150,7 +157,7 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
         raise _UnreachableError(f"no connection: {cause}") from error
     except httpx.TooManyRedirects as error:
         raise _MirrorError(f"more than {_MAX_REDIRECTS} redirects") from error
-    except httpx.InvalidURL as error:  # its text may quote a password
+    except httpx.InvalidURL as error:  # the text of the exception may quote a password
         raise _MirrorError("not a valid URL") from error
     except httpx.HTTPError as error:
         raise _MirrorError(one_line(error) or type(error).__name__) from error
@@ -160,10 +167,12 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
 
 
 def _finish_within(seconds: float, work: Callable[[], None]) -> None:
-    """Do `work` in a thread: httpx bounds each silence of a server, but not the whole, however slowly it drips.
+    """Run `work` in a thread and wait at most `seconds` for it; re-raise its exception.
+
+    httpx limits each silence of a server, but not the whole download, however slowly the server sends.
 
     Raises:
-        TimeoutError: it is not done; the thread then ends with its server or with the process.
+        TimeoutError: `work` is not done in time; its thread is left to end with the server's answer or the process.
     """
     ended: list[Exception | None] = []
 
@@ -195,7 +204,7 @@ def _stream_file(
             raise _MirrorError("a redirect from https to http")
 
     client = httpx.Client(
-        # A server that unpacks or packs on the way would change the bytes that the digest is of.
+        # A content encoding applied in transit would change the bytes, and with them the digest.
         headers={"Accept-Encoding": "identity"},
         timeout=timeout_seconds,
         follow_redirects=True,

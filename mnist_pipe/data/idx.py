@@ -1,4 +1,4 @@
-"""The IDX format that MNIST was published in, decoded strictly: no byte of a file is believed before it is checked.
+"""Strict reader and writer of the IDX format that MNIST was published in: every byte is checked before it is used.
 
 A file is two zero bytes, a type byte (0x08, unsigned byte), the number of dimensions, each dimension as a big-endian
 uint32, then the values in row-major order (LeCun, Cortes, Burges: "THE IDX FILE FORMAT", yann.lecun.com/exdb/mnist).
@@ -23,13 +23,13 @@ from mnist_pipe.errors import CorruptDataError
 Kind = Literal["images", "labels"]
 _NUM_DIMENSIONS: dict[Kind, int] = {"images": 3, "labels": 1}
 _UNSIGNED_BYTE = 0x08
-_MAX_DIMENSIONS = 64  # numpy's own limit
+_MAX_DIMENSIONS = 64  # the limit of numpy
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 1 << 20
 
 
 def encode(array: NDArray[np.uint8]) -> bytes:
-    """`array`, of one or more dimensions, as the bytes of an IDX file.
+    """Return `array`, uint8 of one or more dimensions, as the bytes of an IDX file.
 
     >>> encode(np.array([7, 2, 1], dtype=np.uint8)).hex(" ", -4)
     '00000801 00000003 070201'
@@ -40,7 +40,9 @@ def encode(array: NDArray[np.uint8]) -> bytes:
 
 
 def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
-    """The array that an IDX file holds, over the same memory as `content`.
+    """Return the array in an IDX file, uint8 of the shape in its header, over the same memory as `content`.
+
+    Exceptions name the file by `where`.
 
     >>> decode(bytes.fromhex("00000801 00000003 070201"), where="labels").tolist()
     [7, 2, 1]
@@ -49,7 +51,7 @@ def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
     mnist_pipe.errors.CorruptDataError: labels: the file must hold 12 bytes for the 4 of its header, but got 11 bytes
 
     Raises:
-        CorruptDataError: the header is not IDX, or `content` is not exactly as long as the header says.
+        CorruptDataError: the header is not IDX, or the length of `content` is not the one that the header implies.
     """
     if len(content) < 4:
         raise CorruptDataError.invalid(where, "the header", "be 4 bytes or more", got=f"{len(content)} bytes")
@@ -73,13 +75,15 @@ def decode(content: bytes | bytearray, *, where: object) -> NDArray[np.uint8]:
 
 
 def read(path: Path, *, kind: Kind, max_bytes: int) -> NDArray[np.uint8]:
-    """The images (rows, 28, 28) or labels (rows,) in an IDX file, which is gzip where its name ends in `.gz`.
+    """Return the images, uint8 `(N, 28, 28)`, or labels, uint8 `(N,)`, in an IDX file.
 
-    Never holds more than `max_bytes` of content and a chunk, whatever the file decompresses to.
+    A file whose name ends in `.gz` is decompressed. Memory is bounded by `max_bytes` of content and one chunk of 1 MiB,
+    whatever the size of the decompressed file.
 
     Raises:
-        CorruptDataError: not gzip, a damaged or cut stream, data after its end, content above `max_bytes`, any error of
-            `decode`, labels where images are expected or the reverse, images that are not 28x28.
+        CorruptDataError: the file is not gzip, its stream is damaged or cut short or has data after its end, the
+            content exceeds `max_bytes` or is refused by `decode`, the file holds labels instead of images or the
+            reverse, or the images are not 28x28.
     """
     content = bytearray()
     with path.open("rb") as stream:
@@ -104,12 +108,12 @@ def _chunks(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _inflated(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
-    """The content of a gzip file of one member, at most a chunk at a time: a bomb grows no faster than it is read."""
+    """Yield the content of a gzip file of one member in chunks of at most 1 MiB, so that no bomb fills the memory."""
     start = stream.read(_CHUNK_BYTES)
     if not start.startswith(_GZIP):
         got = f"one that starts with {_shown(start)}" if start else "an empty file"
         raise CorruptDataError.invalid(where, "the file", "be gzip", got=got)
-    inflater = isal_zlib.decompressobj(wbits=31)  # 31: a gzip header and its CRC, nothing else
+    inflater = isal_zlib.decompressobj(wbits=31)  # 31: accept only a gzip header, and check its CRC
     compressed = start
     while not inflater.eof:
         if not compressed:

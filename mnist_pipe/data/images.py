@@ -1,8 +1,8 @@
-"""A picture that somebody drew, scanned or photographed, made into an image the way MNIST's images were made.
+"""Conversion of a drawn, scanned or photographed digit into an image made the way MNIST's images were made.
 
 LeCun et al. 1998, section III.A: the digits were "size normalized to fit in a 20x20 pixel box while preserving their
-aspect ratio", the grey levels come from the anti-aliasing of that, and each was "centered in a 28x28 image by computing
-the center of mass of the pixels, and translating the image so as to position this point at the center".
+aspect ratio", the grey levels come from the anti-aliasing of this step, and each digit was "centered in a 28x28 image
+by computing the center of mass of the pixels, and translating the image so as to position this point at the center".
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from mnist_pipe.errors import InputError, PipelineError, one_line
 
 Number = TypeVar("Number", np.uint8, np.float32)
 
-_BOX = 20  # pixels that the longer side of a digit takes
-_WORKING_SIDE = 512  # pixels that the longer side of a picture is reduced to at first, which bounds time and memory
-_MIN_CONTRAST = 0.1  # of full scale, between the background and the ink
-_MIN_INK = 0.1  # of the strongest ink: below it lie the marks of JPEG compression and the last of the anti-aliasing
-_MAX_INK = 0.5  # where a digit that runs into the border looks like noise
-_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)  # what Pillow raises
+_BOX = 20  # length of the longer side of a digit, in pixels
+_WORKING_SIDE = 512  # pixels; the longer side of a picture is first reduced to this, which bounds time and memory
+_MIN_CONTRAST = 0.1  # smallest distance of ink and background, as a share of full scale
+_MIN_INK = 0.1  # share of the strongest ink; JPEG artefacts and the faintest anti-aliasing lie below it
+_MAX_INK = 0.5  # upper limit of the threshold: a digit that touches the border would pass for noise
+# Pillow raises any of these for a damaged file.
+_DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error)
 
 
 def load_image(path: Path) -> NDArray[np.float32]:
-    """(28, 28) in [0, 1], a light digit on dark, from a PNG or JPEG of any size.
+    """Return the digit in a PNG or JPEG file as float32 `(28, 28)` in [0, 1], light on dark.
 
-    The background is the median colour of the border, and ink is the distance from it: dark on light and light on dark
-    are the same. Transparency stands for white.
+    The background is the median colour of the border, and ink is the distance from it, so a dark digit on a light
+    background and a light one on a dark background give the same image. Transparent pixels are read as white.
 
     Raises:
-        InputError: no such file, not a PNG or JPEG, damaged, too large, or blank.
+        InputError: the file does not exist, is not a PNG or JPEG, or is damaged, too large or blank.
     """
     ink = _ink(_read(path))
     if ink.max() < _MIN_CONTRAST:
@@ -47,7 +48,7 @@ def load_image(path: Path) -> NDArray[np.float32]:
 
 
 def _read(path: Path) -> NDArray[np.uint8]:
-    """(height, width, 3), upright, at most 512 pixels on a side."""
+    """Return the picture as RGB, uint8 `(height, width, 3)`, upright and at most 512 pixels on a side."""
     try:
         if not path.exists():
             raise InputError.missing(path)
@@ -61,7 +62,7 @@ def _read(path: Path) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG")) as image:
-                image.verify()  # the checksum of every PNG chunk, which decoding ignores
+                image.verify()  # checks the CRC of every PNG chunk, which decoding ignores
             with Image.open(path, formats=("PNG", "JPEG")) as image:
                 return _upright_rgb(image)
     except UnidentifiedImageError:
@@ -91,7 +92,10 @@ def _upright_rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _ink(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """(height, width) in [0, 1]: how far each pixel's colour is from the background's."""
+    """Return each pixel's distance from the background colour, float32 `(height, width)` in [0, 1].
+
+    `picture` is RGB, uint8 `(height, width, 3)`.
+    """
     background = np.median(_border(picture), axis=0).astype(np.float32)
     ink: NDArray[np.float32] = np.abs(picture.astype(np.float32) - background).max(axis=2) / 255
     return ink
@@ -102,8 +106,8 @@ def _border(picture: NDArray[Any]) -> NDArray[Any]:
 
 
 def _fitted(ink: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The ink's bounding box, scaled so that its longer side is 20 pixels."""
-    # Four times the 90th percentile is about 6 standard deviations of a camera's noise: no pixel of the background.
+    """Return the bounding box of the ink, scaled so that its longer side is 20 pixels; all float32 in [0, 1]."""
+    # Four times the 90th percentile is about 6 standard deviations of a camera's noise, which no background pixel has.
     noise = float(np.quantile(_border(ink), 0.9))
     is_ink = ink > min(max(_MIN_INK, 4 * noise), _MAX_INK)
     rows, columns = (np.flatnonzero(is_ink.any(axis=axis)) for axis in (1, 0))
@@ -118,7 +122,15 @@ def _fitted(ink: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def centred(box: NDArray[Number], *, centre: float) -> NDArray[Number]:
-    """The box in an image of 28x28, its centre of mass on pixel (centre, centre), to the nearest whole pixel."""
+    """Return `box` in an image of zeros, its centre of mass at pixel (centre, centre) to the nearest whole pixel.
+
+    Args:
+        box: uint8 or float32 `(height, width)`, at most 28 on a side, with a sum above 0; it always stays inside.
+        centre: row and column of the target, in pixels.
+
+    Returns:
+        `(28, 28)` of the dtype of `box`.
+    """
     image = np.zeros((SIDE, SIDE), dtype=box.dtype)
     place: list[Any] = []
     for axis, length in enumerate(box.shape):

@@ -1,4 +1,4 @@
-"""The validation split and the standardised images, from the raw splits."""
+"""Normalization of the raw splits: the validation split and the standardised images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
 from mnist_pipe.errors import CorruptDataError
 
-_EXACT = 256  # pixels whose squares, each at most 255**2, add up to less than 2**24
-_MAX_OVERLAP = 0.01  # MNIST, measured: none of its 10,000 test images occurs in train
+_EXACT = 256  # number of pixels whose squares, each at most 255**2, add up to less than 2**24
+_MAX_OVERLAP = 0.01  # share of the test images; measured on MNIST: none of 10,000 occurs in train
 
 
 def normalize(
@@ -22,15 +22,18 @@ def normalize(
     """Split `train` into training and validation rows and standardise all images.
 
     Args:
-        validation_rows: rows to hold out, stratified by label; at most a fifth of `train` is taken.
-        seed: chooses the rows.
+        train: the raw training split, 5 rows or more.
+        test: the raw test split.
+        validation_rows: the number of rows to hold out, stratified by label; at most a fifth of `train` is taken.
+        seed: the seed of the choice of these rows.
 
     Returns:
-        The splits `train`, `validation` and `test`, their rows in the order of the raw split, and the report of
+        The splits `train`, `validation` and `test`, with their rows in the order of the raw split, and the report of
         `reports/data.json`: rows by split and class, mean and standard deviation, the overlap of train and test.
 
     Raises:
-        CorruptDataError: too few rows, constant images, or more than 1 % of the test images occur in train.
+        CorruptDataError: there are too few rows, all pixels are equal, or more than 1 % of the test images occur in
+            train.
     """
     if len(train.labels) < 5:
         rule = "have 5 rows or more, a fifth of them for validation"
@@ -48,7 +51,7 @@ def normalize(
     }
     images = {name: (test if name == "test" else train).images[index] for name, index in rows.items()}
     mean, std = mean_and_std(images["train"])
-    # One value per grey level, computed in float64 and rounded once: the same bytes on every machine.
+    # One value per grey level, computed in float64 and rounded once, gives the same bytes on every machine.
     standardised = ((np.arange(256) / 255 - mean) / std).astype(np.float32)
     travelling = {name: train.provenance.get(name) for name in ("dataset", "fallback_for")}
     digests = {"train": content_sha256(train), "test": content_sha256(test)}
@@ -84,10 +87,10 @@ def normalize(
 
 
 def _look_up(values: NDArray[np.float32], images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The value of each pixel's grey level, in the shape of `images`.
+    """Return `values[images]`, float32 in the shape of `images`, for float32 `(256,)` values by grey level.
 
-    A thousand images at a time: `take` first makes indices of 8 bytes a pixel, and for all images at once those are
-    hundreds of megabytes of fresh memory, whose page errors take longer than the work.
+    It takes 1,000 images at a time: `take` first makes indices of 8 bytes a pixel, which for all images at once are
+    hundreds of megabytes of fresh memory, whose page faults take longer than the work.
     """
     found = np.empty(images.shape, dtype=values.dtype)
     for start in range(0, len(images), 1000):
@@ -97,14 +100,23 @@ def _look_up(values: NDArray[np.float32], images: NDArray[np.uint8]) -> NDArray[
 
 
 def content_sha256(raw: RawSplit) -> str:
-    """Of the images and labels alone: the same data has the same one, whatever wrote its file."""
+    """Return the hexadecimal SHA-256 of a split's images and labels, whatever program wrote its file."""
     content = hashlib.sha256(np.ascontiguousarray(raw.images).data)
     content.update(np.ascontiguousarray(raw.labels).data)
     return content.hexdigest()
 
 
 def stratified(labels: NDArray[np.uint8], *, num_rows: int, seed: int) -> NDArray[np.int64]:
-    """`num_rows` distinct row numbers, ascending, each class in its share of `labels` (largest remainders round up)."""
+    """Draw rows such that each class keeps its share of `labels`, as `quotas` rounds it.
+
+    Args:
+        labels: uint8 `(N,)`.
+        num_rows: the number of rows to draw, at most N.
+        seed: the seed of the draw.
+
+    Returns:
+        Distinct row numbers, int64 `(num_rows,)`, ascending.
+    """
     random = np.random.default_rng(seed)
     chosen = [
         random.permutation(np.flatnonzero(labels == label))[:quota]
@@ -114,7 +126,10 @@ def stratified(labels: NDArray[np.uint8], *, num_rows: int, seed: int) -> NDArra
 
 
 def quotas(labels: NDArray[np.uint8], *, num_rows: int) -> NDArray[np.int64]:
-    """How many of `num_rows` rows each class gets: its share, rounded by largest remainder, the lower label first."""
+    """Return the number of rows of each class among `num_rows`, int64 `(10,)`, for labels uint8 `(N,)`.
+
+    A class has its share of `labels`, rounded by largest remainder; of equal remainders the lower label is rounded up.
+    """
     assert num_rows <= len(labels)
     parts, remainders = np.divmod(_class_counts(labels) * num_rows, len(labels))
     parts[np.argsort(-remainders, kind="stable")[: num_rows - parts.sum()]] += 1
@@ -122,7 +137,9 @@ def quotas(labels: NDArray[np.uint8], *, num_rows: int) -> NDArray[np.int64]:
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
-    """Mean and population standard deviation of all pixels on the [0, 1] scale, from sums that are exact.
+    """Return mean and population standard deviation of all pixels on the [0, 1] scale, computed from exact sums.
+
+    `images` is uint8 `(N, 28, 28)`.
 
     Raises:
         CorruptDataError: all pixels are equal.
@@ -131,8 +148,8 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
     pixels = images.reshape(-1)
     for start in range(0, len(pixels), 1000 * _EXACT):
         part = pixels[start : start + 1000 * _EXACT].astype(np.float32)
-        part.resize((math.ceil(len(part) / _EXACT), _EXACT))  # zeros at the end, which change no sum
-        # Of whole numbers below 2**24, sums are exact in float32 in any order, so no thread count changes a bit.
+        part.resize((math.ceil(len(part) / _EXACT), _EXACT))  # pads with zeros, which change no sum
+        # Sums of integers below 2**24 are exact in float32 in any order, so the number of threads changes no bit.
         total += int(part.sum(axis=1).sum(dtype=np.float64))
         total_of_squares += int(np.vecdot(part, part).sum(dtype=np.float64))
     variance_numerator = images.size * total_of_squares - total**2
@@ -143,7 +160,7 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
 
 
 def count_common_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> int:
-    """How many images of `test` occur, byte for byte, in `train`."""
+    """Count the images of `test` that occur, byte for byte, in `train`; both are uint8 `(N, 28, 28)`."""
     known = set(_as_bytes(train))
     return sum(image in known for image in _as_bytes(test))
 

@@ -1,8 +1,8 @@
-"""Parquet files in which every flipped bit is found, written and read in one place.
+"""Reader and writer of Parquet files in which every flipped bit is detected.
 
-Page checksums are on, because without them most single-bit flips of a Parquet file read as wrong values. They leave the
-footer bare, where a flip can still move columns or change the provenance, so each column and the metadata carry a
-CRC-32 of their own. All columns have a fixed width and no nulls.
+Page checksums are on, because without them most single-bit flips of a Parquet file are read as wrong values. They do
+not cover the footer, where a flip can still move columns or change the provenance, so each column and the metadata
+carry a CRC-32 of their own. All columns have a fixed width and no nulls.
 """
 
 from __future__ import annotations
@@ -30,28 +30,35 @@ _METADATA_KEY = b"mnist_pipe"
 _CHECKSUM_KEY = b"mnist_pipe_crc32"
 _ROWS_AT_ONCE = 10_000
 _ROWS_IN_GROUP = 14_000  # the 55,000 and 60,000 rows of MNIST become groups that two CPUs share about equally
-_ROWS_IN_CACHE = 500  # 1.6 MB of float32, still in the CPU's cache when it is checked after it has been decoded
+_ROWS_IN_CACHE = 500  # 1.6 MB of float32, which are still in the CPU's cache when they are checked
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowGroup:
-    """A part of a Parquet file that can be read without the rest."""
+    """A row group of a Parquet file, which can be read without the rest of the file."""
 
     file: str
-    """Its path in the file system that it was found in."""
+    """Path of the file in the file system that it was found in."""
     number: int
-    """Its place among the file's row groups."""
+    """Position among the file's row groups, from 0."""
     first_row: int
-    """The number of its first row in the file."""
+    """Row number, in the file, of the group's first row."""
     num_rows: int
 
 
 RowCheck = Callable[[pa.Table, int], None]
-"""Raises where rows of a file break a rule; gets the rows and the number of the first of them in the file."""
+"""Function that raises an exception if rows break a rule; it takes the rows and the first one's number in the file."""
 
 
 def write_columns(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Write `columns`, each an array that Arrow takes, to `path`, whole or not at all."""
+    """Write columns and provenance as one Parquet file to `path`, whole or not at all.
+
+    Args:
+        path: the file.
+        schema: the names and types of the columns.
+        columns: arrays `(N,)` by name, in the order of `schema`, of any kind that Arrow converts.
+        provenance: JSON-like values that `read_provenance` returns.
+    """
     arrays = [column if isinstance(column, pa.Array) else pa.array(column) for column in columns.values()]
     table = pa.Table.from_arrays(arrays, schema=schema)
     checksums = _checksums(table, dict.fromkeys(table.column_names, 0))
@@ -61,7 +68,7 @@ def write_columns(path: Path, schema: pa.Schema, columns: dict[str, Any], proven
         pq.write_table(
             table,
             temporary,
-            compression="lz4",  # files are a third larger than with zstd, and read and written faster
+            compression="lz4",  # files are a third larger than with zstd, but faster to read and write
             row_group_size=_ROWS_IN_GROUP,
             use_dictionary=False,
             write_statistics=False,
@@ -72,12 +79,19 @@ def write_columns(path: Path, schema: pa.Schema, columns: dict[str, Any], proven
 def read_columns(
     path: Path, schema: pa.Schema, *, check: RowCheck = lambda *_: None, fix: str
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, Any]]:
-    """Read each column as (rows, bytes of a value), writable, and the provenance.
+    """Read all columns and the provenance of a file, one row group per CPU at a time.
 
-    Every CPU reads row groups of its own. `check` is called with each part of a row group, in any order.
+    Args:
+        path: the file.
+        schema: the schema that the file must have.
+        check: called with each part of a row group, in any order and from several threads.
+        fix: the remedy that the exceptions name.
+
+    Returns:
+        The columns by name, uint8 `(N, bytes of a value)`, writable, and the provenance.
 
     Raises:
-        CorruptDataError: not Parquet, another schema, a checksum that does not hold, no rows; it tells the user `fix`.
+        CorruptDataError: the file is not Parquet, has another schema or no rows, or fails a checksum.
     """
     metadata = _checked_metadata(path, schema, fix=fix)
     groups = _groups_with_rows(str(path), fix=fix)
@@ -99,10 +113,10 @@ def read_columns(
 def verify_columns(
     file: str, schema: pa.Schema, *, check: RowCheck, filesystem: fs.FileSystem | None = None, fix: str
 ) -> None:
-    """Check all that `read_columns` does, from end to end of the file, in the memory of 10,000 rows.
+    """Check a file as `read_columns` does, from end to end, with at most 10,000 rows in memory.
 
     Raises:
-        CorruptDataError: as `read_columns`.
+        CorruptDataError: as for `read_columns`.
         UnavailableError: the file system does not answer.
     """
     metadata = _checked_metadata(file, schema, filesystem=filesystem, fix=fix)
@@ -123,33 +137,33 @@ def read_provenance(
     filesystem: fs.FileSystem | None = None,
     fix: str = "run: dvc repro --force",
 ) -> dict[str, Any]:
-    """The provenance in a file's footer, which is all that is read, checked against `schema` if there is one.
+    """Return the provenance of a file from its footer, after comparing the file's schema with `schema` if it is given.
 
     Raises:
-        CorruptDataError: not Parquet, another schema, no provenance.
+        CorruptDataError: the file is not Parquet, or has another schema or no provenance.
         UnavailableError: the file system does not answer.
     """
     return dict(_checked_metadata(path, schema, filesystem=filesystem, fix=fix)["provenance"])
 
 
 def read_schema(path: Path | str, *, filesystem: fs.FileSystem | None = None, fix: str = "") -> pa.Schema:
-    """The schema of a Parquet file, with its metadata.
+    """Return the schema of a Parquet file, with its metadata.
 
     Raises:
-        CorruptDataError: it is not there, or not Parquet.
+        CorruptDataError: the file does not exist or is not Parquet.
         UnavailableError: the file system does not answer.
     """
     with _decoding(path, "the file", "be Parquet", fix=fix):
         schema = pq.read_schema(path, filesystem=filesystem)
-        str(schema)  # decodes every name
+        str(schema)  # decodes every name, so a damaged one raises here
         return schema
 
 
 def parquet_files(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> list[str]:
-    """The Parquet files that `location` stands for: itself, or every `*.parquet` in the folder, by name.
+    """Return the paths of the Parquet files at `location`: the file itself, or all `*.parquet` in the folder, sorted.
 
     Raises:
-        InputError: there is none.
+        InputError: `location` does not exist, or the folder has no Parquet file.
         UnavailableError: the file system does not answer.
     """
     where = filesystem or fs.LocalFileSystem()
@@ -170,10 +184,10 @@ def parquet_files(location: str | Path, *, filesystem: fs.FileSystem | None = No
 
 
 def row_groups(file: str, *, filesystem: fs.FileSystem | None = None, fix: str = "") -> list[RowGroup]:
-    """The parts of a Parquet file that have rows, from its footer alone.
+    """Return the row groups of a Parquet file that have rows; only the footer is read.
 
     Raises:
-        CorruptDataError: it is not there, or not Parquet.
+        CorruptDataError: the file does not exist, is not Parquet, or has a row group with a negative number of rows.
         UnavailableError: the file system does not answer.
     """
     groups, first_row = [], 0
@@ -200,12 +214,22 @@ def read_row_group(
     filesystem: fs.FileSystem | None = None,
     fix: str = "",
 ) -> Iterator[pa.Table]:
-    """Rows `start` to `stop` (all by default) of a row group, at most `rows_at_once` at a time, whatever its size.
+    """Yield the rows of a row group in tables of at most `rows_at_once` rows, whatever the group's size.
 
-    The pages' checksums are verified, if the writer left any; to check the file's schema is up to the caller.
+    Page checksums are verified if the file has them. The caller checks the file's schema.
+
+    Args:
+        group: the row group.
+        start: the first row, counted from the start of the group.
+        stop: the row after the last; None is the end of the group.
+        columns: the columns to read; None is all.
+        rows_at_once: the largest number of rows of a table.
+        use_threads: decode the columns in Arrow's threads.
+        filesystem: where the file is; None is the local file system.
+        fix: the remedy that the exceptions name.
 
     Raises:
-        CorruptDataError: a checksum that does not hold, or another number of rows than the footer says.
+        CorruptDataError: a page does not match its checksum, or the number of rows differs from the footer's.
         UnavailableError: the file system does not answer.
     """
     stop = group.num_rows if stop is None else stop
@@ -227,19 +251,19 @@ def read_row_group(
 
 
 def column_values(table: pa.Table, name: str, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
-    """A column as (rows, width), writable."""
+    """Return a copy of a column without nulls as `dtype` `(N, width)`, writable; `width` is values per row."""
     return np.concatenate([array_values(chunk, dtype, width) for chunk in table.column(name).chunks])
 
 
 def array_values(array: pa.Array, dtype: np.dtype[Any], width: int) -> NDArray[Any]:
-    """An array of a fixed width without nulls as (rows, width), read-only, over the same memory."""
+    """Return a fixed-width array without nulls as `dtype` `(N, width)`, read-only, over the same memory."""
     start = array.offset * width
     return np.frombuffer(array.buffers()[1], dtype=dtype)[start : start + len(array) * width].reshape(-1, width)
 
 
 @contextmanager
 def _opened(file: str, *, filesystem: fs.FileSystem | None, fix: str) -> Iterator[pq.ParquetFile]:
-    """The file, its pages' checksums on; what cannot be decoded within the block is reported as a damaged page."""
+    """Open the file with page checksums on; report what cannot be decoded within the block as a damaged page."""
     with _decoding(file, "the file", "be Parquet", fix=fix):
         # Over a network, a few large reads are faster than many small ones.
         remote = filesystem is not None and not isinstance(filesystem, fs.LocalFileSystem)
@@ -256,7 +280,7 @@ def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None
         raise CorruptDataError.missing(where, fix=fix) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         got = one_line(error)[:200]
-        if "AWS Error" in got:  # Arrow has no class of its own for a storage that does not answer
+        if "AWS Error" in got:  # Arrow has no exception of its own for unreachable storage
             raise UnavailableError.unreachable("the storage", where=where, cause=got) from error
         raise CorruptDataError.invalid(where, name, rule, got=got, fix=fix) from error
 
@@ -264,8 +288,8 @@ def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None
 def _checked_metadata(
     path: Path | str, schema: pa.Schema | None, *, filesystem: fs.FileSystem | None = None, fix: str
 ) -> dict[str, Any]:
-    """`provenance`, and `crc32` by column, of a file that has that schema."""
-    # The schema is compared before a page is read: an extension type could run code while it is decoded.
+    """Return `provenance`, and `crc32` by column, of a file after checking its schema and its metadata's checksum."""
+    # The schema is compared before a page is read, because an extension type could run code while it is decoded.
     found = read_schema(path, filesystem=filesystem, fix=fix)
     if schema is not None and not found.equals(schema):
         want, got = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (schema, found))
@@ -286,9 +310,9 @@ def _groups_with_rows(file: str, *, filesystem: fs.FileSystem | None = None, fix
 
 
 def _read_into(columns: dict[str, NDArray[np.uint8]], group: RowGroup, *, check: RowCheck, fix: str) -> dict[str, int]:
-    """Read `group` into its rows of `columns`; returns the CRC-32 of each column there."""
+    """Read `group` into its rows of `columns`, and return the CRC-32 of these rows by column."""
     checksums, row = dict.fromkeys(columns, 0), group.first_row
-    # Each row group has a thread of ours; Arrow's own threads for its columns would only compete with them.
+    # Each row group is already read in a thread of its own, with which Arrow's threads for columns would only compete.
     for table in read_row_group(group, rows_at_once=_ROWS_IN_CACHE, use_threads=False, fix=fix):
         checksums = _checksums(table, checksums)
         check(table, row)
@@ -299,7 +323,7 @@ def _read_into(columns: dict[str, NDArray[np.uint8]], group: RowGroup, *, check:
 
 
 def _checksums(table: pa.Table, before: dict[str, int]) -> dict[str, int]:
-    """The CRC-32 of each column's values, those `before` and these."""
+    """Return the CRC-32 of each column, continued from the checksums `before` over the values of `table`."""
     checksums = dict(before)
     for name, column in zip(table.column_names, table.columns, strict=True):
         for content in _contents(column):
@@ -308,7 +332,7 @@ def _checksums(table: pa.Table, before: dict[str, int]) -> dict[str, int]:
 
 
 def _contents(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
-    """The bytes of each chunk of a column, as (rows, bytes of a value)."""
+    """Return the bytes of each chunk of a column, uint8 `(N, bytes of a value)`."""
     return [array_values(chunk, np.dtype(np.uint8), column.type.byte_width) for chunk in column.chunks]
 
 
@@ -319,9 +343,9 @@ def _compare_checksums(path: Path | str, found: dict[str, int], expected: dict[s
 
 
 def _aligned(num_rows: int, width: int) -> NDArray[np.uint8]:
-    """(num_rows, width), not yet written to, at an address that is a multiple of 64, as torch's own tensors are.
+    """Return an uninitialised array, uint8 `(num_rows, width)`, at an address that is a multiple of 64, as in torch.
 
-    The columns may become tensors as they are, and where a tensor lies can decide how a kernel rounds.
+    The columns may become tensors without a copy, and the alignment of a tensor can decide how a kernel rounds.
     """
     room = np.empty(num_rows * width + 63, dtype=np.uint8)
     start = -room.ctypes.data % 64

@@ -1,4 +1,4 @@
-"""The data sets of sources.toml, and their raw splits from the files that are published."""
+"""The data sets of sources.toml: fetching their published files and converting them to raw splits."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from mnist_pipe.data.download import PublishedFile, fetch_published
 from mnist_pipe.data.splits import SIDE, RawSplit, check_labels
 from mnist_pipe.errors import CorruptDataError, InputError, unknown
 
-DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a cut fetches only what is missing
+DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a failure fetches only missing files
 SPLITS = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _TABLE = Path(__file__).with_name("sources.toml")
-_MAX_CONTENT_BYTES = 1 << 30  # 1.4 million images
+_MAX_CONTENT_BYTES = 1 << 30  # about 1.4 million images
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""Images (rows, 28, 28) and labels (rows,)."""
+"""Images, uint8 `(N, 28, 28)`, and labels, uint8 `(N,)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """One data set."""
+    """One data set of sources.toml."""
 
     title: str
     citation: str
     files: Mapping[str, PublishedFile] = field(default_factory=dict)
-    """The gzip files by IDX name, the four names of SPLITS; empty where nothing is downloaded."""
+    """Published gzip files by IDX name, the four names in `SPLITS`; empty if nothing is downloaded."""
     mirrors: Sequence[str] = ()
-    """The publisher's own base URLs, tried after those of the params."""
+    """The publisher's own base URLs, tried after those of `ingest.mirrors`."""
 
 
 def _read_table() -> dict[str, Source]:
@@ -51,7 +51,7 @@ def _read_table() -> dict[str, Source]:
 
 
 SOURCES = _read_table()
-"""Every data set by the name that `ingest.dataset` takes."""
+"""All data sets, by their name in `ingest.dataset`."""
 
 
 def fetch(
@@ -62,19 +62,19 @@ def fetch(
     timeout_seconds: float,
     log: Callable[[str], None],
 ) -> dict[str, Path]:
-    """The verified files of a data set by IDX name: a directory's own, or downloaded to DOWNLOADS.
+    """Return the paths of a data set's verified files by IDX name, after downloading to `DOWNLOADS` what is missing.
 
     Args:
-        dataset: a key of SOURCES; `digits` has no files.
-        mirrors: tried in order, file by file, and then the publisher's own: a directory, or an http(s) base URL.
-        folder: holds the files of `local`, under their IDX names, with or without `.gz`.
-        timeout_seconds: the longest silence of a server; `fetch_published` bounds a whole file by it too.
-        log: gets a line for each file that was found and for each mirror that did not have it.
+        dataset: a key of `SOURCES`; `digits` has no files.
+        mirrors: directories or http(s) base URLs, tried in order for each file, before the publisher's own mirrors.
+        folder: the folder with the files of `local`, under their IDX names, with or without `.gz`.
+        timeout_seconds: the longest silence of a server; `fetch_published` derives the limit for a whole file from it.
+        log: called with one line for each file that was found and for each mirror that did not supply it.
 
     Raises:
-        InputError: no such data set, or `folder` lacks a file.
-        NoMirrorError: a file came from no mirror; the message names each and its cause.
-        UnavailableError: the disk does not take a download.
+        InputError: there is no such data set, or `folder` lacks a file.
+        NoMirrorError: no mirror supplied a file; the message names each mirror and the cause.
+        UnavailableError: a download cannot be written to the disk.
     """
     if dataset not in SOURCES:
         raise unknown("ingest", "dataset", dataset, SOURCES)
@@ -96,12 +96,18 @@ def fetch(
 
 
 def load(dataset: str, found: Mapping[str, Path], *, fallback_for: str | None = None) -> dict[str, RawSplit]:
-    """The raw splits `train` and `test` from the files that `fetch` found.
+    """Return the raw splits `train` and `test` from the files that `fetch` returned.
 
-    The provenance names the data set and each file's digest, never a mirror or a time: same files, same bytes.
+    The provenance names the data set and each file's digest but no mirror or time, so the same files give the same
+    bytes.
+
+    Args:
+        dataset: a key of `SOURCES`.
+        found: the paths of the files by IDX name; not used for `digits`.
+        fallback_for: the name of the data set that this one replaces, for the provenance.
 
     Raises:
-        CorruptDataError: a file that `idx.read` refuses, a label above 9, images and labels that differ in number.
+        CorruptDataError: `idx.read` refuses a file, a label is above 9, or images and labels differ in number.
     """
     source = SOURCES[dataset]
     digests = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)} for path in found.values()}
@@ -133,9 +139,10 @@ def _read(found: Mapping[str, Path]) -> dict[str, Arrays]:
 
 
 def _digits() -> dict[str, Arrays]:
-    """scikit-learn's 1,797 scans the way MNIST was made: scaled to 20x20, centred in 28x28 by mass.
+    """Return scikit-learn's 1,797 scans made like MNIST: scaled to 20x20, then centred in 28x28 by mass.
 
-    The last fifth of each class is the test split: the scans are in order of their writers, so it has other writers.
+    The last fifth of each class is the test split. The scans are in order of their writers, so the two splits have
+    different writers.
     """
     from PIL import Image
     from sklearn.datasets import load_digits

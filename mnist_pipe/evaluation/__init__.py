@@ -1,1 +1,1 @@
-"""From logits to figures, comparisons, pictures and the report."""
+"""Evaluation of logits: metrics, significance tests, plots and the report."""

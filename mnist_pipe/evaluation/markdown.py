@@ -9,19 +9,19 @@ from mnist_pipe import atomic
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The table without a last line break."""
+    """Return a table of `header` and `rows`, without a line break at the end."""
     return "\n".join(row(cells) for cells in (header, ["---"] * len(header), *rows))
 
 
 def row(cells: Sequence[str]) -> str:
-    """One line of a table."""
+    """Return one line of a table."""
     return f"| {' | '.join(cells)} |"
 
 
 def replace_region(path: Path, name: str, change: Callable[[str], str]) -> None:
-    """Replace the lines between `<!-- name -->` and `<!-- /name -->` in the file by what `change` makes of them.
+    """Replace the lines between `<!-- name -->` and `<!-- /name -->` in the file by the result of `change`.
 
-    `change` returns them without the last line break.
+    `change` takes the old lines and returns the new ones without a line break at the end.
     """
     before, start, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
     old, end, after = rest.partition(f"<!-- /{name} -->")

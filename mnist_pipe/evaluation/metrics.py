@@ -1,6 +1,6 @@
-"""What a model's logits are worth: accuracy, likelihood, calibration, per-class figures. numpy and scipy only.
+"""Metrics of a model's logits: accuracy, likelihood, calibration and per-class metrics, with numpy and scipy only.
 
-Everything is a sum and a count, divided once: an average of batch averages would weigh a short last batch too much.
+Every metric is a sum divided once by a count: a mean of batch means would give a short last batch too much weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from mnist_pipe.errors import CorruptDataError
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> NDArray[np.float64]:
-    """Logarithm of the softmax, (rows, 10), in float64; the largest finite logit does not overflow it.
+    """Return the logarithm of the softmax, float64 `(N, 10)`, of logits, floating point `(N, 10)`.
+
+    It does not overflow for the largest finite logit.
 
     Raises:
         CorruptDataError: a logit is not finite; the message names `where` and the first such row.
@@ -36,18 +38,28 @@ def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> ND
 
 
 def wilson_interval(num_correct: int, *, num_rows: int, confidence: float) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927); unlike the normal one it stays inside [0, 1] near 100 %."""
+    """Return the bounds of the score interval of the proportion `num_correct / num_rows` (Wilson 1927).
+
+    Unlike the normal approximation it stays inside [0, 1] near 100 %.
+    """
     z, rate = float(ndtri((1 + confidence) / 2)), num_correct / num_rows
     centre = rate + z * z / (2 * num_rows)
     spread = z * math.sqrt((rate * (1 - rate) + z * z / (4 * num_rows)) / num_rows)
     low, high = ((centre + side * spread) / (1 + z * z / num_rows) for side in (-1, 1))
-    return max(0.0, min(low, rate)), min(1.0, max(high, rate))  # rounding puts neither on the wrong side
+    # Rounding must not move a bound past the rate or out of [0, 1].
+    return max(0.0, min(low, rate)), min(1.0, max(high, rate))
 
 
 def calibration_bins(
     confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_], *, num_bins: int
 ) -> CalibrationBins:
-    """Rows counted by the probability that their predicted class was given: bins (k/n, (k+1)/n] (Guo et al. 2017)."""
+    """Count the rows by the probability of their predicted class, in bins (k/n, (k+1)/n] (Guo et al. 2017).
+
+    Args:
+        confidences: the probability of the predicted class, floating point `(N,)`, 0 to 1.
+        correct: whether the prediction is right, bool `(N,)`.
+        num_bins: the number n of bins.
+    """
     edges = np.linspace(0, 1, num_bins + 1)
     bins = np.clip(np.digitize(confidences, edges, right=True) - 1, 0, num_bins - 1)
     return CalibrationBins(
@@ -59,13 +71,16 @@ def calibration_bins(
 
 
 def confusion_matrix(labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(10, 10) counts: the row is the actual class, the column the predicted one."""
+    """Return the counts of actual (row) and predicted (column) classes, int64 `(10, 10)`.
+
+    `labels` and `predictions` are uint8 `(N,)`, 0 to 9.
+    """
     cells = labels.astype(np.int64) * NUM_CLASSES + predictions
     return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
 
 
 def compute_class_metrics(matrix: NDArray[np.int64]) -> list[ClassMetrics]:
-    """Precision, recall and F1 of each class; None where there was nothing to divide by."""
+    """Return precision, recall and F1 of each class, None if the divisor is 0, from counts, int64 `(10, 10)`."""
 
     def ratio(part: int, whole: int) -> float | None:
         return part / whole if whole else None
@@ -94,7 +109,14 @@ def compute_metrics(
     num_bins: int,
     where: object = "logits",
 ) -> Metrics:
-    """Every figure of one model on one split, from (rows, 10) logits and (rows,) labels.
+    """Compute all metrics of one model on one split.
+
+    Args:
+        logits: floating point `(N, 10)`.
+        labels: uint8 `(N,)`, 0 to 9.
+        confidence: the confidence of the interval of the accuracy, 0 to 1.
+        num_bins: the number of bins of the calibration error.
+        where: the source of the logits, for the message.
 
     Raises:
         CorruptDataError: a logit is not finite.
@@ -118,14 +140,14 @@ def compute_metrics(
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """One model on one split."""
+    """The metrics of one model on one split."""
 
     num_rows: int
     num_correct: int
     accuracy: float
-    """num_correct / num_rows."""
+    """Share of rows predicted right, num_correct / num_rows."""
     interval: tuple[float, float]
-    """Wilson interval of the accuracy."""
+    """Lower and upper bound of the Wilson interval of the accuracy."""
     nll: float
     """Mean negative log-likelihood of the true class, in nats."""
     calibration_error: float
@@ -136,27 +158,35 @@ class Metrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """One class of one split."""
+    """The metrics of one class on one split."""
 
     label: int
     num_rows: int
+    """Number of rows of the class."""
     num_correct: int
+    """Number of these rows that are predicted right."""
     precision: float | None
+    """Share of the rows predicted as the class that are of it; None if no row is predicted as it."""
     recall: float | None
+    """Share of the rows of the class that are predicted as it; None if the class has no rows."""
     f1: float | None
+    """Harmonic mean of precision and recall; None if the class is neither present nor predicted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationBins:
-    """What a reliability diagram is drawn from: one entry a bin."""
+    """The data of a reliability diagram, with one entry per bin."""
 
     edges: NDArray[np.float64]
-    """(bins + 1,), 0 to 1."""
+    """Edges of the bins, `(bins + 1,)`, 0 to 1."""
     counts: NDArray[np.int64]
+    """Number of rows in each bin, `(bins,)`."""
     num_correct: NDArray[np.int64]
+    """Number of rows in each bin that are predicted right, `(bins,)`."""
     confidence_sums: NDArray[np.float64]
+    """Sum over each bin of the probability of the predicted class, `(bins,)`."""
 
     @property
     def error(self) -> float:
-        """Expected calibration error: sum over bins of |correct - confidence| / rows (Guo et al. 2017, eq. 3)."""
+        """Expected calibration error: the sum over bins of |correct - confidence| / rows (Guo et al. 2017, eq. 3)."""
         return float(np.abs(self.num_correct - self.confidence_sums).sum() / self.counts.sum())

@@ -1,6 +1,6 @@
-"""The pictures of the report: small figures that stay readable on a phone, drawn without pyplot or a display.
+"""The plots of the report: small figures that stay legible on a phone, drawn without pyplot or a display.
 
-Each function draws one PNG to `path`, whole or not at all; the same numbers give the same bytes.
+Each `draw_` function writes one PNG file to `path`, whole or not at all; the same numbers give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.evaluation.metrics import CalibrationBins, ClassMetrics, wilson_interval
 
 WIDTH_INCHES = 5.2
-"""Of every figure: at the width of a phone 9-point text is still legible."""
+"""Width of every figure, in inches: at the width of a phone its 9-point text is still legible."""
 INK, MUTED, FAINT, BLUE, RED = "#1f2328", "#6a727c", "#e4e7eb", "#1f5fa8", "#b8431b"
 SERIES_COLOURS = (
     "#0072b2",
@@ -41,7 +41,7 @@ SERIES_COLOURS = (
 )  # Okabe and Ito
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so the plots are the same on every machine
     "font.size": 9,
     "text.color": INK,
     "axes.titlesize": 10,
@@ -66,7 +66,10 @@ _STYLE = {
 
 
 def draw_confusion(path: Path, matrix: NDArray[np.int64]) -> None:
-    """(10, 10) counts. Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would vanish."""
+    """Draw a confusion matrix, int64 `(10, 10)`, with the actual classes as rows and the predicted ones as columns.
+
+    Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would not be visible.
+    """
     mistakes = matrix * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
     colours = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f3c2a6", RED])
     with drawing(path, height=4.9) as figure:
@@ -96,7 +99,7 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64]) -> None:
 
 
 def draw_curves(path: Path, table: pd.DataFrame) -> None:
-    """Loss and accuracy by epoch; columns as in `reports/curves.csv`."""
+    """Draw loss and accuracy by epoch, of a table with the columns of `reports/curves.csv`."""
     epochs = table["epoch"].to_numpy()
     with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True)
@@ -123,7 +126,17 @@ def worst_mistakes(
     *,
     num_worst: int,
 ) -> NDArray[np.int64]:
-    """The rows, at most `num_worst`, that were predicted wrong with the highest probabilities; of equals the first."""
+    """Return the rows that were predicted wrong with the highest probabilities.
+
+    Args:
+        labels: the actual classes, uint8 `(N,)`.
+        predictions: the predicted classes, uint8 `(N,)`.
+        probabilities: the probability of each predicted class, float32 `(N,)`.
+        num_worst: the largest number of rows to return.
+
+    Returns:
+        Row numbers, int64 `(at most num_worst,)`, by falling probability; of equal ones the first row comes first.
+    """
     wrong = np.flatnonzero(predictions != labels)
     return wrong[np.argsort(-probabilities[wrong], kind="stable")][:num_worst]
 
@@ -137,7 +150,16 @@ def draw_mistakes(
     probabilities: NDArray[np.float32],
     num_worst: int,
 ) -> None:
-    """Those of the (rows, 28, 28) images that the model was surest of and wrong about."""
+    """Draw the images that the model predicted wrong with the highest probabilities.
+
+    Args:
+        path: the PNG file.
+        images: float32 `(N, 28, 28)`.
+        labels: the actual classes, uint8 `(N,)`.
+        predictions: the predicted classes, uint8 `(N,)`.
+        probabilities: the probability of each predicted class, float32 `(N,)`.
+        num_worst: the largest number of images to draw.
+    """
     worst = worst_mistakes(labels, predictions, probabilities, num_worst=num_worst)
     num_wrong = int((predictions != labels).sum())
     columns = 5
@@ -156,9 +178,12 @@ def draw_mistakes(
 
 
 def draw_templates(path: Path, weights: NDArray[np.float32]) -> None:
-    """The (10, 784) weights of the linear model as images: blue pixels speak for the class, red ones against it."""
+    """Draw the weights of the linear model, float32 `(10, 784)`, as one image per class.
+
+    Weights for the class are blue, weights against it red.
+    """
     assert weights.shape == (NUM_CLASSES, PIXELS)
-    limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would wash out the rest
+    limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would make the rest pale
     colours = LinearSegmentedColormap.from_list("templates", [RED, "#ffffff", BLUE])
     with drawing(path, height=2.75) as figure:
         for axes, label in tiles(figure, 2, 5, items=list(range(NUM_CLASSES))):
@@ -167,7 +192,7 @@ def draw_templates(path: Path, weights: NDArray[np.float32]) -> None:
 
 
 def draw_search(path: Path, trials: pd.DataFrame) -> None:
-    """Each trial's validation accuracy against its learning rate; columns as in `reports/trials.csv`."""
+    """Draw each trial's validation accuracy against its learning rate, of a table as in `reports/trials.csv`."""
     scored = trials[trials["status"].isin(["finished", "stopped"]) & np.isfinite(trials["validation_accuracy"])]
     unscored = trials.drop(scored.index)
     colours = dict(zip(sorted(trials["optimizer"].unique()), SERIES_COLOURS * 9, strict=False))
@@ -188,7 +213,7 @@ def draw_search(path: Path, trials: pd.DataFrame) -> None:
                 markeredgewidth=1.4,
                 alpha=0.9,
             )
-        for trial in unscored.itertuples():  # on the axis, for they have no height
+        for trial in unscored.itertuples():  # on the axis, because they have no accuracy
             axes.plot(
                 trial.learning_rate,
                 0.02,
@@ -222,7 +247,10 @@ def draw_search(path: Path, trials: pd.DataFrame) -> None:
 
 
 def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
-    """Accuracy against claimed probability by bin, with Wilson intervals; below, how many rows each bin holds."""
+    """Draw the accuracy against the predicted probability by bin, with Wilson intervals, and the rows of each bin.
+
+    `confidence` is that of the intervals, 0 to 1.
+    """
     with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
         upper.plot([0, 1], [0, 1], color="#b4bac2", linewidth=1)
@@ -245,7 +273,10 @@ def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) ->
 
 
 def draw_classes(path: Path, classes: Sequence[ClassMetrics], *, confidence: float) -> None:
-    """The share of each class that was recognised, with its Wilson interval."""
+    """Draw the recall of each class with its Wilson interval.
+
+    `confidence` is that of the intervals, 0 to 1.
+    """
     with drawing(path, height=3.4) as figure:
         axes = figure.subplots()
         lows = []
@@ -274,17 +305,17 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 
 @contextmanager
 def drawing(path: Path, *, height: float) -> Iterator[Figure]:
-    """A figure in the house style, saved to `path` when the block ends."""
-    with matplotlib.style.context(("default", _STYLE)):  # default first, so that a user's matplotlibrc changes nothing
+    """Yield a figure in the project's style, `height` inches high, and save it to `path` at the end of the block."""
+    with matplotlib.style.context(("default", _STYLE)):  # default first: a matplotlibrc changes nothing
         figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
         yield figure
         with atomic_file(path) as temporary:
-            # The software's version in the file would change its bytes with every upgrade.
+            # The version of matplotlib in the file would change its bytes with every upgrade.
             figure.savefig(temporary, format="png", dpi=200, metadata={"Software": None})
 
 
 def tiles(figure: Figure, rows: int, columns: int, *, items: list[Any]) -> Iterator[tuple[Axes, Any]]:
-    """One frame without scales for each item, row by row; the frames left over are hidden."""
+    """Yield axes without ticks for each item, with the item, row by row; hide the axes that are left over."""
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
@@ -296,7 +327,15 @@ def tiles(figure: Figure, rows: int, columns: int, *, items: list[Any]) -> Itera
 
 
 def _accuracy_axis(axes: Axes, accuracies: NDArray[np.floating[Any]]) -> Callable[[Any], NDArray[np.float64]]:
-    """A y axis on which 99 to 99.9 % takes as much room as 90 to 99 %; returns the height of an accuracy on it."""
+    """Set up a y axis on which 99 to 99.9 % takes as much room as 90 to 99 %.
+
+    Args:
+        axes: the axes to set up.
+        accuracies: the accuracies to show, floating point `(N,)`.
+
+    Returns:
+        The function that maps an accuracy, or an array of them, to its float64 position on the axis.
+    """
     errors = 1 - accuracies
     floor = float(errors[errors > 0].min(initial=0.01)) / 2  # where 100 % is drawn
 
@@ -317,7 +356,13 @@ def _accuracy_axis(axes: Axes, accuracies: NDArray[np.floating[Any]]) -> Callabl
 
 
 def label_ends(axes: Axes, *, x: float, ends: list[tuple[float, str, str]]) -> None:
-    """Name each line beside its last point; two names that would touch are moved apart."""
+    """Label each line beside its last point, and move two labels apart that would touch.
+
+    Args:
+        axes: the axes of the lines.
+        x: the x coordinate of the last points.
+        ends: the y coordinate of the last point, the label and the colour of each line.
+    """
     points = sorted(axes.transData.transform((x, value))[1] for value, _, _ in ends)
     touching = len(points) > 1 and points[-1] - points[0] < 14 * axes.figure.dpi / 72
     for rank, (value, text, colour) in enumerate(sorted(ends)):

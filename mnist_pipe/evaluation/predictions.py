@@ -1,6 +1,6 @@
-"""Every prediction of the candidate and the baseline on one split, as Parquet.
+"""The predictions of the candidate and the baseline on one split, as a Parquet file.
 
-The paired tests and the pictures are made from these files, so that a model is run over a split once.
+The paired tests and the plots read these files, so each model is run on a split only once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ def predict(
     index: NDArray[np.uint32],
     provenance: dict[str, Any],
 ) -> Predictions:
-    """The predictions that (rows, 10) logits of the candidate and of the baseline stand for.
+    """Return the predictions that follow from the logits of the candidate and of the baseline.
+
+    Args:
+        logits: the candidate's logits, float32 `(N, 10)`.
+        baseline_logits: the baseline's logits, float32 `(N, 10)`.
+        labels: the classes, uint8 `(N,)`.
+        index: the row numbers in the raw split, uint32 `(N,)`.
+        provenance: the provenance of the split.
 
     Raises:
         CorruptDataError: a logit is not finite.
@@ -65,11 +72,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read the predictions on one split.
+    """Read the predictions on one split from `path`.
 
     Raises:
-        CorruptDataError: not Parquet, another schema, a failed page checksum, no rows, a class above 9, a probability
-            outside [0, 1].
+        CorruptDataError: the file is not Parquet, has another schema or no rows, fails a checksum, or has a class above
+            9 or a probability outside [0, 1].
     """
     found, provenance = read_columns(path, SCHEMA, fix=_FIX)
     columns = {field.name: found[field.name].view(field.type.to_pandas_dtype()).reshape(-1) for field in SCHEMA}
@@ -77,7 +84,7 @@ def read_predictions(path: Path) -> Predictions:
         if name == "index":
             continue
         limit, rule = (1, "be in [0, 1]") if values.dtype == np.float32 else (NUM_CLASSES - 1, "be 0 to 9")
-        wrong = np.flatnonzero(~((values >= 0) & (values <= limit)))  # so written, it finds NaN too
+        wrong = np.flatnonzero(~((values >= 0) & (values <= limit)))  # the negation finds NaN too
         if wrong.size:
             raise CorruptDataError.invalid(path, f"{name}[{wrong[0]}]", rule, got=values[wrong[0]], fix=_FIX)
     return Predictions(**columns, provenance=provenance)
@@ -85,28 +92,31 @@ def read_predictions(path: Path) -> Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """One entry a row of the split, in its order."""
+    """The predictions on one split, in arrays `(N,)` with one entry per row in the order of the split."""
 
     index: NDArray[np.uint32]
-    """The row in the raw split."""
+    """Row numbers in the raw split."""
     label: NDArray[np.uint8]
+    """True classes."""
     baseline_prediction: NDArray[np.uint8]
+    """Classes that the baseline predicts."""
     prediction: NDArray[np.uint8]
+    """Classes that the candidate predicts."""
     probability: NDArray[np.float32]
-    """Of the predicted class."""
+    """The candidate's probability of the class that it predicts."""
     true_probability: NDArray[np.float32]
-    """Of the true class."""
+    """The candidate's probability of the true class."""
     provenance: dict[str, Any]
-    """As the split's: at least `dataset`."""
+    """Provenance of the split, with at least `dataset`."""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Where the candidate is right, (rows,)."""
+        """Whether the candidate is right, bool `(N,)`."""
         correct: NDArray[np.bool_] = self.prediction == self.label
         return correct
 
     @property
     def baseline_correct(self) -> NDArray[np.bool_]:
-        """Where the baseline is right, (rows,)."""
+        """Whether the baseline is right, bool `(N,)`."""
         correct: NDArray[np.bool_] = self.baseline_prediction == self.label
         return correct

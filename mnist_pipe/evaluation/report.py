@@ -1,7 +1,7 @@
-"""The report: one HTML page that holds everything it shows, so that it opens offline, anywhere, years from now.
+"""The report: one self-contained HTML page, which opens offline, on any machine, years from now.
 
-The page runs no script and loads nothing: pictures are inlined, and its content security policy forbids the rest. All
-values are escaped by the template engine.
+The page runs no script and loads nothing: plots are inlined, and its content security policy forbids anything else. The
+template engine escapes all values.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ from mnist_pipe.errors import CorruptDataError, one_line
 from mnist_pipe.params.schema import SEARCHED
 
 MAX_TRIALS = 200
-"""Rows of the trial table; a search may have far more."""
+"""Largest number of rows of the table of trials; a search may have far more trials."""
 _TEMPLATE = Path(__file__).with_name("report.html")
 _FIX = "run: dvc repro"
 _NUMBER = re.compile(r"[\d.e+-]+")
-_CREDENTIALS = re.compile(r"://[^/\s]+@")  # of a mirror; a page is passed on more readily than params.yaml
+_CREDENTIALS = re.compile(r"://[^/\s]+@")  # of a mirror; users share a page more readily than params.yaml
 
 
 def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
-    """The report on what lies under `root`, as HTML; times are listed in the order of `stages`.
+    """Return the report on the project in the folder `root`, as HTML.
+
+    Args:
+        root: the folder with the outputs of all stages.
+        stages: the names of the stages, in the order in which the page lists their times.
 
     Raises:
-        CorruptDataError: a file that it is made from is missing or incomplete.
+        CorruptDataError: a file that the report reads is missing or incomplete.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATE.parent),
@@ -59,24 +63,24 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
 
 
 def format_percent(share: float | None, digits: int = 2) -> str:
-    """`0.9935` as `99.35 %`; a dash where there is nothing."""
+    """Format a share as a percentage: `0.9935` as `99.35 %`, and None as a dash."""
     return "–" if share is None else f"{100 * share:.{digits}f}\N{NARROW NO-BREAK SPACE}%"
 
 
 def format_count(number: int) -> str:
-    """`10000` as `10,000`."""
+    """Format an integer with separators: `10000` as `10,000`."""
     return f"{number:,}"
 
 
 def format_figure(value: Any) -> str:
-    """A number to four digits, or anything else as it is."""
+    """Format a float to four significant digits, an integer as `format_count` does, and any other value by `str`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     return format_count(value) if isinstance(value, int) else f"{value:.4g}"
 
 
 def format_p_value(p: float) -> str:
-    """`3.2e-17` as `3 × 10⁻¹⁷`; what underflowed as less than the smallest."""
+    """Format a p-value: `0.0123` as `0.012`, `3.2e-17` as `3 × 10⁻¹⁷`, and 0, which underflowed, as `< 10⁻³⁰⁰`."""
     if p == 0:
         return "< 10⁻³⁰⁰"
     if p >= 0.001:
@@ -86,7 +90,7 @@ def format_p_value(p: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`95.2` as `1 min 35 s`."""
+    """Format a duration in seconds: `95.2` as `1 min 35 s`."""
     if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -131,13 +135,13 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 
 def _rank(trial: dict[str, str]) -> tuple[bool, float, int]:
-    """Best first; a trial without a score that counts comes last."""
+    """Return a sort key that puts the best trial first, and trials without a valid score last."""
     scored = trial["status"] in ("finished", "stopped") and trial["validation_accuracy"] != ""
     return not scored, -float(trial["validation_accuracy"]) if scored else 0.0, int(trial["trial"])
 
 
 def _searched(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Of each field of a recipe in the table of trials its header, and by trial its cell."""
+    """Return, for each searched field of a recipe in the table of trials, its header and its cells by trial."""
     columns = []
     for name in trials[0] if trials else ():
         field, _, argument = name.partition(".")
@@ -158,7 +162,7 @@ def _searched(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
 
 
 def _confusions(path: Path) -> list[tuple[str, str, int]]:
-    """(actual, predicted, rows) of each kind of mistake, the most frequent first."""
+    """Return (actual class, predicted class, rows) of each kind of mistake, the most frequent first."""
     pairs = Counter((row["actual"], row["predicted"]) for row in _table(path))
     mistakes = [(actual, predicted, rows) for (actual, predicted), rows in pairs.items() if actual != predicted]
     return sorted(mistakes, key=lambda mistake: (-mistake[2], mistake))

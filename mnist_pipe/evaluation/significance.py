@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same rows: the exact McNemar test."""
+"""The exact McNemar test: whether one model is better than another on the same rows."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ Alternative = Literal["two-sided", "greater"]
 def mcnemar(
     first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_], *, alternative: Alternative = "two-sided"
 ) -> PairedComparison:
-    """Exact McNemar test on (rows,) truth values of two models on the same rows.
+    """Compare two models on the same rows by the exact McNemar test.
 
-    Only the rows on which the models disagree tell them apart; were both equally good, either would be the right one
-    with probability 1/2 (McNemar 1947; exact form: Dietterich 1998, section 3.1). `two-sided` asks whether they differ,
-    `greater` whether the first is the better one. Without a disagreement the p-value is 1.
+    Only the rows on which exactly one model is right distinguish them; if both were equally good, either would be the
+    right one with probability 1/2 (McNemar 1947; exact form: Dietterich 1998, section 3.1). If there is no such row,
+    the p-value is 1.
+
+    Args:
+        first_correct: whether the first model is right, bool `(N,)`.
+        second_correct: whether the second model is right, bool `(N,)`.
+        alternative: `two-sided` tests whether the models differ, `greater` whether the first one is better.
     """
     assert first_correct.shape == second_correct.shape
     only_first = int((first_correct & ~second_correct).sum())
@@ -27,7 +32,7 @@ def mcnemar(
     num_discordant = only_first + only_second
     if alternative == "greater":
         p_value = bdtrc(only_first - 1, num_discordant, 0.5)
-    else:  # the distribution is symmetric, so the other tail is as large
+    else:  # the distribution is symmetric, so both tails are equal
         p_value = min(1.0, 2 * bdtr(min(only_first, only_second), num_discordant, 0.5))
     return PairedComparison(
         both_right=int((first_correct & second_correct).sum()),
@@ -41,11 +46,16 @@ def mcnemar(
 
 @dataclass(frozen=True, kw_only=True)
 class PairedComparison:
-    """Rows by which of two models got them right, and the chance of such a split between equally good ones."""
+    """The result of the McNemar test of two models: the rows by which model is right, and the p-value."""
 
     both_right: int
+    """Number of rows on which both models are right."""
     only_first: int
+    """Number of rows on which only the first model is right."""
     only_second: int
+    """Number of rows on which only the second model is right."""
     both_wrong: int
+    """Number of rows on which both models are wrong."""
     alternative: Alternative
     p_value: float
+    """Probability that equally good models differ at least as much, in the direction of `alternative`."""

@@ -1,1 +1,1 @@
-"""Predictions of a registered model, for one image or for a folder of Parquet files."""
+"""Predictions of a registered model, for image files or for Parquet files."""

@@ -1,4 +1,4 @@
-"""The registered model on any number of rows: Parquet in, Parquet out, on every free CPU or GPU of the cluster.
+"""Batch inference with a registered model, from Parquet to Parquet, on every free CPU or GPU of the cluster.
 
 Readers decode the rows, one actor per CPU (or per GPU, if there are any) computes, and this process writes the results
 in the order of the input. Neither the input nor the output is ever in memory as a whole.
@@ -47,26 +47,26 @@ RESULTS = pa.schema(
         ),
     ]
 )
-"""What is added to the columns of the input other than `image`: the digit, its probability, and those of 0 to 9."""
+"""The columns that replace `image` in the output: the digit, its probability, and the probabilities of 0 to 9."""
 
 _SHARD_ROWS = 250_000
 _BLOCK_ROWS = 10_000  # small compared with the input, so that every actor has work
 _ACTORS_PER_READER = 10  # one reader decodes 300,000 rows a second
 _MODEL_KEY = b"mnist_pipe_model"
-_MAX_WAIT_SECONDS = 10.0  # for a CPU or GPU of a busy cluster
+_MAX_WAIT_SECONDS = 10.0  # how long to wait for a CPU or GPU of a busy cluster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What `score` did."""
+    """The result of `score`."""
 
     num_rows: int
     seconds: float
-    """From before Ray was joined or started to the last file."""
+    """Wall-clock seconds from before Ray is joined or started until the last file is written."""
     start_seconds: float
-    """Of these, until the first rows were scored: Ray and its actors start."""
+    """The part of `seconds` until the first rows are scored, in which Ray and its actors start."""
     accuracy: float | None
-    """In [0, 1], where the input has whole numbers as `label`; rows without one are left out."""
+    """The accuracy in [0, 1] over the rows with a label; None without labels in an integer column `label`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,22 +78,22 @@ class _Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """What scores."""
+    """A registered model that is ready for inference."""
 
     name: str
-    """`NAME/VERSION`; it is written to the output beside the digest of the files."""
+    """The version, `NAME/VERSION`; it is written to the output with `content_sha256`."""
     content_sha256: str
     network: nn.Module
     card: dict[str, Any]
-    """At least `mean` and `std`, on the [0, 1] scale."""
+    """The model card, with at least `mean` and `std` of the training pixels, on the [0, 1] scale."""
 
 
 def load(spec: str | None, *, root: Path) -> Model:
-    """The registered version that `spec` stands for, as `predict.registered` has it.
+    """Load the registered version that `spec` stands for, which `predict.registered` finds.
 
     Raises:
-        InputError: no such version.
-        UnavailableError: there is no champion, or the registry does not answer.
+        InputError: there is no such version, or several champions are registered.
+        UnavailableError: there is no champion yet, or the registry does not answer.
         CorruptDataError: the model's files are damaged.
     """
     from mnist_pipe.inference import predict
@@ -107,16 +107,22 @@ def load(spec: str | None, *, root: Path) -> Model:
 
 
 def score(location: str | Path, output: Path, *, model: Model, filesystem: fs.FileSystem | None = None) -> Scored:
-    """Score every row of the Parquet file, or folder of them, at `location`, and write them to the folder `output`.
+    """Predict every row of the Parquet files at `location` and write the results to the folder `output`.
 
-    The column `image` holds raw bytes, `fixed_size_binary[784]`, which are standardised by the figures in the model's
-    card, or float32, `fixed_size_binary[3136]`, that this project standardised by those same figures. Every other
-    column goes to the output, in the same order of rows, with `RESULTS` beside it. The output is there whole or not.
-    `filesystem` is where `location` is, this machine by default.
+    Each row is a `(28, 28)` image in the column `image`: either uint8, `fixed_size_binary[784]`, which is standardised
+    with the mean and standard deviation in the model's card, or float32, `fixed_size_binary[3136]`, which this project
+    standardised with the same two numbers. The output has all other columns, followed by `RESULTS`, and keeps the order
+    of the rows. It is written whole or not at all.
+
+    Args:
+        location: a Parquet file, or a folder of them.
+        output: a folder that is empty or does not exist.
+        model: the model that predicts.
+        filesystem: the file system of `location`; None is this machine's.
 
     Raises:
-        InputError: no such input, other columns, no rows, an output that is there already.
-        CorruptDataError: a page that does not match its checksum, a pixel that is not finite.
+        InputError: the input does not exist, has other columns or no rows, or the output exists.
+        CorruptDataError: a page does not match its checksum, a pixel or a logit is not finite.
         UnavailableError: the file system does not answer.
         BusyError: every CPU or GPU of the cluster is in use.
     """
@@ -144,7 +150,7 @@ def _check_output(output: Path) -> None:
 
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
-    """The parts of the input, once its columns have been checked, from the footers alone."""
+    """Return the row groups and the schema of the input after checking its columns; read only the footers."""
     files = parquet.parquet_files(location, filesystem=filesystem)
     schemas = [parquet.read_schema(file, filesystem=filesystem) for file in files]
     for file, schema in zip(files, schemas, strict=True):
@@ -162,7 +168,7 @@ def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Inpu
             rule = "have a name of its own"
             raise InputError.invalid(files[0], "every column", rule, got=repr(field.name), fix="rename it")
         if not _is_plain(field):
-            # An extension type can run code while it is decoded.
+            # Decoding an extension type can run code.
             raise InputError.invalid(files[0], f"the column {field.name}", "be of a plain type", got=field.type)
     groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
     if not groups:
@@ -197,7 +203,7 @@ def _scored(
     available: Cluster,
     filesystem: fs.FileSystem | None,
 ) -> Iterator[pa.Table]:
-    """The output's rows, in order."""
+    """Yield the rows of the output, in the order of the input."""
     import ray.data
 
     kind = "GPU" if available.num_gpus else "CPU"
@@ -226,7 +232,7 @@ def _scored(
 
 
 def _num_free(kind: str) -> int:
-    """The number of free CPUs or GPUs of the cluster, at least one, after a short wait for it."""
+    """Return the number of free CPUs or GPUs of the cluster; wait up to `_MAX_WAIT_SECONDS` until there is one."""
     deadline = time.monotonic() + _MAX_WAIT_SECONDS
     while (free := int(ray.available_resources().get(kind, 0))) < 1:
         if time.monotonic() > deadline:
@@ -236,21 +242,23 @@ def _num_free(kind: str) -> int:
 
 
 def _images(rows: pa.Table, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the column `image` of `rows` as `(rows, 28, 28)` of `dtype`."""
     return parquet.column_values(rows, "image", dtype, PIXELS).reshape(-1, SIDE, SIDE)
 
 
 class _Scorer:
-    """Computes the results of a block of rows; one instance in each actor."""
+    """The predictor of blocks of rows; each actor has one instance."""
 
     def __init__(self, network: nn.Module, mean: float, std: float, is_raw: bool) -> None:
         self._is_raw = is_raw
         torch.set_num_threads(1)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # On a CPU, 2.5 times as fast as the default layout.
+        # Channels-last is 2.5 times as fast on a CPU as the default layout.
         self._network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._grey_levels = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # as `normalize` has them
+        self._grey_levels = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # as in `normalize`
 
     def __call__(self, rows: pa.Table) -> pa.Table:
+        """Return `rows` with `RESULTS` in place of the column `image`."""
         images = _images(rows, np.dtype(np.uint8 if self._is_raw else "<f4"))
         if self._is_raw:
             images = self._grey_levels.take(images, mode="clip")
@@ -271,7 +279,7 @@ class _Scorer:
 
 
 def _write(folder: Path, blocks: Iterable[pa.Table], *, tag: str) -> tuple[int, float | None]:
-    """Write the blocks to `part-00000.parquet` and so on; the number of rows, and the accuracy if they have labels."""
+    """Write `part-00000.parquet` and so on; return the number of rows, and the accuracy if rows have labels."""
     num_rows = num_parts = num_labelled = num_correct = 0
     pending: list[pa.Table] = []
 
@@ -296,7 +304,7 @@ def _write(folder: Path, blocks: Iterable[pa.Table], *, tag: str) -> tuple[int, 
 
 
 def _count_correct(block: pa.Table) -> tuple[int, int]:
-    """How many rows have a label that is a whole number, and how many of these are predicted right."""
+    """Return the number of rows with an integer label, and how many of these are predicted correctly."""
     if "label" not in block.column_names or not pa.types.is_integer(block.schema.field("label").type):
         return 0, 0
     labels = block.column("label")

@@ -1,4 +1,4 @@
-"""The registered model at work: what digit each picture shows."""
+"""Classification of image files with a registered model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from mnist_pipe.training.loop import logits
 
 
 def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) -> list[Prediction | PipelineError]:
-    """What the model sees in each picture, in the order of `pictures`; a picture that cannot be read yields its error.
+    """Return the prediction for each picture, in order; for a picture that cannot be read, the exception.
 
-    `model` is `NAME@ALIAS` or `NAME/VERSION`; None takes the champion of the data set that was registered last.
+    Args:
+        pictures: PNG or JPEG files.
+        root: the project's root.
+        model: `NAME@ALIAS` or `NAME/VERSION`; None is the champion of the data set that was registered last.
 
     Raises:
-        InputError: no such model.
+        InputError: there is no such model, or several champions are registered.
         UnavailableError: there is no champion yet, or the registry does not answer.
         CorruptDataError: the model's files are damaged.
     """
@@ -47,12 +50,12 @@ def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) 
 
 
 def registered(model: str | None, *, root: Path) -> mlflow_registry.RegisteredModel:
-    """The version that `model`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
+    """Return the registered version that `model`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
 
-    None stands for the champion of the name in `reports/registration.json`, or else the only one that there is.
+    None stands for the champion of the name in `reports/registration.json` or, without that file, the only champion.
 
     Raises:
-        InputError: no such version, or several champions.
+        InputError: there is no such version, or several champions are registered.
         UnavailableError: there is no champion yet, or the registry does not answer.
     """
     if model:
@@ -76,12 +79,12 @@ def registered(model: str | None, *, root: Path) -> mlflow_registry.RegisteredMo
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the model sees in one picture."""
+    """The model's prediction for one picture."""
 
     path: Path
     digit: int
-    """The most probable one."""
+    """The most probable digit."""
     probability: float
-    """Of `digit`."""
+    """The probability of `digit`."""
     probabilities: list[float]
-    """Of 0 to 9; they add up to 1."""
+    """The probabilities of the digits 0 to 9, which sum to 1."""

@@ -1,1 +1,1 @@
-"""One machine: the services of `mnist-pipe up`, the dashboards, and the supervisor of a stage."""
+"""What runs on one machine: the services of `mnist-pipe up`, the dashboards, the doctor and a stage's supervisor."""

@@ -1,8 +1,8 @@
-"""Every page that shows what happens: where it is, how to log in, and whether it answers to the credentials at hand.
+"""The dashboards: the URL of each, how to log in, and whether it accepts the available credentials.
 
-On one machine the pages are those of the local services. On a cluster their addresses come from the variables that
-Prefect, Ray and MLflow read themselves and, where one is not set, from the Prefect variable that `mnist-pipe deploy`
-writes. TensorBoard always runs here and reads the storage.
+On one machine the dashboards are those of the local services. On a cluster their addresses come from the environment
+variables that Prefect, Ray and MLflow read themselves and, if one is not set, from the Prefect variable that
+`mnist-pipe deploy` writes. TensorBoard always runs on this machine and reads the storage.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from mnist_pipe.local import http_probe, services
 from mnist_pipe.local.services import PROGRAMS, Service, State
 
 PUBLISHED = "mnist_pipe_dashboards"
-"""The Prefect variable that names the cluster's other pages: {"ray": "http://..:8265", "mlflow": "http://..:5000"}."""
+"""Prefect variable with the URLs of the other dashboards: {"ray": "http://..:8265", "mlflow": "http://..:5000"}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One dashboard, and what opens it."""
+    """A dashboard's addresses and credentials."""
 
     url: str
-    """What a browser opens, without credentials."""
+    """URL to open in a browser, without credentials."""
     login: str
-    """Where the password or token is; never what it is."""
+    """Where the password or token is stored; never the secret itself."""
     probe: str
-    """The address that is asked with the credentials."""
+    """URL that only the holder of the credentials may read; `check` requests it."""
     authorization: str = field(repr=False)
-    """The HTTP header that holds them; empty where there are none."""
+    """Value of the HTTP Authorization header; empty if there are no credentials."""
 
 
 def check(root: Path) -> dict[str, Page | PipelineError]:
-    """Prefect, Ray, TensorBoard and MLflow: each as it answered to its credentials, or why it did not.
+    """Request every dashboard with its credentials and return, by name, its page or the error.
 
-    TensorBoard and a local MLflow server are started where they do not run.
+    The names are prefect, ray, tensorboard and mlflow. TensorBoard and a local MLflow server are started if they do not
+    run yet.
     """
     root = root.resolve()
     found: dict[str, Page | PipelineError] = {}
@@ -70,7 +71,7 @@ def _prefect(root: Path) -> Page:
 
 
 def _server(api: str) -> Page:
-    """The user's own Prefect server."""
+    """Return the page of the user's own Prefect server, whose API is at `api`."""
     url, _ = _address(api, where="PREFECT_API_URL")
     credentials = os.environ.get("PREFECT_API_AUTH_STRING", "").strip()
     return Page(
@@ -96,7 +97,7 @@ def _ray(root: Path) -> Page:
 
 
 def _ray_token() -> tuple[str, str]:
-    """The token, or an empty string, from where Ray takes it, and where that is."""
+    """Return the token that Ray itself would use (empty if there is none) and a text that says where it is stored."""
     if token := os.environ.get("RAY_AUTH_TOKEN", "").strip():
         return token, "token: RAY_AUTH_TOKEN"
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
@@ -143,7 +144,11 @@ _PAGES: dict[str, Callable[[Path], Page]] = {
 
 
 def _joined(name: str, root: Path) -> Page:
-    """The page of what `mnist-pipe up` started."""
+    """Return the page of a service that `mnist-pipe up` started.
+
+    Raises:
+        UnavailableError: the service does not run or does not answer.
+    """
     state, service = services.status(root)[name]
     if service is None or state is not State.RUNNING:
         raise UnavailableError(services.how(name, state, service))
@@ -161,7 +166,11 @@ def _local(service: Service) -> Page:
 
 
 def _published(name: str, *, variable: str) -> str:
-    """The address of the cluster's page as its Prefect server knows it; empty where there is no cluster."""
+    """Return the dashboard's URL from the Prefect variable `PUBLISHED`, or an empty string if there is no cluster.
+
+    Raises:
+        UnavailableError: the Prefect variable is malformed, or a work pool is set and the variable does not exist.
+    """
     if not (api := os.environ.get("PREFECT_API_URL")):
         return ""
     server = _server(api)
@@ -182,7 +191,11 @@ def _published(name: str, *, variable: str) -> str:
 
 
 def _address(given: str, *, where: str) -> tuple[str, str]:
-    """A server's address as it may be shown, and the `user:password` that stood in it."""
+    """Split a server's address into a URL without credentials and the `user:password` that it contained.
+
+    Raises:
+        InputError: the address is not an HTTP URL with a host.
+    """
     try:
         parts = urlsplit(given)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -196,7 +209,11 @@ def _address(given: str, *, where: str) -> tuple[str, str]:
 
 
 def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
-    """The reply to the page's credentials; `missing`, where that is given, when there is none under that address."""
+    """Return the body of the reply to the page's credentials, or `missing` (if given) when the status is 404.
+
+    Raises:
+        UnavailableError: the server does not answer, refuses the credentials or replies with another error.
+    """
     reply = http_probe.get(url, authorization=page.authorization)
     if reply.is_success:
         return reply.body

@@ -1,4 +1,4 @@
-"""What this machine and this checkout must offer, looked at before anything is started."""
+"""Checks of this machine and this checkout, made before anything is started."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
 FREE_BYTES = 2_000_000_000
-"""A run leaves 0.2 GB behind; Ray's sessions, MLflow and a second data set the rest."""
+"""Minimum free disk space, in bytes: 0.2 GB for a run, the rest for Ray's sessions, MLflow and a second data set."""
 OPEN_FILES = 1024
-"""A Ray head alone opens some 300."""
+"""Minimum limit of open files per process; a Ray head alone opens some 300."""
 
 _LOCK = Path("requirements.lock")
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 
 
 def examine(root: Path) -> Iterator[tuple[str, str | PipelineError]]:
-    """Each check's name with what it found, or with the error and its fix."""
+    """Yield, for each of `CHECKS`, its name and what it found or the error that it raised."""
     for name, check in CHECKS.items():
         try:
             yield name, check(root)
@@ -42,10 +42,10 @@ def examine(root: Path) -> Iterator[tuple[str, str | PipelineError]]:
 
 
 def check_disk(root: Path, *, needed_bytes: int) -> str:
-    """How much space is free under `root`.
+    """Check the free disk space under `root` and return it as text.
 
     Raises:
-        UnavailableError: less than `needed_bytes`.
+        UnavailableError: less than `needed_bytes` is free.
     """
     free = shutil.disk_usage(root).free
     if free < needed_bytes:
@@ -55,10 +55,10 @@ def check_disk(root: Path, *, needed_bytes: int) -> str:
 
 
 def check_writable(folder: Path) -> str:
-    """Whether a file can be written in `folder`, tried out.
+    """Check by writing a temporary file that `folder` is writable, and return a text that says so.
 
     Raises:
-        UnavailableError: it cannot: another's folder, a read-only or a full disk.
+        UnavailableError: the folder belongs to another user, or the disk is read-only or full.
     """
     try:
         with tempfile.TemporaryFile(dir=folder) as stream:
@@ -79,7 +79,7 @@ def _python(_: Path) -> str:
 
 
 def _packages(root: Path) -> str:
-    """Every direct dependency is there, and whatever is there has the version of the lock file."""
+    """Check that every direct dependency is installed and that no installed package differs from the lock file."""
     pinned = dict(_PINNED.findall(_text(root / _LOCK)))
     direct = {
         re.split(r"[^A-Za-z0-9._-]", line)[0] for line in metadata.requires("mnist-pipe") or () if ";" not in line
@@ -87,7 +87,7 @@ def _packages(root: Path) -> str:
     wrong = []
     for name in sorted(direct | pinned.keys()):
         try:
-            # torch 2.13.0 may be a build such as 2.13.0+cpu
+            # The local version is ignored: torch 2.13.0 may be installed as 2.13.0+cpu.
             found = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
             if name in direct:
@@ -150,7 +150,10 @@ def _versioning(root: Path) -> str:
 
 
 def _dvc_lock(root: Path) -> str:
-    """DVC writes this file in place: a kill within that write leaves half of it, and DVC refuses to start."""
+    """Check that DVC's lock file is valid JSON.
+
+    DVC writes it in place: a kill during that write truncates the file, and DVC then refuses to start.
+    """
     path = root / ".dvc" / "tmp" / "rwlock"
     if path.exists():
         atomic.read_json(path, fix="delete it, unless a dvc is running")
@@ -158,7 +161,7 @@ def _dvc_lock(root: Path) -> str:
 
 
 def _ports(root: Path) -> str:
-    """None needs to be free, because `up` moves on; it helps to know that it will."""
+    """Report which preferred ports are taken; this is no error, because `up` uses the next free ones."""
     ours = {port for _, service in services.status(root).values() if service for port in service.ports}
     wanted = (prefect_server.PORT, ray_head.PORT, ray_head.DASHBOARD_PORT)
     taken = [port for port in wanted if port not in ours and not process.is_free(port)]

@@ -1,4 +1,4 @@
-"""One HTTP GET that asks whether a server is there. It never raises, and it ends within 3 seconds."""
+"""An HTTP GET that checks whether a server answers. It never raises, and it ends within 3 seconds."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
 SECONDS = 3.0
+"""Time-out of a probe, in seconds."""
 
 
 def get(url: str, *, authorization: str = "", use_proxy: bool = True) -> Reply:
-    """What the server replies. A redirect is not followed, because another server must not get the credentials.
+    """Send a GET request and return the reply, or the reason why there was none.
 
-    The user's proxy is used unless the server is on loopback or `use_proxy` is false.
+    A redirect is not followed, because another server must not get the credentials. The user's proxy is used unless the
+    server is on loopback or `use_proxy` is false.
     """
-    import httpx  # 0.1 s, as much as a whole `mnist-pipe status` that has nothing to ask
+    import httpx  # takes 0.1 s, as long as a whole `mnist-pipe status` without services to probe
 
     def ask() -> Reply:
         try:
@@ -32,12 +34,12 @@ def get(url: str, *, authorization: str = "", use_proxy: bool = True) -> Reply:
                 headers={"Authorization": authorization} if authorization else {},
                 timeout=SECONDS,
                 trust_env=use_proxy and urlsplit(url).hostname != LOOPBACK,
-                verify=url.startswith("https:"),  # else the certificates are loaded for nothing: 60 ms
+                verify=url.startswith("https:"),  # loading unneeded certificates would take 60 ms
             )
             return Reply(reply.status_code, f"{reply.status_code} {reply.reason_phrase}".strip(), reply.content)
         except httpx.TimeoutException:
             return _SILENCE
-        except (httpx.InvalidURL, httpx.LocalProtocolError, ValueError):  # whose text would show the header
+        except (httpx.InvalidURL, httpx.LocalProtocolError, ValueError):  # their text would show the header
             return Reply(0, "an address or credentials that HTTP does not allow")
         except (httpx.HTTPError, OSError) as error:
             cause = _root_cause(error)
@@ -48,7 +50,7 @@ def get(url: str, *, authorization: str = "", use_proxy: bool = True) -> Reply:
 
 
 def get_json(url: str, *, authorization: str = "") -> Any:
-    """The JSON that the server replies; None where it refuses or replies something else."""
+    """Return the JSON that the server replies, or None if the request fails or the reply is not JSON."""
     reply = get(url, authorization=authorization)
     try:
         return json.loads(reply.body) if reply.is_success else None
@@ -57,7 +59,10 @@ def get_json(url: str, *, authorization: str = "") -> Any:
 
 
 def within_seconds(ask: Callable[[], T]) -> T | None:
-    """What `ask` returns within 3 seconds, or None. In a thread: looking up a name has no time-out of its own."""
+    """Return the result of `ask`, or None if it takes more than 3 seconds.
+
+    `ask` runs in a thread, because a DNS lookup has no time-out of its own.
+    """
     replies: list[T] = []
     asking = threading.Thread(target=lambda: replies.append(ask()), daemon=True)
     asking.start()
@@ -66,17 +71,17 @@ def within_seconds(ask: Callable[[], T]) -> T | None:
 
 
 def basic(credentials: str) -> str:
-    """The Authorization header of `user:password`."""
+    """Return the HTTP Authorization header for the credentials `user:password`."""
     return f"Basic {base64.b64encode(credentials.encode()).decode()}"
 
 
 def bearer(token: str) -> str:
-    """The Authorization header of a token."""
+    """Return the HTTP Authorization header for a token."""
     return f"Bearer {token}"
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """The operating system's own error, below those of httpx and httpcore."""
+    """Return the innermost cause: the operating system's error that httpx and httpcore wrap."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return error
@@ -87,9 +92,9 @@ class Reply:
     """A server's reply, or why there was none."""
 
     status: int
-    """The HTTP status; 0 where the server did not reply."""
+    """HTTP status code; 0 if the server did not reply."""
     reason: str
-    """The status line, for instance `401 Unauthorized`, or why there was no reply."""
+    """Status line, for instance `401 Unauthorized`, or why there was no reply."""
     body: bytes = b""
 
     @property

@@ -1,9 +1,9 @@
-"""Run one command so that nothing of it is left when it ends.
+"""Run a command so that none of its processes is left when it ends.
 
-DVC ignores Ctrl-C while a stage runs and, on SIGTERM, dies and leaves the stage behind; Ray and Prefect install signal
-handlers of their own and start daemons. So the work runs in a child in its own session, and this small parent alone
-decides: on SIGINT, SIGTERM or the death of its own parent it asks the child to stop, and after a grace period it ends
-every process that came from it.
+DVC ignores Ctrl-C while a stage runs; on SIGTERM it dies and leaves the stage running. Ray and Prefect install their
+own signal handlers and start daemons. So the work runs in a child process in its own session, and this small parent
+controls it: on SIGINT, SIGTERM, SIGHUP or the death of its own parent it interrupts the child, and after a grace period
+it kills every descendant.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from types import FrameType
 import psutil
 
 GRACE_SECONDS = 3.5
-"""From the first signal to SIGKILL; a stage must be gone within 5 s."""
+"""Time from the first signal to SIGKILL, in seconds; a stage must have ended within 5 s."""
 _PR_SET_CHILD_SUBREAPER = 36
 _INNER = "MNIST_PIPE_SUPERVISED"
 
 
 def run_again(module: str, arguments: Sequence[str]) -> int | None:
-    """Run `python -m module arguments` in a supervised child and return its exit code; in that child, None.
+    """Run `python -m module arguments` in a supervised child and return its exit code; in that child, return None.
 
-    A command that must leave nothing behind begins with this, and goes on where it gets None.
+    A command that must leave no processes behind calls this first, and does its work if the result is None.
     """
     if _INNER in os.environ:
         die_with_parent()
@@ -40,7 +40,7 @@ def run_again(module: str, arguments: Sequence[str]) -> int | None:
 
 
 def supervise(command: Sequence[str]) -> int:
-    """Run `command` to its end and return its exit code, or 128 + the signal that stopped it."""
+    """Run `command` to its end and return its exit code, or 128 + the signal that stopped this process."""
     _adopt_orphans()
     caught: list[int] = []
 
@@ -49,7 +49,7 @@ def supervise(command: Sequence[str]) -> int:
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     parent = os.getppid()
-    child = subprocess.Popen(command, start_new_session=True)  # the terminal's Ctrl-C reaches this process alone
+    child = subprocess.Popen(command, start_new_session=True)  # so the terminal's Ctrl-C reaches only this process
     try:
         deadline = None
         while child.poll() is None:
@@ -70,7 +70,7 @@ def supervise(command: Sequence[str]) -> int:
 
 
 def die_with_parent() -> None:
-    """Interrupt this process when its parent is gone, for the case that even the supervisor was killed."""
+    """Interrupt this process when its parent exits, in case the supervisor itself is killed."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -85,7 +85,7 @@ def die_with_parent() -> None:
 
 
 def _adopt_orphans() -> None:
-    """Have the kernel hand us the daemons of our descendants, so that they can be found and ended."""
+    """Make this process the parent of its orphaned descendants (on Linux), so that daemons can be found and killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
@@ -98,7 +98,7 @@ def _end_descendants(*, gently: bool) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.terminate()
         psutil.wait_procs(remaining, timeout=GRACE_SECONDS)
-    # A killed process may have handed us children of its own in the meantime.
+    # A killed process leaves its own children to this one, so the search is repeated.
     while remaining := [p for p in own.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]:
         for process in remaining:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,7 +1,7 @@
-"""One file a family, and `MODELS`, the one dict that names them all.
+"""The models, one module per family, and `MODELS`, the dict that names them all.
 
-A model maps (n, 1, 28, 28) standardised images to (n, 10) logits and knows no loss, device, rank or file. Its
-constructor's keyword arguments are what `params.yaml` may set under `models`.
+A model maps standardised images, float32 `(N, 1, 28, 28)`, to logits, float32 `(N, 10)`, and does not depend on a loss,
+device, rank or file. `params.yaml` may set its constructor's keyword arguments under `models`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mnist_pipe.params.schema import Searched
 if TYPE_CHECKING:
     from torch import nn
 
-# A class is imported when its model is built, so that the names can be checked without importing torch.
+# A class is imported when its model is used, so that the names can be checked without importing torch.
 
 
 def _linear() -> type[nn.Module]:
@@ -90,10 +90,14 @@ MODELS: dict[str, Callable[[], type[nn.Module]]] = {
 
 
 def build(name: str, **arguments: Any) -> nn.Module:
-    """A new model with weights drawn from torch's global generator.
+    """Return a new model with weights drawn from torch's global generator.
+
+    Args:
+        name: a key of `MODELS`.
+        **arguments: the keyword arguments of the model's constructor.
 
     Raises:
-        InputError: no such model, no such argument, or a value that the constructor refuses.
+        InputError: there is no such model or argument, or a value has the wrong type or is out of range.
     """
     if name not in MODELS:
         raise unknown("models", "model", name, MODELS)
@@ -107,12 +111,14 @@ def build(name: str, **arguments: Any) -> nn.Module:
 def check(
     arguments: Mapping[str, Mapping[str, Any]], *, space: Mapping[str, Mapping[str, list[Any]]] | None = None
 ) -> None:
-    """Build each model once with its arguments from `params.yaml`, and check the values that `space` is to try.
+    """Build each model once with its arguments from `params.yaml`, and check the values in the search space.
 
-    `space` is `model_params` of the search space: by model and argument a list of values, or a range.
+    Args:
+        arguments: the constructor arguments by model.
+        space: `model_params` of the search space: by model and argument a list of values, or a range.
 
     Raises:
-        InputError: every error, one line each.
+        InputError: an argument or a value is wrong; the message has one line for each of them.
     """
     errors = []
     for name, own in arguments.items():
@@ -132,7 +138,7 @@ def check(
 
 
 def searched(name: str) -> dict[str, Searched]:
-    """How a search takes each constructor argument of a model: a `float` in a range, everything else as a choice."""
+    """Return how a search treats each constructor argument of a model: a `float` as a range, others as a choice."""
     return {
         argument: Searched(by="range" if kind is float else "choice", label=argument)
         for argument, kind in _types(name, extras=False).items()
@@ -140,7 +146,7 @@ def searched(name: str) -> dict[str, Searched]:
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The constructor arguments of a model that have a default."""
+    """Return the defaults of a model's constructor arguments, without the arguments that have none."""
     parameters = inspect.signature(MODELS[name]()).parameters
     return {
         argument: parameter.default
@@ -150,14 +156,18 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def _types(name: str, *, extras: bool) -> dict[str, Any]:
-    """The type of each constructor argument of a model, with `extras` as it is annotated."""
+    """Return the type of each constructor argument of a model; `extras` keeps the metadata of `Annotated`."""
     constructor = MODELS[name]()
     hints = get_type_hints(constructor.__init__, include_extras=extras)
     return {argument: hints[argument] for argument in inspect.signature(constructor).parameters}
 
 
 def _validate(values: Mapping[str, Any], fields: Mapping[str, Any], *, prefix: tuple[str, ...]) -> None:
-    """Check `values`, which are at `prefix` in params.yaml, against the type and the default of each field."""
+    """Check `values`, which stand at `prefix` in params.yaml, against the type and default of each field.
+
+    Raises:
+        InputError: a value is wrong; the message has one line for each of them.
+    """
     schema = create_model(prefix[-1], __config__=ConfigDict(extra="forbid", strict=True), **fields)
     try:
         schema.model_validate(values)

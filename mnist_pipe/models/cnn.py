@@ -1,4 +1,4 @@
-"""The 32-64 network with one max-pool and 128 dense units, as in the augmented-CNN report; it ends in logits."""
+"""The convolutional network of the augmented-CNN report: 32 and 64 maps, one max-pool and 128 dense units."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from torch import Tensor, nn
 
 
 class CNN(nn.Module):
-    """Two 3x3 convolutions at full resolution, 14x14x64 features, 128 dense units: 1,625,866 parameters.
+    """A network of two 3x3 convolutions at full resolution and 128 dense units, with 1,625,866 parameters.
 
-    `dropout` is the share of the dense units that a step leaves out; of the pooled features it leaves out half that
-    share. Without `padding` and with a dropout of 0.5 it is the network of pytorch/examples, 12x12x64 features and
-    1,199,882 parameters. `batch_norm` normalises what each convolution puts out.
+    The dense units read 14x14x64 features. Without `padding` and with a dropout of 0.5 it is the network of
+    pytorch/examples, with 12x12x64 features and 1,199,882 parameters.
 
-    The second ReLU comes after the pool: the maximum is the same in either order, and the ReLU sees a quarter of the
-    values.
+    The second ReLU comes after the max-pool: the maximum is the same in either order, and the ReLU then reads a quarter
+    of the values.
+
+    Args:
+        dropout: the share of the dense units that a training step leaves out; of the pooled features it leaves out
+            half that share.
+        batch_norm: normalise the output of each convolution.
+        padding: pad the images and maps with zeros, so that a convolution keeps their size.
     """
 
     def __init__(
@@ -30,7 +35,7 @@ class CNN(nn.Module):
         side = 14 if padding else 12
 
         def convolution(inputs: int, outputs: int) -> nn.Conv2d:
-            # The norm shifts, so a bias before it would be dead weight.
+            # Batch norm subtracts the mean, so a bias before it would have no effect.
             return nn.Conv2d(inputs, outputs, 3, padding=int(padding), bias=not batch_norm)
 
         layers: list[nn.Module | None] = [
@@ -51,5 +56,6 @@ class CNN(nn.Module):
         self.layers = nn.Sequential(*(layer for layer in layers if layer is not None))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         logits: Tensor = self.layers(images)
         return logits

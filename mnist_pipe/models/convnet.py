@@ -1,5 +1,7 @@
-"""The fast convolutional network: 3x3 convolutions, max-pool before batch norm, so that the norm sees a quarter of the
-values."""
+"""The fast convolutional network: 3x3 convolutions with the max-pool before the batch norm.
+
+In this order the batch norm reads a quarter of the values.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,16 @@ from torch import Tensor, nn
 
 
 class ConvNet(nn.Module):
-    """One block per entry of `channels`, then a linear classifier.
+    """A convolutional network with one block per entry of `channels` and a linear classifier.
 
     A block is `convolutions` times convolution, batch norm and ReLU, with a 2x2 max-pool after its last convolution.
-    `crop` cuts so many pixels from each side, where hardly a digit has any; the first convolution then reads the
-    pixels around what is left and no zeros. Without `last_pool` the last block keeps its size.
+
+    Args:
+        channels: the number of maps in each block.
+        convolutions: the number of convolutions in a block.
+        crop: the number of pixels to cut from each side, where hardly any digit has ink; above 0, the first convolution
+            is not padded with zeros.
+        last_pool: end the last block with a max-pool too; without it that block keeps its size.
     """
 
     def __init__(
@@ -37,7 +44,7 @@ class ConvNet(nn.Module):
         for number, outputs in enumerate(channels, start=1):
             for convolution in range(1, convolutions + 1):
                 padding = 0 if crop and not blocks else 1
-                # The norm shifts, so a bias before it would be dead weight.
+                # Batch norm subtracts the mean, so a bias before it would have no effect.
                 blocks.append(nn.Conv2d(inputs, outputs, 3, padding=padding, bias=False))
                 side, inputs = side - 2 + 2 * padding, outputs
                 if convolution == convolutions and (last_pool or number < len(channels)):
@@ -48,6 +55,7 @@ class ConvNet(nn.Module):
         self.output = nn.Linear(inputs * side * side, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         rows = slice(self.crop, images.shape[-2] - self.crop)
         columns = slice(self.crop, images.shape[-1] - self.crop)
         logits: Tensor = self.output(self.features(images[..., rows, columns]).flatten(1))

@@ -14,26 +14,36 @@ from torch.nn import functional as F
 
 
 class AveragedConv2d(nn.Conv2d):
-    """A convolution and the 2x2 average behind it, with nothing between them: one of stride 2.
+    """A convolution that is followed directly by 2x2 average pooling, computed as one convolution of stride 2.
 
-    A pooled output sees its inputs through the mean of the kernel at the four places of the pool, which has a row and
-    a column more; with 5x5 kernels that is 36 multiply-adds in place of 100.
+    A pooled output depends on its inputs through the mean of the kernel at the four positions of the pool, a kernel
+    with one more row and column; with 5x5 kernels that is 36 multiply-adds instead of 100.
     """
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return pooled maps, float32 `(N, out_channels, H // 2, W // 2)`, where the convolution's maps are H by W.
+
+        `images` is float32 `(N, in_channels, height, width)`.
+        """
         return F.conv2d(images, averaged(self.weight), self.bias, stride=2, padding=self.padding)
 
 
 def averaged(kernels: Tensor) -> Tensor:
-    """(outputs, inputs, height + 1, width + 1) of (outputs, inputs, height, width) kernels: what a 2x2 pool sees."""
+    """Return the mean of each kernel at the four positions of a 2x2 pool.
+
+    `kernels` is float32 `(outputs, inputs, height, width)`, the result `(outputs, inputs, height + 1, width + 1)`.
+    """
     return F.avg_pool2d(F.pad(kernels, (1, 1, 1, 1)), 2, stride=1)
 
 
 class LeNet5(nn.Module):
-    """61,706 parameters, which `initial` draws as torch does by default, or as Keras does.
+    """LeNet-5 with average pooling and a dense output, with 61,706 parameters.
 
-    That is the rule of Glorot & Bengio 2010, eq. 16, with biases of zero; it starts the dense layers about twice as
-    wide. Behind `convolutions` is a ReLU, or nothing, as in Keras where a layer is given no activation.
+    Args:
+        initial: how the initial parameters are drawn: `torch` is the default of torch; `glorot` is that of Keras, the
+            rule of Glorot & Bengio 2010, eq. 16, with biases of zero, which spreads the weights of the dense layers
+            about twice as wide.
+        convolutions: the activation after each convolution; `linear` is none, as in Keras for a layer without one.
     """
 
     def __init__(
@@ -47,7 +57,7 @@ class LeNet5(nn.Module):
             first, second = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
             pooled = [first, nn.ReLU(), nn.AvgPool2d(2), second, nn.ReLU(), nn.AvgPool2d(2)]
         self.layers = nn.Sequential(
-            *pooled,  # the padding makes 32x32 of 28x28
+            *pooled,  # the first one's padding turns 28x28 into 32x32
             nn.Flatten(),
             nn.Linear(16 * 5 * 5, 120),
             nn.ReLU(),
@@ -63,5 +73,6 @@ class LeNet5(nn.Module):
                     nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         logits: Tensor = self.layers(images)
         return logits

@@ -13,7 +13,13 @@ ACTIVATIONS = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 class MLP(nn.Module):
-    """784 pixels, one dense layer per entry of `hidden`, 10 logits; `crop` leaves out so many pixels on each side."""
+    """A fully connected network from 784 pixels to 10 logits.
+
+    Args:
+        hidden: the number of units in each hidden layer.
+        activation: the activation after each hidden layer.
+        crop: the number of pixels to cut from each side of the image.
+    """
 
     def __init__(
         self,
@@ -31,6 +37,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 10))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         rows = slice(self.crop, images.shape[-2] - self.crop)
         columns = slice(self.crop, images.shape[-1] - self.crop)
         logits: Tensor = self.layers(images[..., rows, columns])

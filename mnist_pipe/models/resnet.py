@@ -1,4 +1,4 @@
-"""A small residual network with the norm before the convolution (He et al. 2016, 1603.05027, figure 4e)."""
+"""A small residual network with batch norm before the convolution (He et al. 2016, arXiv:1603.05027, figure 4e)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 
 class Block(nn.Module):
-    """x + f(x), where f is twice batch norm, ReLU and 3x3 convolution; `stride` divides the side.
+    """A residual block x + f(x), where f is twice batch norm, ReLU and 3x3 convolution.
 
-    Where the shape changes the shortcut is a 1x1 convolution of the activated input, and otherwise the input itself.
+    `stride` divides height and width. If the shape changes, the shortcut is a 1x1 convolution of the activated input,
+    otherwise it is the input itself.
     """
 
     def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
@@ -26,6 +27,10 @@ class Block(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if projects else None
 
     def forward(self, features: Tensor) -> Tensor:
+        """Return features, float32 `(N, outputs, H / stride, W / stride)`, of features, float32 `(N, inputs, H, W)`.
+
+        A side that `stride` does not divide is rounded up.
+        """
         active = F.relu(self.norm1(features), inplace=True)
         kept = features if self.shortcut is None else self.shortcut(active)
         change: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active)), inplace=True))
@@ -33,10 +38,16 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 convolution, a 2x2 max-pool, `blocks` residual blocks for each entry of `channels`, a linear classifier.
+    """A residual network with 169,706 parameters by default.
 
-    The first entry's maps are 14x14, and each next entry's have half the side. The classifier sees the mean over each
-    map of the last; `dropout` is the share of these means that a step leaves out. 169,706 parameters.
+    It is a 3x3 convolution, a 2x2 max-pool, `blocks` residual blocks for each entry of `channels`, and a linear
+    classifier. The first entry's maps are 14x14, and each next entry halves the side. The classifier reads the mean
+    over each map of the last entry.
+
+    Args:
+        channels: the number of maps in each group of blocks.
+        blocks: the number of residual blocks per entry of `channels`.
+        dropout: the share of the classifier's inputs that a training step leaves out.
     """
 
     def __init__(
@@ -61,5 +72,6 @@ class ResNet(nn.Module):
         self.output = nn.Linear(inputs, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         logits: Tensor = self.output(self.dropout(self.features(images).mean((2, 3))))
         return logits

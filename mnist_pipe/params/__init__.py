@@ -1,1 +1,1 @@
-"""`params.yaml`: what it may hold (`schema`), how it is read (`loader`), how errors read (`messages`)."""
+"""Types of `params.yaml` (`schema`), how it is read (`loader`), and the wording of its errors (`messages`)."""

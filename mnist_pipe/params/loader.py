@@ -1,4 +1,4 @@
-"""YAML files as checked types, with the line number of every error."""
+"""Reading of YAML files into validated types; every error has its line number."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ from mnist_pipe.params.schema import Params, Section
 
 
 def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
-    """Read and check `path`; `names` maps `models`, `datasets` and so on to the names that exist; None takes any.
+    """Read `path` as `Params` and check it.
+
+    Args:
+        path: a file such as `params.yaml`.
+        names: maps `models`, `optimizers`, `schedules` and `datasets` to the names that exist; None accepts any name.
 
     Raises:
-        InputError: every error of the file, one line each.
+        InputError: the file breaks rules; the message has one line for each error.
     """
     return read(path, schema=Params, names=names, cross_checks=_cross_checks)
 
@@ -36,10 +40,16 @@ def read(
     names: Mapping[str, Collection[str]] | None = None,
     cross_checks: Callable[[Path, Schema], list[str]] = lambda *_: [],
 ) -> Schema:
-    """The YAML file `path` as a `schema`; `cross_checks` finds the errors of a file whose values are right one by one.
+    """Read the YAML file `path` as a `schema` and check it.
+
+    Args:
+        path: the file to read.
+        schema: the type of the file's content.
+        names: maps the kinds of names that `schema` checks to the names that exist; None accepts any name.
+        cross_checks: returns one line for each rule between several values that a file of valid values breaks.
 
     Raises:
-        InputError: every error of the file, one line each.
+        InputError: the file breaks rules; the message has one line for each error.
     """
     content, lines, errors = _parse(path)
     try:
@@ -54,7 +64,7 @@ def read(
 
 
 def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
-    """The file's value, the line of each key and list entry, and an error for each key that is defined twice."""
+    """Return the file's value, the line of each key and list entry, and an error for each duplicate key."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +82,7 @@ def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
         raise InputError.invalid(where, "the file", "be YAML", got=error.problem) from error
     except RecursionError as error:
         raise InputError.invalid(path, "the file", "be YAML", got="bottomless nesting") from error
-    except (YAMLError, ValueError, KeyError) as error:  # the last two from `!!int x` and `!!bool x`
+    except (YAMLError, ValueError, KeyError) as error:  # `!!int x` and `!!bool x` raise the last two
         raise InputError.invalid(path, "the file", "be YAML", got=messages.shorten(str(error))) from error
     if not isinstance(content, dict):
         got = "nothing" if content is None else type(content).__name__
@@ -100,7 +110,7 @@ def _keys(node: Node | None, prefix: Location) -> Iterator[tuple[Location, int]]
 
 
 def _cross_checks(path: Path, params: Params) -> list[str]:
-    """The rules that need more than one key."""
+    """Return one line for each broken rule that involves more than one key."""
     errors = []
     too_long = [number for number in params.search.space.get("num_epochs", ()) if number > params.search.num_epochs]
     if too_long:

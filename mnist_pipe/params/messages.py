@@ -1,4 +1,4 @@
-"""One line for each value that a pydantic model refuses, with the nearest known name where there is one.
+"""One-line messages for the values that a pydantic model rejects, with the nearest known name if there is one.
 
 The same wording serves `params.yaml`, `studies/params.yaml` and the constructor arguments of the models.
 """
@@ -27,9 +27,15 @@ def explain(
     prefix: Location = (),
     lines: Mapping[Location, int] | None = None,
 ) -> list[str]:
-    """A line for each value of `content` that `schema` refuses.
+    """Return one line for each value of `content` that `schema` rejects.
 
-    `prefix` leads to `content` within the file `where`, and `lines` has the line numbers of the file's locations.
+    Args:
+        error: the exception that pydantic raised.
+        content: the value that was validated.
+        schema: the type that it was validated as.
+        where: the file, or another place, that each line starts with.
+        prefix: the location of `content` within `where`.
+        lines: the line number of each location in the file, if `where` is a file.
     """
     by_value: dict[tuple[Location, str], list[ErrorDetails]] = {}
     for detail in error.errors():
@@ -43,25 +49,25 @@ def explain(
 
 
 def name_of(location: Location) -> str:
-    """`search.space.model[0]`."""
+    """Return the dotted name of a location, for example `search.space.model[0]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 
 def show(value: Any) -> str:
-    """The value as YAML spells it, shortened where it is long."""
+    """Return `value` as YAML spells it, cut if it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return shorten(without_credentials(repr(value)))  # a mirror may hold a password
+    return shorten(without_credentials(repr(value)))  # a mirror's URL may contain a password
 
 
 def shorten(text: str) -> str:
-    """The first 80 characters, on one line."""
+    """Return `text` on one line, cut to at most 80 characters."""
     text = one_line(text)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _location(detail: ErrorDetails, content: Any) -> Location:
-    """Where in `content` the error is: pydantic adds a part for the branch of a union or the key that it tried."""
+    """Return the location in `content`, without what pydantic adds: the union branch or the key that it tried."""
     location: Location = ()
     value = content
     for part in detail["loc"]:
@@ -80,7 +86,7 @@ def _location(detail: ErrorDetails, content: Any) -> Location:
 def _explain(
     details: Sequence[ErrorDetails], name: str, location: Location, *, where: object, schema: type[BaseModel]
 ) -> str:
-    """One line for one value; several errors of a value are the branches of its union, all of which refuse it."""
+    """Return one line for one value; if it has several errors, each branch of its union rejected it."""
     detail = details[0]
     value = detail["input"]
     match detail["type"]:
@@ -99,7 +105,7 @@ def _explain(
 
 
 def _rule(detail: ErrorDetails) -> tuple[str, list[str]]:
-    """The rule that was broken, and the names that it knows where it is about names."""
+    """Return the rule that was broken and, if it is a rule about names, the names that it accepts."""
     context = detail.get("ctx", {})
     match detail["type"]:
         case "unknown_name":
@@ -123,7 +129,7 @@ _RULES = {
     "list_type": "be a list",
     "dict_type": "be a mapping",
     "model_type": "be a mapping",
-    "is_instance_of": "be a list",  # of a Sequence, the only type here that is checked this way
+    "is_instance_of": "be a list",  # for a Sequence, the only type here that pydantic checks this way
     "sequence_str": "be a list",
     "finite_number": "be a finite number",
     "greater_than": "be > {gt}",
@@ -140,14 +146,14 @@ _FIXES = {"bad_range": "swap them"}
 
 
 def _known_keys(location: Location, schema: Any) -> list[str]:
-    """The keys that `schema` knows at `location`."""
+    """Return the keys that `schema` accepts at `location`, sorted."""
     for part in location:
         schema = _keys(schema)[str(part)] if _keys(schema) else get_args(schema)[1]
     return sorted(_keys(schema))
 
 
 def _keys(schema: Any) -> dict[str, Any]:
-    """By key what a model or a typed dictionary has there."""
+    """Return the type of each key of a model or a typed dictionary; of other types, nothing."""
     if is_typeddict(schema):
         return dict(schema.__annotations__)
     return {field.alias or name: field.annotation for name, field in getattr(schema, "model_fields", {}).items()}

@@ -1,6 +1,6 @@
-"""What `params.yaml` may hold: frozen, validated types.
+"""Frozen, validated types of the content of `params.yaml`.
 
-Every number that a person may turn is a documented field here and a value there.
+Every tunable parameter is a documented field here and has its value there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 
 def _one_of(kind: str) -> AfterValidator:
-    """A name that must be a key of the project's dict of that kind; the caller of `loader.load` supplies the names."""
+    """Return a validator of names of a kind, such as `models`; the caller of `loader.load` supplies the known names."""
 
     def check(value: str, info: ValidationInfo) -> str:
         known = ((info.context or {}).get("names") or {}).get(kind)
@@ -49,31 +49,36 @@ _RANGE = (Field(min_length=2, max_length=2), AfterValidator(_check_range))
 
 
 def choice_of(kind: Any) -> Any:
-    """The type of a list of values to choose from."""
+    """Return the type of a non-empty list of values of type `kind` to choose from."""
     return Annotated[list[kind], Field(min_length=1)]
 
 
 def range_of(kind: Any) -> Any:
-    """The type of `[low, high]`."""
+    """Return the type of a range `[low, high]` of values of type `kind`."""
     return Annotated[list[kind], *_RANGE]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Searched:
-    """How a field of a recipe is searched, and how a report shows it; this is the field's one declaration."""
+    """The only declaration of how a field of a recipe is searched and how a report shows it."""
 
     by: Literal["choice", "range", "log", "arguments"]
-    """choice: from a list of values. range: uniformly from `[low, high]`. log: the same on a logarithmic scale.
-    arguments: by model and constructor argument, see `models.searched`."""
+    """How a value is drawn. choice: from a list of values. range: uniformly from `[low, high]`. log: the same on a
+    logarithmic scale. arguments: by model and constructor argument, see `models.searched`."""
     label: str
-    """The header of the report's column."""
+    """The header of the field's column in a report."""
     shown: str = "{}"
-    """The format of a value in the report."""
+    """The format string of a value in a report."""
     each: str = ""
-    """Another field: there is a range for each of its values, and only that of the chosen value is searched."""
+    """The name of another field, if there is one range for each of its values: only the chosen value's is searched."""
 
     def domain(self, kind: Any, *, keys: Any = None) -> Any:
-        """The type of what `search.space` may hold for a field of type `kind`; `keys` is that of the field `each`."""
+        """Return the type of a field's entry in `search.space`.
+
+        Args:
+            kind: the type of the field.
+            keys: the type of the field `each`.
+        """
         match self.by:
             case "arguments":
                 return dict[ModelName, dict[str, Annotated[list[Any], Field(min_length=1)]]]
@@ -103,36 +108,36 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """One block of `params.yaml`: closed against unknown keys, no conversions, no changes after loading."""
+    """A section of `params.yaml`: it has no unknown keys, converts no types and is frozen after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class IngestParams(Section):
-    """Where the published files come from."""
+    """Section `ingest`: the source of the published files."""
 
     dataset: DatasetName
-    """A key of SOURCES."""
+    """The data set to use, a key of SOURCES."""
     mirrors: list[Annotated[str, Field(min_length=1), AfterValidator(_check_mirror)]]
-    """Tried in order: a directory (skipped where it does not exist) or an http(s) base URL."""
+    """The mirrors, in the order of use: each is a directory (skipped if missing) or an http(s) base URL."""
     fallback: DatasetName | None
-    """The data set to use, loudly, when no mirror answers; null makes that an error."""
+    """The data set to use, with a warning, if no mirror answers; null makes that an error."""
     folder: str | None
-    """The folder of the four IDX files, for `dataset: local` alone."""
+    """The folder of the four IDX files, used only by `dataset: local`."""
     timeout_seconds: Annotated[float, Field(gt=0, le=600)]
-    """The longest silence of a server before the next mirror is tried."""
+    """The longest silence of a server, in seconds, before the next mirror is tried."""
 
 
 class NormalizeParams(Section):
-    """The validation split."""
+    """Section `normalize`: the validation split."""
 
     validation_rows: Annotated[int, Field(ge=1, le=1_000_000)]
-    """Rows held out of the training split, stratified by label; at most a fifth of it is taken."""
+    """The number of rows to hold out of the training split, stratified by label; at most a fifth of it is taken."""
     seed: Seed
 
 
 class BaselineParams(Section):
-    """The linear softmax classifier, the number that every other model must beat."""
+    """Section `baseline`: the linear softmax classifier, whose score every other model must beat."""
 
     num_epochs: Epochs
     batch_size: BatchSize
@@ -141,30 +146,31 @@ class BaselineParams(Section):
 
 
 class RecipeParams(Section):
-    """An operating point: how long a run takes and how accurate its model is."""
+    """A recipe: the model and its training settings, which decide the run time and the accuracy."""
 
     model: Annotated[ModelName, Searched(by="choice", label="model")]
     model_params: Annotated[dict[str, Any], Searched(by="arguments", label="arguments")]
-    """Constructor arguments of `model`, in place of those under `models`."""
+    """Constructor arguments of `model`, which replace those under `models`."""
     optimizer: Annotated[OptimizerName, Searched(by="choice", label="optimizer")]
     learning_rate: Annotated[LearningRate, Searched(by="log", label="learning rate", shown="{:.3g}", each="optimizer")]
-    """The peak of the schedule. In a search an optimizer that is not named has its own range, of OPTIMIZERS."""
+    """The peak of the schedule. An optimizer for which a search space has no range uses its own in OPTIMIZERS."""
     weight_decay: Annotated[float, Field(ge=0, le=1), Searched(by="log", label="weight decay", shown="{:.1e}")]
     batch_size: Annotated[BatchSize, Searched(by="choice", label="batch")]
     train_rows: Annotated[int, Field(ge=100)] | None
-    """Train on the first so many training rows; null takes them all."""
+    """The number of training rows to use, counted from the first; null uses all."""
     num_epochs: Annotated[Epochs, Searched(by="choice", label="planned epochs")]
-    """In a search at most `search.num_epochs`, which is otherwise the length of a trial."""
+    """The number of epochs. In a search, it is at most `search.num_epochs`, which is the length of every trial if this
+    field is not searched."""
     schedule: Annotated[ScheduleName, Searched(by="choice", label="schedule")]
     label_smoothing: Annotated[Smoothing, Searched(by="range", label="smoothing", shown="{:.3f}")]
     average_decay: Annotated[float, Field(ge=0, lt=1), Searched(by="choice", label="averaging")]
-    """What a step leaves of the moving average of the weights; 0 keeps none and takes the last weights."""
+    """The decay per step of the exponential moving average of the weights; 0 disables it and uses the last weights."""
     rotation_degrees: Annotated[Degrees, Searched(by="range", label="rotation", shown="{:.1f}°")]
-    """The largest random rotation."""
+    """The largest random rotation, in degrees."""
     translation_pixels: Annotated[Pixels, Searched(by="range", label="shift", shown="{:.1f} px")]
-    """The largest random shift."""
+    """The largest random shift, in pixels."""
     test_time_augmentation: bool
-    """Whether the model looks at each image five times, once shifted by a pixel in each direction."""
+    """Whether the model averages over five inputs: the image and its shifts by one pixel in the four directions."""
 
 
 _HINTS = get_type_hints(RecipeParams, include_extras=True)
@@ -174,7 +180,7 @@ SEARCHED: dict[str, Searched] = {
     for found in field.metadata
     if isinstance(found, Searched)
 }
-"""How each field of a recipe is searched, in the order in which a trial draws them."""
+"""The declaration of each searchable field of a recipe, in the order in which a trial draws them."""
 
 if TYPE_CHECKING:
     Space = dict[str, Any]
@@ -186,59 +192,60 @@ else:
             total=False,
         )
     )
-"""What the search chooses from, by field of a recipe; what is not named stays as the recipe has it.
+"""The values that a search chooses from, by field of a recipe; a field that is not named keeps the recipe's value.
 
 Whether a list is a choice or `[low, high]` depends on the field alone: see its `Searched` in `RecipeParams`.
 """
 
 
 class SearchParams(Section):
-    """The Ray Tune search."""
+    """Section `search`: the hyper-parameter search with Ray Tune."""
 
     num_trials: Annotated[int, Field(ge=1, le=100_000)]
     num_epochs: Epochs
-    """The most that a trial may train."""
+    """The largest number of epochs of a trial."""
     train_rows: Annotated[int, Field(ge=100)] | None
-    """A trial trains on the first so many training rows; null takes them all."""
+    """The number of training rows of each trial, counted from the first; null uses all."""
     algorithm: Literal["random", "tpe"]
     scheduler: Literal["asha", "fifo"]
     reduction_factor: Annotated[int, Field(ge=2, le=16)]
-    """ASHA keeps one trial in so many at each rung."""
+    """The reduction factor of ASHA: of this many trials, one continues past each rung."""
     max_concurrent_trials: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
-    """auto: on a cluster as many as there is room for; on one machine a trial on each GPU or one at a time on all
-    cores, which makes it reproducible."""
+    """The number of concurrent trials. auto: on a cluster, as many as there is room for; on one machine, one on each
+    GPU or, without GPUs, one at a time on all cores, which makes the search reproducible."""
     seed: Seed
     space: Space
 
 
 class TrainParams(Section):
-    """The final training of the search's best configuration."""
+    """Section `train`: the final training of the search's best configuration."""
 
     data: Literal["memory", "stream"]
-    """Where the training rows are: in the memory of every worker, or read from disk by Ray Data as they are needed."""
+    """The place of the training rows: the memory of every worker, or a disk from which Ray Data streams them."""
     num_epochs: Epochs | Literal["auto"]
-    """auto: those of the recipe."""
+    """The number of epochs. auto: that of the recipe."""
     num_workers: Annotated[int, Field(ge=0, le=10_000)] | Annotated[list[Workers], *_RANGE] | Literal["auto"]
-    """auto: one on every GPU of the cluster; without GPUs one on every machine. [low, high]: as many of these as there
-    are at any moment; several machines make `auto` elastic too, so that the loss of one costs no run. 0: none, the loop
-    runs in the stage's own process, where a debugger reaches it."""
+    """The number of workers. auto: one on every GPU of the cluster or, without GPUs, one on every node. [low, high]:
+    elastic, as many of these as there are at any moment. If nodes may join and leave, `auto` is elastic too, so that a
+    run survives the loss of a node. 0: no worker; the loop runs in the stage's own process, where a debugger reaches
+    it."""
     use_gpu: bool | Literal["auto"]
     precision: Precision
-    """auto: bfloat16 where the processor or the GPU computes in it, float32 elsewhere."""
+    """The precision of the computation. auto: bfloat16 if the CPU or GPU computes in it natively, else float32."""
     seed: Seed
 
 
 class EvaluateParams(Section):
-    """What `evaluate` reports."""
+    """Section `evaluate`: the settings of the reported metrics."""
 
     confidence: Probability
-    """Of the Wilson interval."""
+    """The confidence level of the Wilson interval."""
     num_calibration_bins: Annotated[int, Field(ge=2, le=100)]
     num_worst_mistakes: Annotated[int, Field(ge=1, le=100)]
 
 
 class RegisterParams(Section):
-    """The gates, all on the validation split."""
+    """Section `register`: the limits of the gates, all on the validation split."""
 
     max_p_value_against_baseline: Probability
     max_p_value_against_champion: Probability
@@ -246,17 +253,18 @@ class RegisterParams(Section):
 
 
 class Params(Section):
-    """The whole of `params.yaml`."""
+    """The whole content of `params.yaml`."""
 
     ingest: IngestParams
     normalize: NormalizeParams
     baseline: BaselineParams
     models: dict[ModelName, dict[str, Any]]
-    """Constructor arguments by model; a model that is not named here takes its own defaults."""
+    """Constructor arguments by model; a model that is not named here uses its own defaults."""
     recipe: str
-    """The key of `recipes` that is used."""
+    """The chosen recipe, a key of `recipes`."""
     recipes: Annotated[dict[str, RecipeParams], Field(min_length=1)]
-    """The search starts from the chosen recipe and keeps what it does not search; its winner is trained by it."""
+    """The recipes by name. The search starts from the chosen one and keeps the fields that it does not search; the
+    search's best configuration is trained with it."""
     search: SearchParams
     train: TrainParams
     evaluate: EvaluateParams

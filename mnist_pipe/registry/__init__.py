@@ -1,1 +1,1 @@
-"""The model registry and the gates in front of it."""
+"""The model registry and the gates that a model must pass to become its champion."""

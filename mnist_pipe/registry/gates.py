@@ -1,6 +1,6 @@
-"""Whether a candidate may become the champion: three gates on the validation split, each with its figures in words.
+"""The three gates that decide on the validation split whether a candidate becomes the champion.
 
-Pure decisions. The test split is reported and chooses nothing, so nothing here has seen it.
+The functions have no side effects. The test split is only reported and decides nothing, so no gate uses it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,20 @@ from mnist_pipe.evaluation.predictions import Predictions
 from mnist_pipe.evaluation.significance import PairedComparison, mcnemar
 from mnist_pipe.params.schema import RegisterParams
 
-_NUM_BINS = 15  # of Guo et al. 2017; a gate must not move with the bins that a plot is drawn with
+_NUM_BINS = 15  # as in Guo et al. 2017; a gate must not depend on the number of bins of a plot
 
 
 def judge(
     candidate: Predictions, *, content_sha256: str, champion: Champion | None, params: RegisterParams
 ) -> list[Gate]:
-    """The three gates of `candidate`, whose content is `content_sha256`, against the baseline and the champion."""
+    """Return the results of the three gates: against the baseline, on calibration, and against the champion.
+
+    Args:
+        candidate: the candidate's predictions on the validation split.
+        content_sha256: the digest of the candidate's weights and model card.
+        champion: the current champion, or None.
+        params: the limits of the gates.
+    """
     return [
         beats_baseline(candidate, max_p_value=params.max_p_value_against_baseline),
         is_calibrated(candidate, max_error=params.max_calibration_error),
@@ -34,7 +41,7 @@ def judge(
 
 
 def beats_baseline(candidate: Predictions, *, max_p_value: float) -> Gate:
-    """One-sided exact McNemar test against the baseline's predictions on the same rows."""
+    """Compare the candidate with the baseline on the same rows, by a one-sided exact McNemar test."""
     comparison = mcnemar(candidate.correct, candidate.baseline_correct, alternative="greater")
     return _paired_gate(
         "baseline",
@@ -47,7 +54,7 @@ def beats_baseline(candidate: Predictions, *, max_p_value: float) -> Gate:
 
 
 def is_calibrated(candidate: Predictions, *, max_error: float) -> Gate:
-    """Every probability is finite, and the expected calibration error is at most `max_error`."""
+    """Check that every probability is finite and that the expected calibration error is at most `max_error`."""
     rule = f"every probability finite, expected calibration error at most {max_error:g} ({_NUM_BINS} bins)"
     num_rows = len(candidate.label)
     finite = np.isfinite(candidate.probability) & np.isfinite(candidate.true_probability)
@@ -75,11 +82,12 @@ def is_calibrated(candidate: Predictions, *, max_error: float) -> Gate:
 def beats_champion(
     candidate: Predictions, *, content_sha256: str, champion: Champion | None, max_p_value: float
 ) -> Gate:
-    """One-sided exact McNemar test against the champion on the rows that both held out of training.
+    """Compare the candidate with the champion by a one-sided exact McNemar test on the rows that both held out.
 
-    A champion made from other source data says nothing about these rows, and these rows nothing fair about it (it may
-    have trained on some of them). Then the other gates decide: whoever changes the data wants a model of the new data,
-    and the alias `previous` keeps the way back.
+    The gate passes if there is no champion, if the candidate is the champion, or if the champion was made from other
+    source data. In the last case no fair comparison is possible: the champion may have trained on some of these rows.
+    Then the other gates decide, because a user who changes the data wants a model of the new data, and the alias
+    `previous` keeps the old one.
     """
     rule = f"better than the champion on the rows that both held out (one-sided exact McNemar, p < {max_p_value:g})"
 
@@ -96,7 +104,7 @@ def beats_champion(
             f"The champion, version {champion.version}, was made from other source data and cannot be compared row "
             "by row; the other gates decide."
         )
-    # Both name rows of the same raw split, so equal numbers are the same image.
+    # Both indices number the rows of the same raw split, so an equal number is the same image.
     _, ours, theirs = np.intersect1d(candidate.index, champion.predictions.index, return_indices=True)
     comparison = mcnemar(candidate.correct[ours], champion.predictions.correct[theirs], alternative="greater")
     return _paired_gate(
@@ -110,7 +118,7 @@ def beats_champion(
 
 
 def reason(gates: list[Gate], *, promoted: bool, is_champion: bool) -> str:
-    """The outcome in one sentence."""
+    """Return the reason for the decision of the gates, in one or more sentences."""
     failed = [gate for gate in gates if not gate.passed]
     refusals = " ".join(f"The {gate.name} gate failed: {gate.text}" for gate in failed)
     if promoted:
@@ -141,25 +149,25 @@ def _paired_gate(
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """What the candidate is compared with."""
+    """The champion that the candidate is compared with."""
 
     version: int
     content_sha256: str
-    """Of its weights and model card."""
+    """The digest of its weights and model card."""
     predictions: Predictions
-    """On its own validation split."""
+    """The predictions on its own validation split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One decision, as it is recorded."""
+    """The result of one gate, as it is recorded."""
 
     name: str
-    """baseline, calibration or champion."""
+    """The name of the gate: baseline, calibration or champion."""
     rule: str
-    """What was asked."""
+    """The condition for passing, as a phrase."""
     passed: bool
     figures: dict[str, float]
-    """What was counted; empty where there was nothing to count."""
+    """The numbers behind the decision, by name; empty if the gate passed without a comparison."""
     text: str
-    """What came out, in one sentence."""
+    """The outcome, as one sentence."""

@@ -1,8 +1,8 @@
 """The model registry, on MLflow.
 
-A version is plain files (safetensors, JSON, Parquet) of an MLflow run and never a flavour: MLflow's torch flavour
-unpickles what it loads. A version is found by its content, so registering the same content twice yields one version,
-and what a process left when it died half-way is completed by the next.
+A version consists of plain files (safetensors, JSON, Parquet) of an MLflow run. It is not an MLflow flavor, because the
+torch flavor unpickles what it loads. A version is found by its content: registering the same content twice yields one
+version, and a registration that was interrupted is completed by the next one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CLASSIFIER = "-classifier"
 
 _SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))")
 _CONTENT = "content_sha256"
-_MODEL = "model"  # folders of a run's artifacts
+_MODEL = "model"  # this and the next: folders of a run's artifacts
 _PREDICTIONS = "predictions"
 
 
@@ -58,16 +58,24 @@ def register(
     lineage: Mapping[str, Any],
     params: RegisterParams,
 ) -> Registration:
-    """Register the model in the folder `candidate` as `name` and, where every gate passes, make it the champion.
+    """Register the model in the folder `candidate` as `name` and, if every gate passes, make it the champion.
 
-    `predictions` is the candidate's `validation.parquet`: it is judged by that, and kept, because later candidates are
-    compared on it. The numbers in `metrics`, which may be nested, are recorded and decide nothing. The whole happens
-    under one lock, so that no other process moves the alias between the decision and the move. The old champion becomes
-    `previous`.
+    The old champion gets the alias `previous`. One lock covers the whole function, so that no other process of this
+    project moves an alias between the decision and the move.
+
+    Args:
+        candidate: the folder of the model's weights, card and manifest.
+        root: the project's root.
+        name: the registered name.
+        predictions: the candidate's `validation.parquet`. The gates judge by it, and it is stored, because later
+            candidates are compared with it.
+        metrics: numbers, possibly nested, that are recorded and decide nothing.
+        lineage: recorded as tags of the version.
+        params: the limits of the gates.
 
     Raises:
-        InputError: `name` is not a name.
-        CorruptDataError: the candidate differs from its manifest, or the champion's files are gone or damaged.
+        InputError: `name` is not a valid name.
+        CorruptDataError: the candidate differs from its manifest, or the champion's files are missing or damaged.
         UnavailableError: the store does not answer.
     """
     check_name(name)
@@ -91,7 +99,7 @@ def register(
         is_champion = model == champion
         promoted = not is_champion and all(gate.passed for gate in decisions)
         if promoted:
-            # In this order a name that has a champion keeps one at every moment.
+            # In this order, a name that has a champion has one at every moment.
             if champion is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
             client.set_registered_model_alias(name, CHAMPION, str(model.version))
@@ -111,13 +119,20 @@ def register(
 
 
 def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Path, search_id: str) -> int:
-    """One MLflow run a trial, with its configuration and the figures of each epoch; returns how many were new.
+    """Log each trial as an MLflow run, with its configuration and metrics of each epoch; return how many were logged.
 
-    A trial is `{"trial": 3, "status": "stopped", "config": {..}, "history": [{"epoch": 1, "train_loss": ..}, ..]}`. A
-    trial of the same `search_id` that is there already is left as it is, and one that was cut short is completed.
+    A trial that was logged completely under the same `search_id` is left as it is and not counted; one whose logging
+    was interrupted is completed.
+
+    Args:
+        experiment: the name of the MLflow experiment.
+        trials: `{"trial": 3, "status": "stopped", "config": {..}, "history": [{"epoch": 1, "train_loss": ..}, ..]}`
+            for each trial.
+        root: the project's root.
+        search_id: identifies the search, among others of the same experiment.
 
     Raises:
-        InputError: `experiment` is not a name.
+        InputError: `experiment` is not a valid name.
         UnavailableError: the store does not answer.
     """
     check_name(experiment)
@@ -139,10 +154,10 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
 
 
 def champion(name: str, *, root: Path) -> RegisteredModel | None:
-    """The version of `name` that bears the alias `champion`, or None.
+    """Return the version of `name` that has the alias `champion`, or None.
 
     Raises:
-        InputError: `name` is not a name.
+        InputError: `name` is not a valid name.
         UnavailableError: the store does not answer.
     """
     check_name(name)
@@ -151,7 +166,11 @@ def champion(name: str, *, root: Path) -> RegisteredModel | None:
 
 
 def champions(*, root: Path) -> list[RegisteredModel]:
-    """The champion of every `*-classifier` that has one."""
+    """Return the champion of every registered name `*-classifier` that has one.
+
+    Raises:
+        UnavailableError: the store does not answer.
+    """
     with open_existing_store(root) as client:
         names = [m.name for m in client.search_registered_models() if m.name.endswith(CLASSIFIER)] if client else []
         found = [_aliased(client, name, CHAMPION) for name in names]
@@ -159,10 +178,10 @@ def champions(*, root: Path) -> list[RegisteredModel]:
 
 
 def find(spec: str, *, root: Path) -> RegisteredModel:
-    """The version that `NAME@ALIAS` or `NAME/VERSION` stands for.
+    """Return the registered version that `spec`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
 
     Raises:
-        InputError: `spec` is neither, or no version is registered so; the message lists those that are.
+        InputError: `spec` has neither form, or no such version is registered; the message lists those that are.
         UnavailableError: the store does not answer.
     """
     match = _SPEC.fullmatch(spec)
@@ -184,7 +203,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
 
 
 def download(model: RegisteredModel, *, root: Path) -> Path:
-    """The folder of the model's weights and card, checked against the manifest and the registered content.
+    """Return the local folder of the model's weights and card, checked against its manifest and registered digest.
 
     Raises:
         CorruptDataError: a file is missing or has other bytes.
@@ -213,7 +232,7 @@ def _log_candidate(
     *,
     root: Path,
 ) -> Run:
-    """The run that holds the candidate's files and figures; one that a dead process left is completed."""
+    """Return the run with the candidate's files and metrics; complete one that an interrupted process left."""
     experiment_id = open_experiment(client, name, root=root)
     runs = find_runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
     run = runs[0] if runs else client.create_run(experiment_id, run_name=content[:12], tags={_CONTENT: content})
@@ -273,11 +292,11 @@ def _registered(version: ModelVersion) -> RegisteredModel:
 
 
 def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: Path) -> Path:
-    """A local copy of one file of the model's run."""
+    """Return the path of a local copy of one file of the model's run; download it if necessary."""
     if not all(NAME.fullmatch(part) for part in path.split("/")):
         raise CorruptDataError.invalid(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path))
     artifacts = root / paths.MLFLOW_ARTIFACTS
-    if is_own_store(root):  # by its place, not by MLflow's absolute path: the folder may have moved
+    if is_own_store(root):  # not by MLflow's absolute path: the project's folder may have moved
         return artifacts / model.run_id / "artifacts" / path
     copy = artifacts / "downloads" / model.content_sha256 / path
     if not copy.exists():
@@ -289,32 +308,32 @@ def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredModel:
-    """One version of one name."""
+    """One version of a registered model."""
 
     name: str
     version: int
     run_id: str
-    """The MLflow run that holds its files."""
+    """The id of the MLflow run that holds its files."""
     content_sha256: str
-    """Digest of the digests of its files: weights and card."""
+    """The digest of the digests of its files, the weights and the card."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registration:
-    """What `register` did; its fields are those of `reports/registration.json`."""
+    """The result of `register`; its fields are those of `reports/registration.json`."""
 
     name: str
     version: int
     alias: str | None
-    """`champion`, where the candidate bears it now."""
+    """`champion` if the candidate has that alias now, else None."""
     promoted: bool
     """Whether this registration moved the alias."""
     reason: str
-    """One sentence."""
+    """The reason for the decision, in one or more sentences."""
     content_sha256: str
     gates: list[gates.Gate]
     previous: int | None
-    """The version with the alias `previous`."""
+    """The version with the alias `previous`, if there is one."""
     lineage: dict[str, Any]
     tracking_uri: str
-    """Without credentials."""
+    """The address of the store, without credentials."""

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""What a registered name, an experiment's name or a file of a model must match: it reaches paths and queries."""
-_MAX_ENTITIES = 900  # MLflow takes 1000 in one call
+"""The pattern of every registered name, experiment name and file name of a model: they reach paths and queries."""
+_MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
 
 
 @contextmanager
 def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
-    """A client of the store; a writer has it alone among this project's processes, and makes it where there is none.
+    """Yield a client of the store.
+
+    With `write`, hold a lock against this project's other writers, and create the project's own store if there is none.
 
     Raises:
         CorruptDataError: the project's own store is damaged.
@@ -34,7 +36,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     """
     os.environ.update(telemetry.OFF)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors are raised, so nothing is left to log
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors are raised, so nothing needs to be logged
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
@@ -48,7 +50,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
         with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
             if is_own_store(root):
                 if write and not database.exists():
-                    # Whole or absent: MLflow cannot go on with a schema that was cut short.
+                    # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
                     with atomic_file(database) as temporary:
                         MlflowClient(f"sqlite:///{temporary}")
                 _check_database(database)
@@ -61,7 +63,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
 
 @contextmanager
 def open_existing_store(root: Path) -> Iterator[MlflowClient | None]:
-    """A client for reading, or None where there is no store yet: to look must not create one.
+    """Yield a client for reading, or None if there is no store yet, because reading must not create one.
 
     Raises:
         CorruptDataError: the project's own store is damaged.
@@ -75,49 +77,53 @@ def open_existing_store(root: Path) -> Iterator[MlflowClient | None]:
 
 
 def prepare(root: Path) -> None:
-    """Make the project's own store where there is none yet, whole or not at all.
+    """Create the project's own store if there is none yet, whole or not at all.
 
     Raises:
-        CorruptDataError: it is damaged.
-        UnavailableError: it does not answer.
+        CorruptDataError: the project's own store is damaged.
+        UnavailableError: the store does not answer.
     """
     with open_store(root, write=True):
         pass
 
 
 def is_own_store(root: Path) -> bool:
-    """Whether the store is the project's own under `.state/`."""
+    """Return whether the store is the project's own under `.state/`."""
     return _tracking_uri(root) == _own_uri(root)
 
 
 def public_uri(root: Path) -> str:
-    """The store's address as it may be shown: the default one relative to `root`, others without credentials."""
+    """Return the store's address for printing: the project's own relative to `root`, others without credentials."""
     return f"sqlite:///{paths.MLFLOW_DB}" if is_own_store(root) else public_url(_tracking_uri(root))
 
 
 def check_name(name: str) -> None:
-    """Raise InputError unless `name` may reach a path or a query."""
+    """Check that `name` matches `NAME`, so that it is safe in a path or a query.
+
+    Raises:
+        InputError: it does not match.
+    """
     if NAME.fullmatch(name) is None:
         raise InputError.invalid("registry", "the name", f"match {NAME.pattern}", got=repr(name))
 
 
 def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
-    """The id of the experiment of that name, made where there is none, with its artifacts under `.state/`."""
+    """Return the id of the experiment `name`; create it if there is none, with its artifacts under `.state/`."""
     location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.artifact_location != location and is_own_store(root):
-        # The project's folder was moved. MLflow keeps absolute paths and would go on writing to the old place.
+        # The project's folder was moved. MLflow stores absolute paths and would still write to the old place.
         client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
         experiment = None
     if experiment is not None:
         return str(experiment.experiment_id)
-    is_server = _tracking_uri(root).startswith("http")  # which decides itself where its artifacts lie
+    is_server = _tracking_uri(root).startswith("http")  # a server decides itself where it stores artifacts
     return str(client.create_experiment(name, artifact_location=None if is_server else location))
 
 
 def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
-    """All runs of the experiment that meet the condition, however many pages MLflow returns them in."""
-    # `mlflow.search_runs` pages by itself, but takes its store from a global, the environment variable.
+    """Return all runs of the experiment that meet `condition`, from all pages of MLflow's result."""
+    # `mlflow.search_runs` reads all pages itself, but it takes the store from a global, the environment variable.
     runs, token = [], None
     while True:
         page = client.search_runs([experiment_id], condition, max_results=1000, page_token=token)
@@ -130,10 +136,17 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
 def log_figures(
     client: MlflowClient, run: Run, *, params: Mapping[str, Any], history: Sequence[tuple[Mapping[str, float], int]]
 ) -> None:
-    """Log params and (figures, epoch) pairs in as few calls as MLflow allows; doing it twice changes nothing."""
+    """Log parameters and metrics to a run, in as few calls as MLflow allows; a repeated call changes nothing.
+
+    Args:
+        client: the client of the store.
+        run: the run that they are logged to.
+        params: parameters, possibly nested, whose keys are joined by dots.
+        history: pairs of metrics and their epoch.
+    """
     from mlflow.entities import Metric, Param
 
-    # The run's own start is the one timestamp that a second try repeats; equal metrics are stored once.
+    # Of all timestamps, only the run's start is the same in a repeated call; MLflow stores equal metrics once.
     start = run.info.start_time
     entities: list[Any] = [Param(key, str(value)) for key, value in flatten(params).items()]
     entities += [Metric(key, value, start, epoch) for figures, epoch in history for key, value in figures.items()]
@@ -147,7 +160,7 @@ def log_figures(
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, the keys joined by dots."""
+    """Return nested mappings as one dict, whose keys are joined by dots and start with `prefix`."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -167,7 +180,7 @@ def _tracking_uri(root: Path) -> str:
 
 
 def _check_database(database: Path) -> None:
-    """Raise CorruptDataError unless the file is SQLite; MLflow itself would try again for minutes."""
+    """Raise an error unless the file is readable SQLite; MLflow itself would retry for minutes."""
     try:
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
             connection.execute("PRAGMA schema_version").fetchone()

@@ -1,1 +1,1 @@
-"""From tensors to weights: plain torch in `loop`, Ray Train around it in `ray_train`."""
+"""Training from tensors to weights: plain PyTorch in `loop`, Ray Train around it in `ray_train`."""

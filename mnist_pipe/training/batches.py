@@ -1,4 +1,4 @@
-"""Where training batches come from, and which of their rows are a worker's."""
+"""Sources of training batches, and the rows of a batch that each worker takes."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from mnist_pipe.data.splits import NormalizedSplit
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceSplit:
-    """A split on its device."""
+    """A split as tensors on the device that trains or evaluates on it."""
 
     images: Tensor
-    """(rows, 1, 28, 28) float32, standardised."""
+    """Images, float32 `(rows, 1, 28, 28)`, standardised."""
     labels: Tensor
-    """(rows,) int64."""
+    """Labels, int64 `(rows,)`."""
     background: float
-    """The value of an empty pixel."""
+    """Value of an empty pixel after standardisation."""
 
     @property
     def num_rows(self) -> int:
-        """Of the split."""
+        """Number of rows of the split."""
         return len(self.labels)
 
     def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches` says, the rows in an order that (seed, epoch) draws."""
+        """Yield this worker's rows of each whole batch, in an order drawn from (seed, epoch); see `Batches.epoch`."""
         order = torch.randperm(self.num_rows, generator=generators(seed, number)[0]).to(self.labels.device)
         for start in range(0, self.num_rows - batch_size + 1, batch_size):
             rows = order[start : start + batch_size][ranks.rank_slice]
@@ -40,34 +40,45 @@ class DeviceSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process's place among the workers; the default is a run of one."""
+    """Rank of this process among the workers; the default is a run with one worker."""
 
     rank: int = 0
+    """Rank of this process, from 0."""
     size: int = 1
+    """Number of workers."""
     all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor
-    """All-reduce, in place or not, of a small tensor."""
+    """Function that returns the sum of a small tensor over all workers, in place or not."""
 
     @property
     def rank_slice(self) -> slice:
-        """This process's rows of a batch."""
+        """Slice of a batch's rows that this process takes."""
         return slice(self.rank, None, self.size)
 
 
 class Batches(Protocol):
-    """Where a worker's training batches come from: a `DeviceSplit` in memory, or a `stream.Stream`."""
+    """Source of a worker's training batches: a `DeviceSplit` in memory, or a `streaming.Stream`."""
 
     @property
     def num_rows(self) -> int:
-        """Of the whole training split, over all workers together."""
+        """Number of rows of the whole training split, over all workers."""
 
     @property
     def background(self) -> float:
-        """The value of an empty pixel."""
+        """Value of an empty pixel after standardisation."""
 
     def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
-        """This worker's rows of each of the `num_rows // batch_size` whole batches of epoch `number`, from 0.
+        """Yield this worker's rows of each of the `num_rows // batch_size` whole batches of an epoch.
 
-        A batch is (images, labels) as in `DeviceSplit`. No row is in two batches or with two workers.
+        No row is in two batches or goes to two workers.
+
+        Args:
+            number: the epoch, from 0.
+            seed: the seed of the run.
+            batch_size: rows of a batch over all workers.
+            ranks: the rank of this worker.
+
+        Yields:
+            Images, float32 `(rows, 1, 28, 28)`, and labels, int64 `(rows,)`, as in `DeviceSplit`.
         """
 
 
@@ -75,10 +86,10 @@ ALONE = Ranks()
 
 
 def to_device(split: NormalizedSplit, *, device: torch.device) -> DeviceSplit:
-    """The split as tensors on `device`.
+    """Return the split as tensors on `device`.
 
-    On the CPU the images stay where they are, which may be memory that nobody may write to, such as Ray's: a batch is a
-    copy.
+    On the CPU the images are not copied, so their memory may be read-only, such as that of Ray's object store. That is
+    safe because every batch is a copy.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -91,11 +102,11 @@ def to_device(split: NormalizedSplit, *, device: torch.device) -> DeviceSplit:
 
 
 def generators(seed: int, epoch: int) -> tuple[torch.Generator, torch.Generator]:
-    """What draws the order of an epoch's rows, and what draws how each of them is moved."""
+    """Return two generators for an epoch: one draws the order of the rows, the other the augmentation of each row."""
     order, chance = (torch.Generator().manual_seed(derived_seed(seed, epoch, which)) for which in (1, 2))
     return order, chance
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed of 63 bits that depends on all `numbers` and their order."""
+    """Return a seed of 63 bits that depends on all `numbers` and their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

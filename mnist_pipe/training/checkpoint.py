@@ -1,7 +1,8 @@
-"""Weights and training state on disk, without pickle: safetensors for tensors, JSON for the rest, a manifest for both.
+"""Models and checkpoints on disk, without pickle: safetensors for tensors, JSON for the rest, a manifest for both.
 
-`torch.load` does not check the zip's CRC (291 of 300 single-bit flips loaded silently wrong, see research), and an
-unpickler runs what it reads. So tensors go to safetensors, and a folder counts only with a manifest that matches.
+`torch.load` does not check the CRC of its zip file (measured: 291 of 300 single-bit flips loaded wrong weights without
+an error), and an unpickler executes code from the file that it reads. Tensors are therefore stored as safetensors, and
+a folder is valid only if its manifest matches.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ PROGRESS = "progress.json"
 def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
     """Write `model.safetensors`, `model.json` and, last, `manifest.json` to `folder`.
 
-    `card` names the architecture (`model`, `model_params`) and whatever else a reader of the weights must know.
+    `card` names the architecture (`model`, `model_params`) and holds everything else that is needed to use the weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
@@ -39,7 +40,9 @@ def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
 
 
 def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model in evaluation mode, within `ShiftAveraged` where its card says so, and the card.
+    """Return the model in `folder`, in evaluation mode, and its card.
+
+    If the card sets `test_time_augmentation`, the model is wrapped in `ShiftAveraged`.
 
     Raises:
         CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
@@ -49,7 +52,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     try:
         model = models.build(card["model"], **card["model_params"])
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        # Cards of version 0.1 call it test_shifts; without it such a model would be scored wrongly in silence.
+        # Cards of version 0.1 call it test_shifts; without this name such a model would silently be scored wrongly.
         if card.get("test_time_augmentation", card.get("test_shifts")):
             model = ShiftAveraged(model, background=-card["mean"] / card["std"])
     except (PipelineError, KeyError, RuntimeError) as error:
@@ -61,9 +64,16 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def save_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:
-    """Write everything that a resumed run needs; `progress` is JSON (epoch, step, history).
+    """Write to `folder` a checkpoint with everything that a resumed run needs.
 
-    The random state is not part of it: every draw comes from a generator seeded by (seed, epoch), see `loop`.
+    The state of the random generators is not saved, because every draw comes from a generator seeded by (seed, epoch);
+    see `loop`.
+
+    Args:
+        folder: it is created if it does not exist.
+        model: the network.
+        optimizer: its optimizer, whose state is saved without the parameter groups.
+        progress: JSON values: epoch, step, sums, history.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     optimizer_state = optimizer.state_dict()
@@ -82,10 +92,10 @@ def save_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a saved state into `model` and `optimizer` and return its progress.
+    """Load the checkpoint in `folder` into `model` and `optimizer`, and return its progress.
 
     Raises:
-        CorruptDataError: as `load_model`.
+        CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
     """
     verify_manifest(folder)
     tensors = safetensors.torch.load_file(folder / STATE)
@@ -101,20 +111,20 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             like = parameters[int(index)]
-            # A fused optimizer walks through parameter and state side by side in memory: their layouts must agree.
+            # A fused optimizer iterates over parameter and state side by side in memory, so their layouts must agree.
             same = tensor.shape == like.shape
             state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if same else tensor
-    # The groups are rebuilt by the caller from the same recipe; only what training changed is restored.
+    # The caller builds the parameter groups from the same recipe; only the state that training changes is restored.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     progress: dict[str, Any] = record["progress"]
     return progress
 
 
 def position(folder: Path) -> tuple[int, int]:
-    """How far the state in `folder` had come: whole epochs, and steps of the next.
+    """Return the position of the checkpoint in `folder`: completed epochs, and steps into the next.
 
     Raises:
-        CorruptDataError: there is no manifest, or it does not hold.
+        CorruptDataError: there is no manifest, or it does not match the files.
     """
     verify_manifest(folder)
     progress = read_json(folder / PROGRESS)["progress"]
@@ -129,9 +139,16 @@ def model_card(
     data: dict[str, Path],
     tta: bool = False,
 ) -> dict[str, Any]:
-    """What a reader of the weights must know; the same run gives the same bytes, so it holds no time and no host.
+    """Return the card of a trained model: architecture, recipe, data and metrics.
 
-    `recipe` is `Recipe.to_dict()`; `data` maps `train` and `validation` to their Parquet files.
+    The same run gives the same bytes, so the card holds no time and no host name.
+
+    Args:
+        recipe: `Recipe.to_dict()` of the run.
+        model: the trained model.
+        metrics: at least `validation_accuracy` in [0, 1] and `validation_loss` in nats.
+        data: the Parquet files, by the split's name, `train` and `validation`.
+        tta: whether the model is to be loaded with test-time augmentation.
     """
     provenance = read_provenance(data["train"])
     settings = {key: value for key, value in recipe.items() if key not in ("model", "model_params")}

@@ -1,6 +1,6 @@
-"""An exponential moving average of the weights (Polyak & Juditsky 1992), which is evaluated and kept in their place.
+"""Exponential moving average of the weights (Polyak & Juditsky 1992), which is evaluated and saved in their place.
 
-It lives in the optimizer's state, so that a checkpoint holds it as it holds momentum.
+The average is part of the optimizer's state, so a checkpoint holds it in the same way as momentum.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KEY = "average"
 
 @torch.no_grad()
 def update(optimizer: torch.optim.Optimizer, *, decay: float) -> None:
-    """Take the weights of this step in; the first step's are where it starts."""
+    """Update the average of each parameter with the weights of this step; the first step's weights initialise it."""
     parameters, averages = [], []
     for parameter in _parameters(optimizer):
         state = optimizer.state[parameter]
@@ -30,7 +30,7 @@ def update(optimizer: torch.optim.Optimizer, *, decay: float) -> None:
 
 @contextmanager
 def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The model with its averaged weights for the time of the block; without an average, as it is."""
+    """Give the model its averaged weights within the block; if there is no average, leave the model as it is."""
     swap(optimizer)
     try:
         yield
@@ -39,7 +39,7 @@ def averaged(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 
 def swap(optimizer: torch.optim.Optimizer) -> None:
-    """Exchange the weights and their average, where there is one."""
+    """Exchange each parameter's weights and their average, if there is one."""
     for parameter in _parameters(optimizer):
         state = optimizer.state.get(parameter, {})
         if KEY in state:

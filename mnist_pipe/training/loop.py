@@ -1,7 +1,7 @@
-"""The training loop: plain torch, one process of `ranks`, the rows from memory or from a stream.
+"""The training loop of one process of `ranks`: plain PyTorch, with rows from memory or from a stream.
 
-Every random draw comes from a generator seeded by (seed, epoch), so a run that resumes at an epoch goes on exactly as
-one that was never stopped, and ranks agree on every draw without a word between them.
+Every random draw comes from a generator seeded by (seed, epoch). A run that resumes at an epoch therefore computes
+exactly what an uninterrupted run computes, and all ranks draw the same numbers without communicating.
 """
 
 from __future__ import annotations
@@ -27,27 +27,29 @@ from mnist_pipe.training.schedules import SCHEDULES
 
 
 class DivergedError(PipelineError):
-    """The loss is no longer a finite number."""
+    """Error of a run whose loss is no longer a finite number."""
 
 
-_ROWS_AT_ONCE = {"cpu": 250, "cuda": 4096}  # without gradients; more of them leave the processors' caches
+_ROWS_AT_ONCE = {"cpu": 250, "cuda": 4096}  # without gradients; more rows would not fit the CPU's caches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position:
-    """How far a run has come: `epoch` whole epochs and `step` steps of the next."""
+    """Position of a run: `epoch` completed epochs and `step` steps into the next."""
 
     epoch: int = 0
+    """Number of completed epochs."""
     step: int = 0
+    """Number of completed steps of the next epoch."""
     sums: tuple[float, ...] = (0.0, 0.0, 0.0)
-    """Loss, hits and images of those steps, over all workers."""
+    """Summed loss in nats, correct images and all images of those steps, over all workers."""
 
 
 START = Position()
 
 
 def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model and its optimizer at step 0; the same seed gives the same weights on every machine."""
+    """Return the model and its optimizer at step 0; the same seed gives the same weights on every machine."""
     numerics.choose_kernels()
     numerics.keep_memory()
     torch.manual_seed(recipe.seed)
@@ -62,43 +64,51 @@ def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.o
 
 
 class Learner(Protocol):
-    """What the loop trains: one network, or the stacked networks of many recipes."""
+    """Object that the loop trains: one network, or the stacked networks of many recipes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Leading dimensions of every figure: () of one network, (members,) of many."""
+        """Leading dimensions of every metric: `()` for one network, `(members,)` for many."""
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
 
     def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
-        """(num_rows, 3) rotation and shifts of an epoch's images on the device, or None where no image moves."""
+        """Return rotation and shifts of an epoch's images, float32 `(num_rows, 3)`, or None if no image moves."""
 
     def start_epoch(self) -> None:
         """Enter training mode."""
 
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: Batch) -> Tensor:
-        """One optimizer step on this worker's rows of a batch.
+        """Run one optimizer step on this worker's rows of a batch, and return their summed metrics.
 
-        Returns (..., 3): the summed loss, the hits and the number of these rows, on the device.
+        Args:
+            images: float32 `(rows, 1, 28, 28)`.
+            labels: int64 `(rows,)`.
+            moves: these rows of the result of `draw`, float32 `(rows, 3)`, or None.
+            batch: what the step must know about the whole batch.
+
+        Returns:
+            A floating-point tensor `(*shape, 3)` on the device: the summed loss in nats, the number of correct rows,
+            and the number of rows.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What a step must know of its batch beside this worker's rows."""
+    """Description of a step's batch, apart from this worker's rows."""
 
     size: int
-    """Rows of all workers together."""
+    """Number of rows over all workers."""
     multiplier: float
-    """What the schedule makes of the peak learning rate at this step."""
+    """Factor by which the schedule multiplies the peak learning rate at this step."""
     background: float
-    """The value of an empty pixel."""
+    """Value of an empty pixel after standardisation."""
 
 
 class Network:
-    """One network and its optimizer, as the loop trains them; the step is here."""
+    """`Learner` of one network and its optimizer."""
 
     shape = ()
 
@@ -109,7 +119,10 @@ class Network:
         self.device = next(model.parameters()).device
 
     def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
-        """As `Learner` says; of the whole epoch, so that they reach the device at once."""
+        """Return rotation (radians) and shifts (pixels), float32 `(num_rows, 3)` on the device, or None.
+
+        They are drawn for the whole epoch, so that one copy brings them to the device.
+        """
         recipe = self._recipe
         if not (recipe.rotation_degrees or recipe.translation_pixels):
             return None
@@ -125,7 +138,7 @@ class Network:
         self._model.train()
 
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: Batch) -> Tensor:
-        """As `Learner` says."""
+        """Run one optimizer step and return `(3,)`: summed loss, correct rows and rows; see `Learner.step`."""
         recipe, optimizer = self._recipe, self._optimizer
         if moves is not None:
             images = augment.affine(images, moves, background=batch.background)
@@ -134,8 +147,8 @@ class Network:
         log_probabilities = logits.log_softmax(1)
         likely = F.nll_loss(log_probabilities, labels)
         loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
-        # DDP takes the mean over the workers, whose shares may differ by a row: so weighted, it is the mean over the
-        # rows of the whole batch. Of equal shares the weight is exactly 1.
+        # DDP averages the gradients over the workers, whose shares may differ by a row. With this weight the average is
+        # the mean over the rows of the whole batch. For equal shares the weight is exactly 1.
         weighted = loss * (len(labels) * self._ranks.size / batch.size)
         weighted.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
@@ -157,19 +170,27 @@ def epochs(
     ranks: Ranks = ALONE,
     after_step: Callable[[Callable[[], Position]], None] = lambda _: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train epoch by epoch from `start`, yielding each epoch's number, from 1, with the learner as it then is.
+    """Train `learner` epoch by epoch, and yield each epoch's number and training metrics as soon as it ends.
 
-    Beside it stand the epoch's figures, (..., 2) on the CPU: mean negative log-likelihood in nats and accuracy of the
-    rows as they were trained on, over all workers.
+    Args:
+        learner: the network or the stacked networks.
+        recipe: the number of epochs, the batch size, the schedule and the seed.
+        training: the source of the training batches.
+        start: the position of the checkpoint that the run resumes from.
+        ranks: the rank of this process.
+        after_step: called after every step except an epoch's last, with a function that returns the run's position.
+            All workers must call that function at the same step, because it sums over them.
 
-    `after_step` is called after every step but an epoch's last, with a function that returns the run's position. All
-    workers must call that function at the same step: it sums over them.
+    Yields:
+        The number of the epoch, from 1, and its metrics over all workers, float64 `(*learner.shape, 2)` on the CPU:
+        mean negative log-likelihood in nats and accuracy in [0, 1], both of the training rows as augmented and at the
+        weights of their step.
     """
     schedule = SCHEDULES[recipe.schedule]
     batch_size = min(recipe.batch_size, training.num_rows)
     num_steps = training.num_rows // batch_size
     for epoch in range(start.epoch, recipe.num_epochs):
-        torch.manual_seed(derived_seed(recipe.seed, epoch))  # for a model that draws, such as dropout
+        torch.manual_seed(derived_seed(recipe.seed, epoch))  # for layers that draw, such as dropout
         batches = training.epoch(epoch, seed=recipe.seed, batch_size=batch_size, ranks=ranks)
         sums = torch.zeros(*learner.shape, 3, device=learner.device, dtype=torch.float64)
         first_step = start.step if epoch == start.epoch else 0
@@ -186,7 +207,7 @@ def epochs(
                 background=training.background,
             )
             mine = None if moves is None else moves[step * batch_size : (step + 1) * batch_size][ranks.rank_slice]
-            # They stay on the device: no host sync within an epoch.
+            # The sums stay on the device, so that no step waits for a transfer to the CPU.
             sums += learner.step(images, labels, moves=mine, batch=batch)
             if step + 1 < num_steps:
                 after_step(partial(_position, epoch, step + 1, sums, ranks))
@@ -209,12 +230,24 @@ def train(
     ranks: Ranks = ALONE,
     after_step: Callable[[Callable[[], Position]], None] = lambda _: None,
 ) -> Iterator[dict[str, float]]:
-    """Train one network by `epochs`, yielding each epoch's metrics with the model as it then is.
+    """Train one network by `epochs`, and yield each epoch's metrics as soon as it ends.
 
-    With an average of the weights, it is what is validated.
+    If the recipe keeps an average of the weights, the averaged weights are validated.
 
-    Yields `epoch` (from 1), `train_loss` and `validation_loss` (mean negative log-likelihood in nats, without label
-    smoothing), `train_accuracy` and `validation_accuracy` in [0, 1], each a sum over all workers divided once.
+    Args:
+        recipe: everything that defines the run, apart from its data.
+        model: the network, or its DDP wrapper.
+        optimizer: the optimizer of the network's parameters.
+        training: the source of the training batches.
+        validation: the validation split.
+        start: the position of the checkpoint that the run resumes from.
+        ranks: the rank of this process.
+        after_step: see `epochs`.
+
+    Yields:
+        `epoch` (from 1), `train_loss` and `validation_loss` (mean negative log-likelihood in nats, without label
+        smoothing), `train_accuracy` and `validation_accuracy` in [0, 1]. Each metric is a sum over all workers,
+        divided once.
 
     Raises:
         DivergedError: the loss of an epoch is not finite.
@@ -240,7 +273,7 @@ def train(
 
 
 def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
-    """One epoch as a person reads it."""
+    """Return one epoch's metrics as a line of text for a log."""
     return (
         f"epoch {metrics['epoch']}/{num_epochs}: train loss {metrics['train_loss']:.4f}, "
         f"validation loss {metrics['validation_loss']:.4f}, validation accuracy {metrics['validation_accuracy']:.2%}"
@@ -248,7 +281,10 @@ def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
 
 
 def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tuple[float, float]:
-    """Mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows, in float32."""
+    """Return mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows.
+
+    The forward pass is in float32, without autocast.
+    """
     images, labels = data.images[ranks.rank_slice], data.labels[ranks.rank_slice]
     sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
     for rows in chunks(len(labels), _ROWS_AT_ONCE[labels.device.type]):
@@ -258,7 +294,10 @@ def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tu
 
 
 def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, 10) logits of (n, 28, 28) standardised images, in float32 on the model's device."""
+    """Return logits, float32 `(n, 10)`, of standardised images, float32 `(n, 28, 28)`.
+
+    They are computed in float32 on the model's device.
+    """
     numerics.choose_kernels()
     device = next(model.parameters()).device
     parts = []
@@ -268,12 +307,13 @@ def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]
 
 
 def chunks(num_rows: int, size: int) -> Iterator[slice]:
-    """The slices that cut `num_rows` rows into chunks of `size`, the last perhaps shorter."""
+    """Return the slices that cut `num_rows` rows into chunks of `size`; the last may be shorter."""
     return (slice(start, start + size) for start in range(0, num_rows, size))
 
 
 @torch.inference_mode()
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    """Return logits, float32 `(rows, 10)`, of images, float32 `(rows, 1, 28, 28)`, in evaluation mode."""
     # Not the DDP wrapper: its forward broadcasts buffers, and ranks may have different numbers of batches.
     inner: nn.Module = getattr(model, "module", model)
     inner.eval()
@@ -282,7 +322,12 @@ def _forward(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _score(outputs: Tensor, labels: Tensor) -> Tensor:
-    """(summed negative log-likelihood, number correct, number seen)."""
+    """Return float64 `(3,)`: summed negative log-likelihood in nats, number of correct rows, and number of rows.
+
+    Args:
+        outputs: logits, float32 `(rows, 10)`.
+        labels: int64 `(rows,)`.
+    """
     loss = F.cross_entropy(outputs, labels, reduction="sum")
     correct = (outputs.argmax(1) == labels).sum()
     return torch.stack([loss, correct, torch.tensor(len(labels), device=labels.device)]).double()

@@ -1,8 +1,8 @@
 """Muon for hidden weights of any shape (Keller Jordan 2024, kellerjordan.github.io/posts/muon).
 
-`torch.optim.Muon` takes matrices only and leaves the other parameters to a second optimizer. Here a convolution's
-filters are taken as the matrix (out, in*k*k), and biases, norms and the output layer go through Nesterov SGD in the
-same object, so that Muon is one optimizer like every other: one learning rate, one state_dict.
+`torch.optim.Muon` accepts only matrices and leaves the other parameters to a second optimizer. Here a convolution's
+filters are treated as a matrix `(out, in*k*k)`, and biases, norms and the output layer are updated by Nesterov SGD in
+the same object. Muon is therefore one optimizer like every other: one learning rate, one `state_dict`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from torch import Tensor, nn
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 SGD_RATIO = 2.0
-"""The SGD rate over the Muon rate, 0.03: in the convnet's first 37,500 images 0.05 was better than 0.1 and 0.03."""
+"""Ratio of the SGD learning rate to the Muon rate.
+
+Measured at a Muon rate of 0.03 on the convnet's first 37,500 images: an SGD rate of 0.05 was better than 0.1 and 0.03.
+"""
 
 
 def orthogonalize(matrix: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix of each (..., rows, columns) matrix, by five Newton-Schulz iterations.
+    """Return the nearest semi-orthogonal matrix of each `(..., rows, columns)` matrix, by five Newton-Schulz steps.
 
-    Singular values end between about 0.7 and 1.2, which is near enough for a step direction.
+    Shape and floating-point dtype of the result are those of `matrix`. Its singular values lie between about 0.7 and
+    1.2, which is close enough to 1 for the direction of an update.
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
@@ -35,7 +39,10 @@ def orthogonalize(matrix: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on every hidden weight of `model`; Nesterov SGD at `SGD_RATIO` times its rate on the rest."""
+    """Optimizer that applies Muon to every hidden weight of `model`, and Nesterov SGD to the other parameters.
+
+    The rate of SGD is `SGD_RATIO` times that of Muon.
+    """
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
         weights = [p for p in model.parameters() if p.ndim > 1]
@@ -48,7 +55,7 @@ class Muon(torch.optim.Optimizer):
                 "momentum": momentum,
                 "weight_decay": weight_decay,
                 "orthogonal": True,
-                "decoupled_weight_decay": True,  # as torch.optim.AdamW says it
+                "decoupled_weight_decay": True,  # the key that torch.optim.AdamW uses
             },
             {
                 "params": output,
@@ -59,12 +66,12 @@ class Muon(torch.optim.Optimizer):
             },
             {"params": vectors, "lr": SGD_RATIO * lr, "momentum": 0.9, "weight_decay": 0.0, "orthogonal": False},
         ]
-        # Stacked weights are those of many models, (models, ...); see `vmapped`.
+        # Stacked weights are those of many models, `(models, ...)`; see `vmapped`.
         super().__init__([group for group in groups if group["params"]], {"stacked": False})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients; a parameter without a gradient stays as it is."""
+        """Update each parameter from its gradient; a parameter without a gradient stays as it is."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -1,4 +1,4 @@
-"""How the CPU or the GPU computes: precision, MKL's kernels, memory."""
+"""Numerical settings of the CPU or the GPU: precision, MKL's kernels, memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """The autocast context of a recipe's precision; `auto` is bfloat16 only where the hardware computes in it."""
+    """Return the autocast context of a recipe's precision; `auto` is bfloat16 if the hardware computes in it."""
     bfloat16 = precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device))
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16)
 
 
 def computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is arithmetic here and not emulation, which is slower than float32."""
+    """Return whether the device computes in bfloat16 natively; emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     try:
@@ -27,20 +27,21 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def choose_kernels() -> None:
-    """Call every function that MKL computes for us once, in one thread.
+    """Call once, in one thread, every function for which PyTorch uses MKL here, so that results are reproducible.
 
-    MKL chooses a function's kernel at its first call. When two threads make that call at once, one of them may compute
-    its share with a less exact kernel (pytorch/pytorch#188792): the same seed then gives other bits, once in a while.
+    MKL chooses a function's kernel at its first call. If two threads make that call at the same time, one of them may
+    compute its share with a less exact kernel (pytorch/pytorch#188792), so the same seed occasionally gives other bits.
     """
     for function in (torch.sqrt, torch.tanh, torch.cos, torch.sin):
         function(torch.ones(1))
 
 
 def keep_memory() -> None:
-    """Have glibc keep what a step frees, which the next one needs.
+    """Make glibc keep the memory that a step frees, because the next step needs it again.
 
-    It gives the end of its heap back to the system, which then has to clear the pages again, when more than twice the
-    largest block that was ever freed is free: so until the first large one is, at every step, and two epochs of the
-    standard recipe cost 990,000 page errors. This one is never touched and costs nothing.
+    glibc returns the end of its heap to the system when more than twice the largest block that was ever freed is free,
+    and the system must then clear the pages again. Until a large block has been freed, that happens at every step: two
+    epochs of the standard recipe caused 990,000 page faults. The block that is freed here is never written to, so it
+    costs nothing.
     """
-    torch.empty(31 << 20, dtype=torch.uint8)  # of more than 32 MB glibc takes no note
+    torch.empty(31 << 20, dtype=torch.uint8)  # glibc ignores blocks of more than 32 MB here

@@ -1,4 +1,4 @@
-"""The optimizers by name, each with the learning rates that a search should look at."""
+"""The optimizers by name, each with the range of learning rates that a search should cover."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """How to make an optimizer, and where its learning rate should be looked for."""
+    """Factory of an optimizer, and the range in which to search its learning rate."""
 
     build: Callable[[nn.Module, float, float], torch.optim.Optimizer]
-    """(model, peak learning rate, weight decay) to an optimizer over every parameter of the model."""
+    """Function of (model, peak learning rate, weight decay) that returns an optimizer of all the model's parameters."""
     learning_rate: tuple[float, float]
-    """Log-uniform [low, high] of the peak rate under a one-cycle schedule."""
+    """Range [low, high] of the peak learning rate under a one-cycle schedule, to be searched log-uniformly."""
 
 
 def _torch(name: str, **arguments: float | bool | tuple[float, float]) -> Callable[..., torch.optim.Optimizer]:
-    """An optimizer of torch.optim over two groups: weights decay; biases and norms, which are vectors, do not."""
+    """Return a factory of `torch.optim.<name>` with two parameter groups.
+
+    Weight decay applies to weights, and not to biases and norms, which are vectors.
+    """
 
     def build(model: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
         import torch
@@ -63,10 +66,10 @@ OPTIMIZERS = {
 
 
 def build(name: str, model: nn.Module, *, learning_rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    """The named optimizer over every parameter of `model`.
+    """Return the named optimizer of all parameters of `model`.
 
     Raises:
-        InputError: no such optimizer.
+        InputError: there is no such optimizer.
     """
     if name not in OPTIMIZERS:
         raise unknown("optimizers", "optimizer", name, OPTIMIZERS)

@@ -1,6 +1,6 @@
-"""How a run on Ray Train tells the process that started it what happens.
+"""Progress events from a Ray Train run to the process that started it (the driver).
 
-Workers and Ray's controller put events into a `ray.util.queue.Queue`; a thread of the driver reads them.
+Workers and Ray's controller put events into a `ray.util.queue.Queue`, and a thread of the driver reads them.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from ray.train import Checkpoint, UserCallback
 from ray.util.queue import Queue
 
 _NOTICE_SECONDS = 15.0
-"""Time without workers after which the user is told that the run waits for machines."""
+"""Time without workers, in seconds, after which `Progress.on_wait` reports that the run waits for nodes."""
 
 
 class Progress:
-    """Follows a run: each method is called in a thread of the driver, and does nothing unless a subclass defines it."""
+    """Callbacks of a run, called in a thread of the driver; each does nothing unless a subclass overrides it."""
 
     def on_start(self, addresses: list[str]) -> None:
-        """The workers have started, at these addresses by rank; again after a worker was lost or one has joined."""
+        """Handle the start of the workers, at these addresses by rank.
+
+        It is called again after a worker was lost or has joined.
+        """
 
     def on_epoch(self, metrics: dict[str, float]) -> None:
-        """An epoch has ended, as `loop.train` yields it, and its checkpoint is in the storage."""
+        """Handle the end of an epoch, whose checkpoint is in the storage; `metrics` are those of `loop.train`."""
 
     def on_save(self, position: dict[str, Any]) -> None:
-        """A checkpoint was taken within an epoch, at this `Position`, because a machine is about to leave."""
+        """Handle a checkpoint within an epoch, at this `Position`, saved because a node is about to leave."""
 
     def on_wait(self) -> None:
-        """The run has been without workers for a while: others may have the machines."""
+        """Handle a wait of the run for workers; other jobs may occupy the nodes."""
 
 
 class Forward(UserCallback):  # type: ignore[misc]  # Ray exports no types
-    """Puts what Ray's controller learns into the queue that the driver reads."""
+    """Ray Train callback that puts the controller's events into the queue that the driver reads."""
 
     def __init__(self, events: Queue) -> None:
         self._events = events
@@ -47,33 +50,36 @@ class Forward(UserCallback):  # type: ignore[misc]  # Ray exports no types
         metrics: list[dict[str, Any]],
         checkpoint: Checkpoint | None,  # noqa: ARG002
     ) -> None:
-        """After the checkpoint is in the storage: an epoch that is shown is never trained again."""
+        """Forward the metrics of a report.
+
+        Ray calls this after the checkpoint is in the storage, so an epoch that is shown is never trained again.
+        """
         self._events.put(("report", metrics[0]))
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:  # noqa: ARG002
-        """Workers are lost, and others will be waited for."""
+        """Forward that workers are lost, so that the driver knows that the run waits for new ones."""
         self._events.put(("lost", None))
 
 
 class Listener(AbstractContextManager["Listener"]):
-    """Reads the events of a run in a thread, and calls its `Progress`."""
+    """Context manager whose thread reads the events of a run and calls its `Progress`."""
 
     def __init__(self, progress: Progress, *, is_local: bool) -> None:
         self._progress, self._workers = progress, dict[int, str]()
         self._thread = threading.Thread(target=self._listen, daemon=True, name="training-progress")
-        # On this node: with another one the run would not be lost.
+        # The queue's actor runs on this node, so that the loss of another node does not end the run.
         here = None if is_local else {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
         self.events: Any = queue.Queue() if is_local else Queue(actor_options={"num_cpus": 0, "label_selector": here})
-        """(`worker`, (rank, size, address)), (`report`, metrics), (`lost`, None) and (`end`, None)."""
+        """Queue of (`worker`, (rank, size, address)), (`report`, metrics), (`lost`, None) and (`end`, None)."""
         self.addresses: list[str] = []
-        """Where the workers of the last start are, by rank."""
+        """IP addresses of the workers of the last start, by rank."""
 
     def __enter__(self) -> Listener:
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ray.exceptions.RayError):  # Ray is gone, and the thread has ended with it
+        with suppress(ray.exceptions.RayError):  # if Ray has ended, the thread has ended with it
             self.events.put(("end", None))
         self._thread.join()
         if isinstance(self.events, Queue):
@@ -105,7 +111,7 @@ class Listener(AbstractContextManager["Listener"]):
                     return
 
     def _start(self, rank: int, size: int, address: str) -> None:
-        if rank in self._workers:  # of workers that are gone
+        if rank in self._workers:  # left from an earlier start that did not complete
             self._workers = {}
         self._workers[rank] = address
         if len(self._workers) == size:

@@ -1,4 +1,4 @@
-"""Data-parallel training on Ray, with `TorchTrainer`."""
+"""Data-parallel training on Ray with `TorchTrainer`."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
 
 _PREEMPTION_POLL_SECONDS = 2.0
-"""Time between two questions whether a machine is about to leave; Ray gives it 30 s."""
+"""Polling interval, in seconds, for nodes that are about to leave; Ray gives such a node 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """A finished training run."""
+    """Result of a finished training run."""
 
     history: list[dict[str, float]]
-    """One entry an epoch, as `loop.train` yields them."""
+    """Metrics of each epoch, as `loop.train` yields them."""
     addresses: list[str]
-    """Where the workers of the last attempt were, by rank."""
+    """IP addresses of the workers of the last attempt, by rank."""
 
 
 def fit(
@@ -67,23 +67,31 @@ def fit(
     scale: Scale,
     progress: Progress,
 ) -> TrainingResult:
-    """Train `recipe` with Ray Train, from the newest valid checkpoint of `name` on; its last one is copied to `state`.
+    """Train `recipe` with Ray Train, resume from the best valid checkpoint, and copy the last one to `state`.
 
-    `Shards` are streamed from where they lie; a split goes through Ray's object store, so that only this process reads
-    files, and so do the validation rows, which are few.
+    Checkpoints go to `ray/<name>.<attempt>` in the storage. Ray itself could resume under one name, but from a snapshot
+    file that it writes in place: a kill during that write would make the name unusable. Therefore each attempt has a
+    new name and resumes from this project's own, verified checkpoints.
 
-    Checkpoints go to `ray/<name>.<attempt>` of the storage. Ray would resume under one name by itself, from a snapshot
-    file that it writes in place; a kill within that write would make the name unusable. A fresh name for each attempt,
-    and our own, verified checkpoints do not depend on it.
+    Without workers (`scale.max_workers` is 0) the loop runs in this process, in Ray Train's local mode. That is for
+    debugging: the last checkpoint is kept only in `state`, and the run cannot resume.
 
-    Without workers (`scale.max_workers` is 0) the loop runs in this process, by Ray Train's local mode, which is for
-    debugging: it keeps its last checkpoint in `state` alone and does not resume.
+    Args:
+        recipe: everything that defines the run, apart from its data.
+        training: `Shards`, which each worker streams from their files, or a split, which goes through Ray's object
+            store so that only this process reads files.
+        validation: the validation split, which is small and always goes through Ray's object store.
+        name: the name of the run; the checkpoint with the most progress of all attempts under it is resumed.
+        storage: the storage of the checkpoints.
+        state: the folder into which the last checkpoint is copied.
+        scale: the number of workers, and the resources of each.
+        progress: the callbacks for events of the run.
 
     Raises:
         DivergedError: the loss is no longer finite.
         CorruptDataError: a page of `training` does not match its checksum.
-        UnavailableError: several machines without a storage that all of them reach.
-        InputError: there are fewer images in a batch than workers.
+        UnavailableError: the cluster has several nodes, but no storage that all of them reach is set.
+        InputError: a batch has fewer images than there are workers.
         PipelineError: the workers failed more often than they may be restarted.
     """
     check_storage(scale.num_nodes)
@@ -95,7 +103,7 @@ def fit(
     resume_from = None if is_local else restore(storage, name=name, into=state)
     rows = training if isinstance(training, Shards) else ray.put(training)
     validation_rows = ray.put(validation)
-    del training, validation  # Ray has them
+    del training, validation  # Ray's object store holds them, so this process need not
     with Listener(progress, is_local=is_local) as listener:
         trainer = TorchTrainer(
             _worker,
@@ -111,7 +119,7 @@ def fit(
                 "preemptible": scale.num_nodes > 1,
                 "code": code_version(),
             },
-            torch_config=TorchConfig(timeout_s=60),  # Ray's default is 1800: how long a worker waits for a hung one
+            torch_config=TorchConfig(timeout_s=60),  # the wait for a hung worker; Ray's default is 1800 s
             scaling_config=ScalingConfig(
                 num_workers=_num_workers(scale),
                 use_gpu=scale.use_gpu,
@@ -123,10 +131,11 @@ def fit(
                 name=f"{name}.{len(attempts(storage, name))}",
                 storage_filesystem=storage.filesystem,
                 storage_path=storage.path("ray"),
-                # Two are kept, so that one is whole at every moment.
+                # With two checkpoints kept, one of them is complete at every moment.
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
-                # By default Ray never retries after a lost worker, and for ever after a failure of the controller.
-                # Those are the 10 s that a start may wait: for 5 min others may have what a fixed size needs.
+                # By default Ray does not retry after a lost worker, and retries without limit after a controller
+                # failure. A start of the workers that does not get its resources within 10 s is a controller failure,
+                # so with 30 of them a run of fixed size waits 5 min for resources that other jobs occupy.
                 failure_config=FailureConfig(max_failures=3, controller_failure_limit=30),
                 callbacks=[Forward(listener.events)],
             ),
@@ -149,9 +158,9 @@ def fit(
 
 
 def _fit(trainer: TorchTrainer) -> Result:
-    """`trainer.fit()`, ended by Ctrl-C or SIGTERM in Ray's own way, which gives back what the run has reserved.
+    """Return the result of `trainer.fit()`; on Ctrl-C or SIGTERM, let Ray abort the run and release its resources.
 
-    Ray handles SIGINT while it trains: it aborts the run, leaves by `sys.exit(0)`, and keeps its handler installed.
+    While Ray trains, it handles SIGINT: it aborts the run, calls `sys.exit(0)`, and leaves its handler installed.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
@@ -172,9 +181,10 @@ def _fit(trainer: TorchTrainer) -> Result:
 
 
 def restore(storage: Storage, *, name: str, into: Path) -> str | None:
-    """Copy the checkpoint of `name` that got farthest into the folder `into`, and return its key; None without one.
+    """Copy the checkpoint of `name` with the most progress into the folder `into`, and return its key.
 
-    A checkpoint whose manifest does not hold, because a kill cut it short, is passed over.
+    A checkpoint whose manifest does not match, because a kill interrupted its upload, is skipped. If there is no valid
+    checkpoint, return None.
     """
     farthest: tuple[tuple[int, int], str] | None = None
     for attempt in attempts(storage, name):
@@ -197,13 +207,13 @@ def restore(storage: Storage, *, name: str, into: Path) -> str | None:
 
 
 def _num_workers(scale: Scale) -> int | tuple[int, int]:
-    """As `ScalingConfig` takes it: a number, or the bounds of an elastic run."""
+    """Return the argument of `ScalingConfig`: a number of workers, or the bounds of an elastic run."""
     fixed = scale.min_workers == scale.max_workers
     return scale.max_workers if fixed else (scale.min_workers, scale.max_workers)
 
 
 def _worker(config: dict[str, Any]) -> dict[str, Any]:
-    """What each Ray Train worker runs."""
+    """Run the training loop in a Ray Train worker, and return its history and, if it diverged, the error's message."""
     from ray.train.torch import get_device
 
     check_code(config["code"])
@@ -220,7 +230,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
         training = to_device(ray.get(config["training"]), device=device)
     validation = to_device(ray.get(config["validation"]), device=device)
     model, optimizer = new_run(recipe, device=device)
-    # What a worker prints is its actor's log in Ray's dashboard.
+    # Ray's dashboard shows what a worker prints as the log of its actor.
     say = partial(print, f"{context.get_experiment_name()}, worker {ranks.rank + 1} of {ranks.size}:", flush=True)
     done = _resume(config, model=model, optimizer=optimizer)
     history = done["history"]
@@ -228,7 +238,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     parallel: torch.nn.Module = model
     if ranks.size > 1:
         sync_batchnorm.synchronize(model, device=device)
-        # Every worker's buffers are the same already: their batch norm is synchronised.
+        # No broadcast is needed: with synchronised batch norm, every worker's buffers are already the same.
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def save(at: Position, metrics: dict[str, Any]) -> None:
@@ -239,7 +249,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             state = {**vars(at), "history": history}
             checkpoint.save_state(Path(folder), model=model, optimizer=optimizer, progress=state)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-        if config["local_state"]:  # where Ray calls no callback
+        if config["local_state"]:  # in local mode Ray calls no callbacks
             config["events"].put(("report", metrics))
 
     epochs = train(
@@ -258,19 +268,19 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
             say(progress_line(metrics, num_epochs=recipe.num_epochs))
             save(Position(epoch=len(history)), metrics)
     except DivergedError as error:
-        # A retry would diverge again, so this is a result and not a failure.
+        # A retry would diverge again, so the error is returned as a result and does not fail the worker.
         return {"history": history, "diverged": str(error)}
     return {"history": history, "diverged": None}
 
 
 def _checkpoint_folder(local_state: Path | None) -> AbstractContextManager[Path | str]:
-    """A folder that is gone after its upload; in local mode, which uploads nothing, the one that stays."""
+    """Return a temporary folder for a checkpoint that is uploaded, or in local mode the folder where it stays."""
     return nullcontext(local_state) if local_state else tempfile.TemporaryDirectory()
 
 
 def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the latest state into the model and its optimizer and return its progress."""
-    # Ray's own is newer: it was reported within this attempt, before a worker was lost.
+    """Load the latest checkpoint, if any, into the model and its optimizer, and return its progress."""
+    # Ray's own checkpoint is newer: it was reported within this attempt, before a worker was lost.
     if latest := ray.train.get_checkpoint():
         with latest.as_directory() as folder:
             return checkpoint.load_state(Path(folder), model=model, optimizer=optimizer)
@@ -282,10 +292,10 @@ def _resume(config: dict[str, Any], *, model: torch.nn.Module, optimizer: torch.
 
 
 class _Preemption:
-    """Saves a checkpoint when a machine of this run is about to leave; called after each step.
+    """Callback after each step that saves a checkpoint when a node of this run is about to leave.
 
-    To ask is a barrier over all workers, too slow for each step, and all must ask at the same step: so the first worker
-    measures, and all take its number of steps until the next time.
+    Polling Ray is a barrier over all workers: it is too slow for each step, and all workers must poll at the same step.
+    The worker of rank 0 therefore measures the steps per polling interval, and all workers use its number.
     """
 
     def __init__(self, ranks: Ranks, *, device: torch.device, save: Callable[[Position, dict[str, Any]], None]) -> None:

@@ -1,4 +1,4 @@
-"""What decides a training run, apart from its data."""
+"""The recipe of a training run: every setting that defines it, apart from its data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides a training run, apart from its data.
+    """All settings that define a training run, apart from its data.
 
     >>> recipe = Recipe(model="mlp", optimizer="adam", learning_rate=0.01, batch_size=128, num_epochs=3)
     >>> recipe.schedule
@@ -19,42 +19,49 @@ class Recipe:
     """
 
     model: str
-    """A key of MODELS."""
+    """Name of the model, a key of MODELS."""
     model_params: dict[str, Any] = field(default_factory=dict)
     """Constructor arguments of the model."""
     optimizer: str
-    """A key of OPTIMIZERS."""
+    """Name of the optimizer, a key of OPTIMIZERS."""
     learning_rate: float
-    """The peak of the schedule."""
+    """Peak learning rate of the schedule."""
     weight_decay: float = 0.0
+    """Weight decay of weights; biases and norms do not decay."""
     batch_size: int
-    """Images a step over all workers together."""
+    """Number of images per step, over all workers."""
     num_epochs: int
+    """Number of passes over the training split."""
     schedule: str = "one_cycle"
-    """A key of SCHEDULES."""
+    """Name of the learning-rate schedule, a key of SCHEDULES."""
     label_smoothing: float = 0.0
+    """Share of the target probability that is spread evenly over the classes, in [0, 1]."""
     rotation_degrees: float = 0.0
-    """The largest random rotation."""
+    """Largest random rotation in either direction, in degrees."""
     translation_pixels: float = 0.0
-    """The largest random shift."""
+    """Largest random shift along each axis, in pixels."""
     average_decay: float = 0.0
-    """What a step leaves of the moving average of the weights; 0 keeps none and takes the last weights."""
+    """Decay per step of the exponential moving average of the weights; 0 disables it and keeps the last weights."""
     precision: str = "auto"
-    """auto, float32 or bfloat16."""
+    """Precision of the forward pass in training: `auto`, `float32` or `bfloat16`."""
     seed: int = 0
+    """Seed of the weights and of every random draw in training."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON and Ray take it; `Recipe(**d)` is the way back."""
+        """Return the fields as a dict of JSON values; `Recipe(**d)` is the inverse."""
         return asdict(self)
 
 
 def recipe_of(
     point: Mapping[str, Any], *, found: Mapping[str, Any], models: Mapping[str, dict[str, Any]], **run: Any
 ) -> Recipe:
-    """The operating point `point`, a recipe of params.yaml, with what a search `found` in place of its own.
+    """Return the `Recipe` of a recipe in params.yaml, with the values that a search found in place of its own.
 
-    `models` has the constructor arguments of the models that are not the recipe's own; those that were searched come
-    before them. `run` sets the other fields.
+    Args:
+        point: the recipe of params.yaml.
+        found: the values that a search found, by field; they take precedence over `point`.
+        models: constructor arguments of the models other than the recipe's own; searched ones take precedence.
+        run: values of the other fields.
     """
     values = {**point, **found, **run}
     own = point["model_params"] if values["model"] == point["model"] else models.get(values["model"], {})

@@ -1,8 +1,8 @@
-"""Training rows that need not fit in memory: Parquet shards, read through Ray Data while the loop trains.
+"""Streamed training rows, which need not fit in memory: Parquet shards, read through Ray Data during training.
 
-Nothing is shuffled as a whole. Each epoch takes the row groups in a random order, and each worker draws its batches
-from a buffer that its row groups flow through. Rows that lie in the order of their labels over many row groups are
-better shuffled once, when the shards are written.
+The data are not shuffled as a whole. Each epoch takes the row groups in a random order, and each worker draws its
+batches from a buffer through which its row groups pass. Rows that are sorted by label over many row groups should be
+shuffled once, when the shards are written.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.training.batches import Ranks
 
 BUFFER_ROWS = 32_768
-"""What a worker draws its batches from, 103 MB; more than 2 row groups as this project writes them."""
+"""Number of rows in a worker's buffer (103 MB); more than 2 row groups as this project writes them."""
 _VERIFIERS = 8
-_MAX_PARTS = 8  # of an epoch; a lost reader begins its part again
+_MAX_PARTS = 8  # parts of an epoch: a lost reader starts its part again, so a part must not be the whole epoch
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]
-"""Images (rows, 28, 28) and labels (rows,)."""
+"""Images, float32 `(rows, 28, 28)`, standardised, and labels, uint8 `(rows,)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,21 +43,23 @@ class Shards:
     """A training split in one or more Parquet files of the normalized schema."""
 
     groups: Sequence[RowGroup]
+    """Row groups of all files."""
     provenance: dict[str, Any]
-    """As in `NormalizedSplit`, the same in every file."""
+    """Provenance of the data as in `NormalizedSplit`, taken from the first file."""
     filesystem: fs.FileSystem | None
+    """File system of the files, or None for the local disk."""
     node: str | None
-    """The Ray node whose disk holds the files; None where every node reaches them."""
+    """Id of the Ray node whose disk holds the files, or None if every node can read them."""
 
     @property
     def num_rows(self) -> int:
-        """Of all files together."""
+        """Number of rows of all files together."""
         return sum(group.num_rows for group in self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Rows of one row group."""
+    """Consecutive rows of one row group, from `start` to before `stop`."""
 
     group: RowGroup
     start: int
@@ -65,14 +67,15 @@ class Piece:
 
 
 def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> Shards:
-    """The Parquet file, or folder of them, at `location`, each read once from end to end and checked.
+    """Return the shards at `location`, a Parquet file or a folder of them, after reading and checking each in full.
 
-    Ray must be connected. Without `filesystem` the files lie on this machine's disk, and are read by tasks on this
-    machine; with it, any node of the cluster must reach them.
+    Ray must be connected. Without `filesystem` the files are on this node's disk and are read by actors on this node;
+    with it, every node of the cluster must be able to read them.
 
     Raises:
-        InputError: no such file, or a folder without any.
-        CorruptDataError: a file that `splits.read_normalized` would refuse, or files standardised by different figures.
+        InputError: there is no such file, or the folder has no Parquet file.
+        CorruptDataError: `splits.read_normalized` would refuse a file, or the files come from different data sets or
+            are standardised with different means or standard deviations.
         UnavailableError: the file system does not answer.
     """
     files = parquet.parquet_files(location, filesystem=filesystem)
@@ -90,10 +93,10 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
 
 
 def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, ranks: Ranks) -> list[Piece]:
-    """What a worker reads in an epoch, in order.
+    """Return the pieces that a worker reads in an epoch, in order.
 
-    The row groups stand in an order that (seed, epoch) draws, and are cut among the workers in proportion to their rows
-    of a batch, within a row group where it falls so: each worker has enough for every whole batch.
+    The row groups are put in an order drawn from (seed, epoch), and divided among the workers in proportion to each
+    worker's rows of a batch, if necessary within a row group. Each worker thus has enough rows for every whole batch.
     """
     order = np.random.default_rng([seed, epoch]).permutation(len(groups)).tolist()
     num_rows = sum(group.num_rows for group in groups)
@@ -110,7 +113,10 @@ def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, 
 
 
 class Buffer:
-    """The rows that a worker draws its batches from; one for all epochs, since new memory is slow to touch."""
+    """Buffer of rows from which a worker draws its batches.
+
+    One buffer serves all epochs, because new memory is slow to touch.
+    """
 
     def __init__(self, num_rows: int) -> None:
         self._images = np.empty((num_rows, SIDE, SIDE), dtype=np.float32)
@@ -120,14 +126,21 @@ class Buffer:
     def shuffle(
         self, chunks: Iterator[Arrays], *, batch_size: int, num_batches: int, random: np.random.Generator
     ) -> Iterator[Arrays]:
-        """`num_batches` batches of distinct rows of `chunks`, each drawn from as many of the next rows as fit.
+        """Yield batches of distinct rows of `chunks`, each drawn at random from the rows that are in the buffer.
 
-        `chunks` must hold `num_batches * batch_size` rows or more, and the buffer a batch.
+        Args:
+            chunks: at least `num_batches * batch_size` rows, read as the buffer has room for them.
+            batch_size: rows of a batch, at most the size of the buffer.
+            num_batches: the number of batches to yield.
+            random: the generator that draws the rows.
+
+        Yields:
+            Images, float32 `(batch_size, 28, 28)`, and labels, uint8 `(batch_size,)`, both copies.
         """
         rest: Arrays | None = None
 
         def fill(slots: NDArray[np.int64]) -> int:
-            """Put the next rows into `slots`; how many there were."""
+            """Put the next rows into the buffer at `slots`, int64 `(n,)`, and return their number."""
             nonlocal rest
             filled = 0
             while filled < len(slots):
@@ -152,7 +165,7 @@ class Buffer:
 
 
 class Stream:
-    """The batches of a worker, as `loop.Batches` says."""
+    """Streamed training batches of a worker; see `batches.Batches`."""
 
     def __init__(
         self, source: Shards, *, num_epochs: int, device: torch.device, buffer_rows: int = BUFFER_ROWS
@@ -165,10 +178,12 @@ class Stream:
         self._chunks: Iterator[Arrays] = iter(())
 
     def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches` says. The draws depend on the seed, the epoch and the ranks, and not on what was read before.
+        """Yield this worker's rows of each whole batch of an epoch; see `Batches.epoch`.
+
+        The draws depend on the seed, the epoch and the ranks, and not on what was read before.
 
         Raises:
-            CorruptDataError: a page whose checksum does not hold.
+            CorruptDataError: a page does not match its checksum.
             UnavailableError: the file system does not answer.
         """
         if number != self._next_epoch:
@@ -186,14 +201,14 @@ class Stream:
             random=np.random.default_rng([seed, number, ranks.rank]),
         ):
             yield self._on_device(images).unsqueeze(1), self._on_device(labels).long()
-        for _ in chunks:  # the rows of no whole batch
+        for _ in chunks:  # the next epoch starts after the rows that fill no whole batch
             pass
 
     def _begin(self, first_epoch: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
-        """The rows of every epoch from `first_epoch` on: while one ends, the next is read ahead."""
+        """Yield the rows of every epoch from `first_epoch` on; while one epoch ends, the next is read ahead."""
         source = self._source
         num_parts = max(1, min(len(source.groups), _MAX_PARTS))
-        # One reader for each worker: it decodes 300,000 rows a second, and few models train as many.
+        # One reader per worker is enough: it decodes 300,000 rows/s, and few models train on as many.
         parts = [(epoch, part) for epoch in range(first_epoch, self._num_epochs) for part in range(num_parts)]
 
         def read(epoch: int, part: int) -> Iterator[pa.Table]:
@@ -216,7 +231,7 @@ class Stream:
 
 
 def _first_rows(chunks: Iterator[Arrays], num_rows: int) -> Iterator[Arrays]:
-    """The chunks that hold the next `num_rows` rows; no chunk holds rows of two epochs."""
+    """Yield the chunks that hold the next `num_rows` rows; no chunk may hold rows of two epochs."""
     while num_rows > 0:
         chunk = next(chunks)
         num_rows -= len(chunk[1])

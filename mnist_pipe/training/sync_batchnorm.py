@@ -1,7 +1,7 @@
-"""Batch norm over the batch of all workers, on any backend.
+"""Synchronised batch norm: statistics over the batch of all workers, on any backend.
 
-`torch.nn.SyncBatchNorm` refuses CPU tensors, and without synchronisation two workers normalise by halves of the batch,
-so that their run differs from the run of one worker.
+`torch.nn.SyncBatchNorm` does not accept CPU tensors. Without synchronisation, two workers would each normalise by the
+statistics of half of the batch, so their run would differ from the run of one worker.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ from torch import Tensor, nn
 
 
 class _Normalize(torch.autograd.Function):
-    """Normalise float32 (n, c, h, w) by the statistics of every worker's rows.
+    """Normalisation by the statistics of every worker's rows, as an autograd function.
 
-    Returns the normalised values, mean, variance and the number of values a channel.
-
-    Forward and backward are the fused kernels of inference, which take the statistics as constants, and in backward
-    what is missing then: the gradient through mean and variance, which is affine in the input (Ioffe and Szegedy 2015,
-    section 3), with sums over all workers. Written out in single operations the same takes three times as long.
+    Forward and backward use the fused kernels of inference, which treat the statistics as constants. Backward adds what
+    these leave out: the gradient through mean and variance, which is affine in the input (Ioffe and Szegedy 2015,
+    section 3), with sums over all workers. Written as single operations, the same takes three times as long.
     """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        """Return the normalised values, and the mean, variance and number of values per channel over all workers.
+
+        Args:
+            ctx: the context of autograd.
+            values: float32 `(n, c, h, w)`.
+            weight: float32 `(c,)`.
+            bias: float32 `(c,)`.
+            eps: the constant that is added to the variance.
+
+        Returns:
+            All float32: normalised values `(n, c, h, w)`, mean `(c,)`, biased variance `(c,)`, and number of values
+            `()`.
+        """
         count = values.numel() // values.shape[1]
         squares = torch.linalg.vector_norm(values, dim=(0, 2, 3)).square()
         total = torch.cat([values.sum((0, 2, 3)), squares, values.new_tensor([count])])
@@ -41,6 +52,11 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of values `(n, c, h, w)`, weight `(c,)` and bias `(c,)`, float32, and None for `eps`.
+
+        Only the first of `gradients`, that of the normalised values, float32 `(n, c, h, w)`, is used. The gradients of
+        weight and bias are those of this worker's rows.
+        """
         values, weight, mean, variance, count_all = ctx.saved_tensors
         wanted = [True, True, True]
         of_values, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
@@ -57,11 +73,11 @@ class _Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """`nn.BatchNorm2d` whose statistics in training are those of every worker's rows together."""
+    """`nn.BatchNorm2d` whose training statistics are those of the rows of all workers."""
 
     @classmethod
     def of(cls, norm: nn.BatchNorm2d) -> SyncBatchNorm2d:
-        """A synchronised batch norm with the parameters and the buffers of `norm`, not copies of them."""
+        """Return a synchronised batch norm that shares the parameters and buffers of `norm`."""
         found = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
         found.weight, found.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers():
@@ -69,6 +85,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return found
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return normalised `(n, c, h, w)` of images `(n, c, h, w)`, in their floating-point dtype.
+
+        In training the computation is in float32, and the running statistics are updated.
+        """
         if not self.training:
             return super().forward(images)
         normalized, mean, variance, count_all = _Normalize.apply(  # type: ignore[no-untyped-call]
@@ -87,7 +107,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize(model: nn.Module, *, device: torch.device) -> nn.Module:
-    """`model` with every batch norm synchronised; parameters and buffers stay the same objects."""
+    """Return `model` with every batch norm synchronised; its parameters and buffers stay the same objects."""
     if device.type == "cuda":
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         return converted

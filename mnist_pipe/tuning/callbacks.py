@@ -1,4 +1,4 @@
-"""What a search writes while its trials run: TensorBoard's files, and the ledger."""
+"""Ray Tune callbacks that write TensorBoard's files and the ledger while the trials of a search run."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mnist_pipe.tuning.ledger import TrialRecord
 from mnist_pipe.tuning.space import config_of
 from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
 
-_FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # of an epoch, as far as it has them
+_FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # a diverged epoch has no losses
 
 
 def folder_of(proposal: Mapping[str, Any]) -> str:
-    """The name of a trial's folder."""
+    """Return the name of a trial's folder."""
     return f"trial-{proposal['trial']}"
 
 
 class _Curve:
-    """What TensorBoard's logger asks of a trial, for one proposal."""
+    """Stand-in for a trial with the attributes that TensorBoard's logger uses, for one proposal."""
 
     def __init__(self, trial: Any, proposal: Mapping[str, Any]) -> None:
         self.evaluated_params = config_of(proposal)
@@ -35,29 +35,32 @@ class _Curve:
 
 
 class Curves(TBXLoggerCallback):  # type: ignore[misc]
-    """TensorBoard's files: what was searched, by field of a recipe, and the figures of each epoch alone."""
+    """Callback that writes TensorBoard's files: the searched fields of a recipe and the metrics of each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
         self._curves: dict[Any, list[_Curve]] = {}
 
     def log_trial_start(self, trial: Any) -> None:
+        """Open a TensorBoard log for each proposal of `trial`."""
         self._curves[trial] = [_Curve(trial, proposal) for proposal in proposals_of(trial.config)]
         for curve in self._curves[trial]:
             super().log_trial_start(curve)
 
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+        """Write the epoch's metrics of each proposal of `trial`."""
         for curve, metrics in zip(self._curves[trial], result.get(MEMBERS, [result]), strict=True):
             shown = {key: metrics[key] for key in _FIGURES if key in metrics}
             super().log_trial_result(iteration, curve, {**shown, "training_iteration": result["training_iteration"]})
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:
+        """Close the TensorBoard logs of `trial`."""
         for curve in self._curves.pop(trial, []):
             super().log_trial_end(curve, failed)
 
 
 class Recorder(tune.Callback):  # type: ignore[misc]
-    """Collects the trials as they end, and enters each new one in the ledger."""
+    """Callback that collects the trials as they end, and writes each new one to the ledger."""
 
     def __init__(
         self,
@@ -80,19 +83,22 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         result: dict[str, Any],
         **_: Any,
     ) -> None:
+        """Add the epoch's metrics to the history of each proposal of `trial`."""
         keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
         self._addresses[trial.trial_id] = str(result["node_ip"])
         for member, metrics in enumerate(result.get(MEMBERS, [result])):
             history = self._histories.get((trial.trial_id, member), [])
-            # A trial that lost its machine has started again and reports its first epochs once more.
+            # A trial that lost its node has restarted and reports its first epochs again.
             earlier = [epoch for epoch in history if epoch["epoch"] < metrics["epoch"]]
             shown = {key: metrics[key] for key in keys if key in metrics}
             self._histories[trial.trial_id, member] = [*earlier, shown]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        """Record each proposal of `trial` as finished, stopped or diverged."""
         self._end(trial, failed=False)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:  # noqa: ARG002
+        """Record each proposal of `trial` as failed."""
         self._end(trial, failed=True)
 
     def _end(self, trial: Any, *, failed: bool) -> None:

@@ -1,12 +1,12 @@
-"""Hyper-parameter search with Ray Tune: Optuna proposes, ASHA stops, a ledger remembers.
+"""Hyper-parameter search with Ray Tune: Optuna proposes trials, ASHA stops weak ones, and a ledger records them.
 
-Where no proposal and no trial's length depends on another trial, which is `random` with `fifo`, all proposals are drawn
-at once, and those of one shape train together where that is faster: see `vmapped`.
+With `random` and `fifo`, no proposal and no trial's length depends on another trial. All proposals are then drawn at
+once, and those of one shape train together if that is faster; see `vmapped`.
 
-The ledger is one JSON file for each finished trial, in the storage as soon as it ends. A search that was killed and
-runs again asks Optuna for the same proposals (same seed) and a trial that the ledger knows reports its recorded epochs
-at once, so the sampler and the scheduler see exactly what they saw before. Tune's own state is pickle, written in
-place; it is not needed.
+The ledger is one JSON file for each trial, written to the storage as soon as the trial ends. When a killed search runs
+again, Optuna draws the same proposals (same seed), and a trial that is in the ledger reports its recorded epochs at
+once. The sampler and the scheduler therefore see exactly what they saw before. Tune's own checkpoint of the search,
+which is a pickle written in place, is not needed.
 """
 
 from __future__ import annotations
@@ -40,21 +40,26 @@ from mnist_pipe.tuning.vmapped import packs
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What every trial takes where the space does not say."""
+    """Settings of every trial that are not searched."""
 
     recipe: RecipeParams
+    """Recipe whose values apply to the fields outside the search space."""
     models: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """Constructor arguments of the models that are not the recipe's own."""
+    """Constructor arguments of the models other than the recipe's own."""
     precision: Precision = "auto"
+    """Precision of training, as in `Recipe`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Where a search runs, and where it is remembered."""
+    """Cluster on which a search runs, and the storage and name under which its trials are recorded."""
 
     name: str
+    """Name of the search in the storage."""
     storage: Storage
+    """Storage of the ledger and of Ray's files."""
     available: Cluster
+    """Resources of the connected Ray cluster."""
 
 
 def search(
@@ -69,22 +74,22 @@ def search(
 ) -> list[TrialRecord]:
     """Run the search and return every trial in the order of the proposals.
 
-    On a cluster that grows, `max_concurrent_trials: auto` runs as many trials as there is room for at every moment.
-    With one trial at a time the result is the same from run to run. With more, ASHA and TPE decide by the order in
-    which trials happen to report.
+    On a cluster that grows, `max_concurrent_trials: auto` runs as many trials as the cluster has room for at every
+    moment. With one trial at a time the result is the same in every run. With more, the decisions of ASHA and TPE
+    depend on the order in which trials happen to report.
 
     Args:
-        params: the section `search` of params.yaml; its `train_rows` have been taken of `training` already.
-        defaults: what is not searched.
+        params: the section `search` of params.yaml; `training` is already limited to its `train_rows`.
+        defaults: the settings that are not searched.
         training: the rows that every trial trains on.
         validation: the rows that every trial is scored on.
         session: the cluster, the storage of the ledger, and the search's name there.
-        points: the first proposals, by the names that Optuna has for the space; by default the recipe, if it lies
-            inside the space.
+        points: the first proposals, by Optuna's names of the dimensions; by default the recipe, if it lies inside the
+            space.
         on_trial: called as each trial ends.
 
     Raises:
-        UnavailableError: several machines without a storage that all of them reach.
+        UnavailableError: the cluster has several nodes, but no storage that all of them reach is set.
         PipelineError: no trial ended with a finite loss.
     """
     available, storage, name = session.available, session.storage, session.name
@@ -96,7 +101,7 @@ def search(
     ledger = ledger_of(name, storage=storage)
     known = {digest(record.config): record for record in ledger.read()}
     recorder = Recorder(ledger, num_epochs=params.num_epochs, known=known.keys(), on_trial=on_trial)
-    # Optuna's own line for every trial would come on top of ours.
+    # Optuna would log a line for every trial beside the one that this project prints.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = defaults.recipe.model_dump()
     given = {
@@ -128,9 +133,9 @@ def search(
                 mode="max",
             ),
         }
-    named = type(name, (Trial,), {})  # Ray's dashboard shows the class's name as that of its actors
+    named = type(name, (Trial,), {})  # Ray's dashboard shows the class's name as the name of its actors
     trainable = tune.with_parameters(named, training=training, validation=validation, **given)
-    del training, validation  # Ray has them
+    del training, validation  # Ray's object store holds them, so this process need not
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
         tune_config=tune.TuneConfig(
@@ -147,18 +152,19 @@ def search(
             name=f"{name}.{len(attempts(storage, name))}",
             storage_filesystem=storage.filesystem,
             storage_path=storage.path("ray"),
-            # Ray's default is 0, which loses a trial with its node; this restarts it from its first epoch.
+            # Ray's default is 0, which loses the trial with its node; restart it from its first epoch instead.
             failure_config=tune.FailureConfig(max_failures=3),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is what a search leaves
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is the result of a search
             callbacks=[Curves(), recorder],
             verbose=0,
         ),
     )
     if concurrent is None:
-        # One for every process that may be starting, and one for the next that becomes free. Tune's default is 1.
+        # One pending trial for each process that may be starting, and one for the next process that becomes free;
+        # Tune's default is 1.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_processes + 1)
-    # Tune would hand them to each trial in its runtime environment, which Ray logs and shows in its dashboard. Every
-    # node of a cluster has its own.
+    # Tune would copy the credentials into each trial's runtime environment, which Ray logs and shows in its dashboard.
+    # Every node of a cluster has its own credentials.
     with hidden_credentials():
         tuner.fit()
     if not any(record.score >= 0 for record in recorder.records):
@@ -171,7 +177,7 @@ def search(
 def draw(
     params: SearchParams, *, recipe: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """All proposals of a search that waits for no result, `points` before all others."""
+    """Return all proposals of a search whose proposals depend on no result; `points` come first."""
     study = optuna.create_study(sampler=_sampler(params))
     for point in points:
         study.enqueue_trial(dict(point))
@@ -187,7 +193,7 @@ def _sampler(params: SearchParams) -> optuna.samplers.BaseSampler:
 
 
 def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
-    """None is as many as there is room for, also when a node joins."""
+    """Return the limit of concurrent trials; None runs as many as fit, also when a node joins."""
     if wanted != "auto":
         return int(wanted)
     return None if available.grows else max(1, available.num_gpus)
@@ -202,11 +208,14 @@ def _scheduler(params: SearchParams) -> TrialScheduler:
 def _packs(
     proposals: Sequence[dict[str, Any]], given: Mapping[str, Any], *, on_gpu: bool, num_processes: int
 ) -> list[list[dict[str, Any]]]:
-    """The proposals as they are trained together, in the order of the first of each; a known one is by itself."""
+    """Return the packs of proposals that train together, in the order of the first proposal of each.
+
+    A proposal that the ledger knows is alone in its pack.
+    """
     new = [proposal for proposal in proposals if digest(config_of(proposal)) not in given["known"]]
     recipes = [trial_recipe(proposal, given) for proposal in new]
     find = partial(packs, recipes, num_processes=num_processes)
-    if on_gpu:  # whose memory only a process that has one can tell
+    if on_gpu:  # only a process that holds a GPU can read how much memory it has
         found = ray.get(ray.remote(num_gpus=1)(lambda: find(device=torch.device("cuda"))).remote())
     else:
         found = find(device=torch.device("cpu"))
@@ -215,10 +224,10 @@ def _packs(
 
 
 class _NewestFirst(TrialScheduler):  # type: ignore[misc]
-    """Gives a process that has become free to the newest trial that waits.
+    """Scheduler that gives a free process to the newest pending trial.
 
-    Tune's choice is the one that waits longest. That one has perhaps a process of its own, which is just starting on a
-    node that joined, and Tune ends it then: trials shorter than such a start would never fill that node.
+    Tune would choose the oldest pending trial. For that trial, a process may already be starting on a node that joined,
+    and Tune would end that process. If trials are shorter than such a start, the node would never be used.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
@@ -227,8 +236,8 @@ class _NewestFirst(TrialScheduler):  # type: ignore[misc]
 
 
 class _Fifo(_NewestFirst, FIFOScheduler):  # type: ignore[misc]
-    """Lets every trial train to its end."""
+    """FIFO scheduler, which lets every trial train to its end."""
 
 
 class _Asha(_NewestFirst, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """Stops the trials that fall behind."""
+    """ASHA scheduler, which stops the trials that fall behind."""

@@ -1,8 +1,8 @@
-"""What a search chooses from: how a proposal is drawn, where the recipe is in it, and how it is shown.
+"""The search space: how a proposal is drawn, where the recipe lies in the space, and how a trial is shown.
 
-All of it follows from `search.space` and from the one declaration of each field in `RecipeParams`. What depends on
-another choice has a name of its own for Optuna, `learning_rate.adam` or `model_params.mlp.hidden`, and is drawn only
-where that is chosen.
+All of this follows from `search.space` and from the declaration of each field in `RecipeParams`. A dimension that
+depends on another choice has its own name in Optuna, such as `learning_rate.adam` or `model_params.mlp.hidden`, and is
+drawn only if that choice is made.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ if TYPE_CHECKING:
     import optuna
 
 ALWAYS_SHOWN = ("model", "optimizer", "learning_rate")
-"""The fields that the table of trials has, be they searched or not."""
+"""Fields that the table of trials always has, whether they are searched or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """One value that a proposal draws."""
+    """Dimension of the search space: one value that a proposal draws."""
 
     name: str
-    """In Optuna."""
+    """Name of the dimension in Optuna."""
     field: str
+    """Field of the recipe that the value sets."""
     argument: str = ""
-    """Of the model, where `field` is `model_params`."""
+    """Constructor argument of the model that the value sets, if `field` is `model_params`."""
     domain: Sequence[Any]
-    """The values to choose from, or `[low, high]`."""
+    """Values to choose from, or `[low, high]`."""
     by: str
-    """choice, range or log, as `Searched` has it."""
+    """Kind of the dimension, `choice`, `range` or `log`, as in `Searched`."""
 
     def draw(self, trial: optuna.Trial) -> Any:
-        """What Optuna suggests."""
+        """Return the value that Optuna suggests."""
         if self.by == "choice":
             values = {_known_to_optuna(value): value for value in self.domain}
             return values[trial.suggest_categorical(self.name, list(values))]
         return trial.suggest_float(self.name, *self.domain, log=self.by == "log")
 
     def holds(self, value: Any) -> bool:
-        """Whether `value` can be drawn."""
+        """Return whether `value` can be drawn."""
         if self.by == "choice":
             return value in self.domain
         return bool(self.domain[0] <= value <= self.domain[1])
 
 
 def propose(trial: optuna.Trial, *, space: Space, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw a proposal, from which `config_of` takes what was searched; it has the trial's number too, from 1."""
+    """Draw a proposal: the searched values by field of a recipe, and the trial's number, from 1, as `trial`."""
     config: dict[str, Any] = {}
     for dimension in _dimensions(space, recipe=recipe, config=config):
         _set(config, dimension, dimension.draw(trial))
@@ -60,12 +61,12 @@ def propose(trial: optuna.Trial, *, space: Space, recipe: Mapping[str, Any]) -> 
 
 
 def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """What a proposal searches, by field of a recipe: without the trial's number and Optuna's names."""
+    """Return the searched values of a proposal, by field of a recipe, without the trial's number and Optuna's names."""
     return {key: value for key, value in proposal.items() if key in SEARCHED}
 
 
 def start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, Any]]:
-    """The recipe by Optuna's names, if it lies inside the space."""
+    """Return the recipe as the only first point, by Optuna's names, or no point if it lies outside the space."""
     point = {}
     for dimension in _dimensions(space, recipe=recipe, config=recipe):
         values = recipe
@@ -80,7 +81,7 @@ def start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, A
 
 
 def row(config: Mapping[str, Any], *, space: Space, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's cells in the table of trials: a column for each searched field, and those that are always shown."""
+    """Return a trial's cells in the table of trials: a column for each searched field and for `ALWAYS_SHOWN`."""
     cells: dict[str, Any] = {}
     for field in SEARCHED:
         if field == "model_params":
@@ -93,7 +94,11 @@ def row(config: Mapping[str, Any], *, space: Space, recipe: Mapping[str, Any]) -
 
 
 def _dimensions(space: Space, *, recipe: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Dimension]:
-    """What is drawn, in the order of the fields; `config` has what was drawn so far, and `recipe` the rest."""
+    """Yield the dimensions to draw, in the order of the fields.
+
+    A dimension may depend on an earlier choice: it is taken from `config`, which holds the values drawn so far, or from
+    `recipe` if the field is not searched.
+    """
     for field, how in SEARCHED.items():
         if field not in space:
             continue
@@ -119,5 +124,5 @@ def _set(config: dict[str, Any], dimension: Dimension, value: Any) -> None:
 
 
 def _known_to_optuna(value: Any) -> Any:
-    """Optuna takes numbers and text alone: a list as JSON."""
+    """Return `value` in a type that Optuna accepts as a choice: a list becomes JSON text."""
     return json.dumps(value) if isinstance(value, list) else value

@@ -1,4 +1,7 @@
-"""Trials of a search, as Ray Tune runs them; without what its driver alone needs, so that they start sooner."""
+"""Trials of a search, as Ray Tune runs them.
+
+This module does not import what only the driver needs, so that trials start sooner.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,19 @@ from mnist_pipe.tuning.vmapped import train_pack
 
 METRIC = "validation_accuracy"
 PACK = "pack"
-"""In what Tune hands out, the proposals that are trained together."""
+"""Key of a Tune config that holds the proposals that train together."""
 MEMBERS = "members"
-"""In what such a trial reports, the metrics of each."""
+"""Key of a pack's reported result that holds the metrics of each member."""
 
 
 def proposals_of(handed_out: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The proposals in what Tune handed out: one, or those of a pack."""
+    """Return the proposals in a Tune config: a single one, or those of a pack."""
     found: list[Mapping[str, Any]] = handed_out.get(PACK, [handed_out])
     return found
 
 
 def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
-    """What a proposal trains; `given` has what `search` hands to every trial."""
+    """Return the recipe that a proposal trains; `given` are the parameters that `search` passes to every trial."""
     config = config_of(proposal)
     return recipe_of(
         given["recipe"],
@@ -45,14 +48,14 @@ def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recip
 
 
 class Trial(tune.Trainable):  # type: ignore[misc]
-    """One trial or pack at a time, in a Ray actor that many share; what it prints is its log in Ray's dashboard.
+    """Trainable that runs one trial or pack at a time, in a Ray actor that is reused for the next one.
 
-    A class and not a function: Tune runs a function in a thread and polls it five times a second, so that a trial
-    which reports and ends costs 0.2 s more.
+    Ray's dashboard shows what it prints as the actor's log. It is a class and not a function because Tune runs a
+    function in a thread and polls it five times a second, so that a trial which reports and ends takes 0.2 s more.
     """
 
     def setup(self, config: dict[str, Any], **given: Any) -> None:
-        """`given` is what `search` hands to every trial."""
+        """Copy the data to the device and start the first trial; `given` are the parameters that `search` passes."""
         check_code(given["code"])
         torch.set_num_threads(given["num_threads"])
         self._given = given
@@ -62,7 +65,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next trial in this process."""
+        """Start the next trial in this process, and return True, which confirms the reuse to Tune."""
         self._start(new_config)
         return True
 
@@ -70,11 +73,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         return type(self).__name__
 
     def step(self) -> dict[str, Any]:
-        """One epoch."""
+        """Train one epoch, and return its metrics."""
         try:
             metrics = next(self._epochs)
         except DivergedError as error:
-            self._says[0](error)  # a pack does not raise it
+            self._says[0](error)  # a single trial: packs report a diverged member and do not raise
             return {**_diverged(self._num_epochs), DONE: True}
         return {DONE: metrics["epoch"] >= self._num_epochs, **metrics}
 
@@ -119,5 +122,8 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
 
 def _diverged(num_epochs: int) -> dict[str, float]:
-    """The worst finite score: ASHA compares with `<`, which is false for NaN, so that such a trial would run on."""
+    """Return the metrics of a diverged trial, with the worst finite score.
+
+    ASHA compares scores with `<`, which is false for NaN, so a trial with a NaN score would not be stopped.
+    """
     return {"epoch": num_epochs, METRIC: 0.0, "diverged": 1}

@@ -1,8 +1,8 @@
-"""Configurations of one shape, trained together in one process.
+"""Packs: recipes of one shape that train together in one process, by `torch.func.vmap`.
 
-Recipes that differ in rates and augmentation alone run the same operations on the same rows in the same order. Here
-their weights are stacked, (members, ...), and one operation works for all members: where an operation is so small that
-starting it takes its time, many cost little more than one. Each member's numbers are those of `loop.train`, within
+Recipes that differ only in rates and augmentation run the same operations on the same rows in the same order. Here
+their weights are stacked, `(members, ...)`, and one operation computes all members. If the time of an operation is
+mostly its launch, many members cost little more than one. Each member's metrics equal those of `loop.train` within
 rounding.
 """
 
@@ -28,14 +28,14 @@ from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
 
 MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
-"""The fields of `Recipe` that members of one pack may have of their own."""
+"""Fields of `Recipe` in which the members of one pack may differ."""
 _MAX_ON_GPU = 256
 _MIN_ON_PROCESSOR, _MAX_ON_PROCESSOR = 4, 16
-_MAX_PARAMETERS_ON_PROCESSOR = 15_000  # as far as `benchmarks/packs.py` has measured: 784-15-10 has 11,935
+_MAX_PARAMETERS_ON_PROCESSOR = 15_000  # `benchmarks/packs.py` has measured no larger model: 784-15-10 has 11,935
 
 
 def shape(recipe: Recipe) -> str:
-    """What a pack has in common, as canonical JSON: recipes with equal shapes train together."""
+    """Return the fields that a pack has in common, as canonical JSON; recipes with equal shapes may train together."""
     common = {key: value for key, value in recipe.to_dict().items() if key not in MEMBERS_DIFFER_IN}
     return json.dumps(common, sort_keys=True)
 
@@ -43,13 +43,15 @@ def shape(recipe: Recipe) -> str:
 def train_pack(
     recipes: Sequence[Recipe], *, training: DeviceSplit, validation: DeviceSplit, device: torch.device
 ) -> Iterator[list[dict[str, float]]]:
-    """Train `recipes` from their first step to their last, yielding each epoch's metrics, in the order of `recipes`.
+    """Train `recipes` together from their first step to their last, and yield each epoch's metrics of all members.
 
-    The metrics are those of `loop.train`. A member whose loss is no longer finite has instead, in that epoch and all
-    that follow, `epoch`, `validation_accuracy` 0 and `diverged` 1; the others go on as if it were not there.
+    Yields:
+        The metrics of each member, as of `loop.train`, in the order of `recipes`. From the epoch in which a member's
+        loss is no longer finite, its metrics are `epoch`, `validation_accuracy` 0 and `diverged` 1. The other members
+        are not affected.
 
     Raises:
-        InputError: no recipes, or recipes of different shapes.
+        InputError: there are no recipes, or they have different shapes.
     """
     _check(recipes)
     assert not recipes[0].average_decay
@@ -72,19 +74,23 @@ def train_pack(
 
 
 class Pack:
-    """The networks of recipes that differ in `MEMBERS_DIFFER_IN` alone, as `loop.epochs` trains them."""
+    """`loop.Learner` of the stacked networks of recipes that differ only in `MEMBERS_DIFFER_IN`."""
 
     def __init__(self, recipes: Sequence[Recipe], *, device: torch.device) -> None:
         self.shape, self.device = (len(recipes),), device
         self._recipe = recipes[0]
-        # At rate and decay 1 the groups say what each parameter takes of a member's own: see `_Optimizer`.
+        # With rate 1 and decay 1, the parameter groups hold the factors by which each parameter uses a member's own
+        # rate and decay; see `_Optimizer`.
         self._model, optimizer = loop.new_run(replace(recipes[0], learning_rate=1.0, weight_decay=1.0), device=device)
         self._weights, self._buffers = _stack(self._model, len(recipes))
         self._optimizer = _Optimizer(optimizer, model=self._model, weights=self._weights, recipes=recipes)
         self._augmentation = _Augmentation(recipes, device=device)
 
     def draw(self, num_rows: int, *, generator: torch.Generator) -> Tensor | None:
-        """As `loop.Learner` says: one draw for all members, which each of them scales."""
+        """Return unit rotation (radians) and shifts (pixels), float32 `(num_rows, 3)` on the CPU, or None.
+
+        All members share the draw, and each scales it by its own limits.
+        """
         if not self._augmentation.moves:
             return None
         return augment.draw(num_rows, rotation_degrees=math.degrees(1), translation_pixels=1, generator=generator)
@@ -94,12 +100,13 @@ class Pack:
         self._model.train()
 
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:
-        """As `loop.Learner` says."""
+        """Run one optimizer step of all members, and return `(members, 3)` float64; see `loop.Learner.step`."""
         if moves is not None:
             images = self._augmentation(images, moves, background=batch.background)
         with numerics.autocast(self._recipe.precision, self.device):
             logits = _forward(self._model, self._weights, self._buffers, images).float()
-        # A sum over members, whose terms share no weight: each member's gradients are those of its own mean loss.
+        # The loss is a sum over members, whose terms share no weight, so each member's gradients are those of its own
+        # mean loss.
         loss = F.cross_entropy(
             logits.flatten(0, 1),
             labels.repeat(len(logits)),
@@ -112,7 +119,7 @@ class Pack:
 
     @torch.inference_mode()
     def evaluate(self, data: DeviceSplit) -> Tensor:
-        """(members, 2): mean negative log-likelihood in nats and accuracy, as `loop.evaluate` has them."""
+        """Return float64 `(members, 2)`: mean negative log-likelihood in nats and accuracy, as `loop.evaluate` does."""
         self._model.eval()
         sums = torch.zeros(*self.shape, 3, device=self.device, dtype=torch.float64)
         for rows in loop.chunks(data.num_rows, 1000):
@@ -122,7 +129,10 @@ class Pack:
 
 
 def packs(recipes: Sequence[Recipe], *, device: torch.device, num_processes: int) -> list[list[int]]:
-    """Which of `recipes`, by index, are best trained together by so many processes; each is in one list."""
+    """Return the packs in which `num_processes` processes train `recipes` fastest, as lists of indices.
+
+    Each index is in exactly one list.
+    """
     alike: dict[str, list[int]] = {}
     for index, recipe in enumerate(recipes):
         alike.setdefault(shape(recipe), []).append(index)
@@ -137,13 +147,13 @@ def packs(recipes: Sequence[Recipe], *, device: torch.device, num_processes: int
 
 
 def max_members(recipe: Recipe, *, device: torch.device) -> int:
-    """How many recipes of the shape of `recipe` are best trained together; 1 where packing does not pay.
+    """Return how many recipes of the shape of `recipe` should train together at most; 1 if packing does not pay.
 
-    A moving average of the weights is kept for one alone.
+    A recipe with a moving average of the weights trains alone, because packs do not support the average.
 
-    On a processor only small dense networks gain, from 4 members on: many members' convolutions are grouped ones, which
-    take twice as long and more. On a GPU it is what half of the free memory holds, and at most 256, which is reasoned
-    and not measured: we had no GPU.
+    On the CPU, packing pays only for small dense networks, from 4 members on: the convolutions of a pack become grouped
+    ones, which take at least twice as long. On a GPU, the number is what half of the free memory holds, and at most
+    256. That limit is reasoned and not measured, because no GPU was available.
     """
     if recipe.average_decay:
         return 1
@@ -158,7 +168,7 @@ def max_members(recipe: Recipe, *, device: torch.device) -> int:
 
 
 def _member_bytes(model: nn.Module, *, batch_size: int) -> int:
-    """What a member takes of a GPU's memory while it trains; `model` is on the meta device."""
+    """Return the GPU memory, in bytes, that a member takes while it trains; `model` is on the meta device."""
     saved = 0
 
     def count(tensor: Tensor) -> Tensor:
@@ -170,7 +180,7 @@ def _member_bytes(model: nn.Module, *, batch_size: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         model(images)
     state = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    # Activations and their gradients; the images, the grid that they are sampled by and what comes of it; weights,
+    # The terms are: activations and their gradients; the images, their sampling grid and the result; weights,
     # gradients, moves and two moments.
     return 2 * saved + 5 * images.numel() * images.element_size() + 5 * state
 
@@ -186,7 +196,10 @@ def _check(recipes: Sequence[Recipe]) -> None:
 
 
 def _stack(model: nn.Module, num_members: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """`num_members` copies of the parameters and of the buffers, (members, ...) each; dense layers become packed."""
+    """Return `num_members` copies of the parameters and of the buffers by name, each stacked as `(members, ...)`.
+
+    Dense layers of `model` are replaced by `_PackedLinear`.
+    """
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Linear and child.bias is not None:
@@ -202,9 +215,10 @@ def _copies(tensor: Tensor, num_members: int) -> Tensor:
 
 
 def _forward(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-    """(members, rows, 10) logits of images that members share, (rows, 1, 28, 28), or not, (members, rows, 1, 28, 28).
+    """Return logits `(members, rows, 10)` of images, float32, that members share or not.
 
-    In training the running statistics of batch norm, which are among `buffers`, are brought up to date in place.
+    Shared images are `(rows, 1, 28, 28)`, others `(members, rows, 1, 28, 28)`. The logits are float32, or bfloat16
+    under autocast. In training, the running statistics of batch norm, which are among `buffers`, are updated in place.
     """
 
     def member(weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Any:
@@ -215,7 +229,12 @@ def _forward(model: nn.Module, weights: dict[str, Tensor], buffers: dict[str, Te
 
 
 def _score(logits: Tensor, labels: Tensor) -> Tensor:
-    """(members, 3): summed negative log-likelihood, number correct and number of (members, rows, 10) logits."""
+    """Return float64 `(members, 3)`: summed negative log-likelihood in nats, correct rows, and rows.
+
+    Args:
+        logits: float32 `(members, rows, 10)`.
+        labels: int64 `(rows,)`.
+    """
     losses = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none")
     correct = logits.argmax(2) == labels
     seen = torch.full((len(logits),), len(labels), device=labels.device)
@@ -223,12 +242,12 @@ def _score(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _of_each_member(values: Tensor, weight: Tensor) -> Tensor:
-    """(members,) `values` in a shape that multiplies the (members, ...) `weight`."""
+    """Return `values`, `(members,)`, in a shape that broadcasts against `weight`, `(members, ...)`."""
     return values.view(-1, *[1] * (weight.ndim - 1))
 
 
 class _Augmentation:
-    """Each member's rotations and shifts of the batch that all of them are given."""
+    """Rotation and shift of a shared batch by each member's own limits."""
 
     def __init__(self, recipes: Sequence[Recipe], *, device: torch.device) -> None:
         angles = [math.radians(recipe.rotation_degrees) for recipe in recipes]
@@ -236,12 +255,18 @@ class _Augmentation:
         self._scales = torch.tensor([angles, shifts, shifts]).T
         self.moves = bool(self._scales.any())
         """Whether any member's images move."""
-        # A processor is faster with what fits its cache, a GPU with one large operation.
+        # A CPU is faster if the images fit its cache, a GPU with one large operation.
         self._together = 1 if device.type == "cpu" else len(recipes)
         self._images = torch.empty(0, device=device)  # one for all steps, since new memory is slow to touch
 
     def __call__(self, images: Tensor, unit: Tensor, *, background: float) -> Tensor:
-        """(members, rows, 1, 28, 28) of (rows, 1, 28, 28), moved as drawn, until the next call."""
+        """Return each member's moved images, float32 `(members, rows, 1, 28, 28)`, valid until the next call.
+
+        Args:
+            images: float32 `(rows, 1, 28, 28)`.
+            unit: the rows' draw of `Pack.draw`, float32 `(rows, 3)`.
+            background: the value of an empty pixel.
+        """
         num_members = len(self._scales)
         if len(images) * num_members * images[0].numel() != self._images.numel():
             self._images = images.new_empty(num_members, *images.shape)
@@ -253,15 +278,19 @@ class _Augmentation:
 
 
 class _Dense(torch.autograd.Function):
-    """`F.linear` under vmap; torch's own rule copies inputs that members share once for every member."""
+    """`F.linear` with its own vmap rule, because PyTorch's rule copies shared inputs once for every member."""
 
     @staticmethod
     def forward(values: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return `(rows, outputs)` of values `(rows, inputs)`, weight `(outputs, inputs)` and bias `(outputs,)`.
+
+        All are float32; under autocast the result is bfloat16.
+        """
         return F.linear(values, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Nothing: what `vmap` does is differentiated as any operation."""
+        """Save nothing: autograd differentiates the operations of `vmap` as it does any others."""
 
     @staticmethod
     def vmap(
@@ -271,45 +300,51 @@ class _Dense(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> tuple[Tensor, int]:
-        """All members' weights as one matrix where they share the values; else a product for each."""
+        """Return the result for all members, and the dimension of the result that counts the members.
+
+        If the members share the values, `(rows, inputs)`, all weights are multiplied as one matrix, and the result is
+        `(rows, members, outputs)`. Otherwise there is one product for each member, and the result is
+        `(members, rows, outputs)`. Weight is `(members, outputs, inputs)` and bias `(members, outputs)`.
+        """
         if in_dims[0] is None:
             return F.linear(values, weight.flatten(0, 1), bias.flatten()).view(-1, *bias.shape), 1
         return torch.baddbmm(bias.unsqueeze(1), values.movedim(in_dims[0], 0), weight.mT), 0
 
 
 class _PackedLinear(nn.Module):
-    """`linear`, whose (rows, inputs) are many members', or one for all of them."""
+    """Dense layer with the parameters of `linear`, whose inputs under vmap may be shared by all members or not."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
 
     def forward(self, values: Tensor) -> Tensor:
-        """(rows, outputs) of (rows, inputs)."""
+        """Return `(rows, outputs)`, float32 or under autocast bfloat16, of values `(rows, inputs)` of one member."""
         result: Tensor = _Dense.apply(values, self.weight, self.bias)  # type: ignore[no-untyped-call]
         return result
 
 
 class _Part:
-    """A parameter of all members."""
+    """One parameter of the model, stacked for all members."""
 
     def __init__(self, *, weight: Tensor, decay: Tensor | None, decoupled: bool) -> None:
         self.weight = weight
-        """(members, ...)."""
+        """Weights of all members, float32 `(members, ...)`."""
         self.move = torch.zeros_like(weight, requires_grad=False)
-        """What the optimizer takes for the parameter."""
+        """Tensor of the shape of `weight` that the optimizer updates in place of the parameter."""
         self.decay = decay
-        """(members,), or None where it is for no member."""
+        """Weight decay of each member, float32 `(members,)`, or None if the parameter does not decay."""
         self.decoupled = decoupled
-        """Whether decay shrinks the weight, as in AdamW, or is added to the gradient."""
+        """Whether decay shrinks the weight, as in AdamW; otherwise it is added to the gradient."""
 
 
 class _Optimizer:
-    """One optimizer for all members, each with a rate and a decay of its own.
+    """One optimizer for all members, each with its own learning rate and weight decay.
 
-    Every entry of OPTIMIZERS moves a weight by its rate times what depends on the gradients alone, once the decay is
-    taken out of it. So the optimizer runs at rate 1 and without decay, on tensors of zeros that are given the weights'
-    gradients: what they are after its step is each member's move for a rate of 1.
+    Without weight decay, every optimizer of OPTIMIZERS moves a weight by its rate times a term that depends only on the
+    gradients. The optimizer therefore runs at rate 1 and without decay, on tensors of zeros that get the gradients of
+    the weights. After its step, these tensors hold each member's move at a rate of 1, which is then scaled by the
+    member's rate; the decay is applied separately.
     """
 
     def __init__(
@@ -320,7 +355,7 @@ class _Optimizer:
         weights: dict[str, Tensor],
         recipes: Sequence[Recipe],
     ) -> None:
-        """Take over `optimizer`, built at rate 1 and decay 1 for `model`, whose stacked parameters are `weights`."""
+        """Modify `optimizer`, built at rate 1 and decay 1 for `model`, whose stacked parameters are `weights`."""
         device = next(model.parameters()).device
         self._optimizer = optimizer
         self._rates = torch.tensor([recipe.learning_rate for recipe in recipes], device=device, dtype=torch.float64)
@@ -334,7 +369,7 @@ class _Optimizer:
                 _Part(weight=stacked[parameter], decay=decay, decoupled=decoupled) for parameter in group["params"]
             ]
             for parameter, part in zip(group["params"], parts, strict=True):
-                # Some optimizers make their state at once, not at the first step.
+                # Some optimizers create their state in the constructor and not at the first step.
                 optimizer.state[part.move] = {
                     key: _copies(value, len(recipes)) if value.shape == parameter.shape else value
                     for key, value in optimizer.state.pop(parameter, {}).items()
@@ -344,7 +379,7 @@ class _Optimizer:
 
     @torch.no_grad()
     def step(self, multiplier: float) -> None:
-        """Update every member's weights, at `multiplier` times its rate, from their gradients, which are then gone."""
+        """Update each member's weights at `multiplier` times its learning rate, and clear their gradients."""
         rates = (self._rates * multiplier).float()
         for part in self._parts:
             gradient, part.weight.grad = part.weight.grad, None

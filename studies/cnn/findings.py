@@ -1,4 +1,4 @@
-"""The report's figures beside ours, what augmentation does to the two losses, and what each improvement is worth."""
+"""The findings of `cnn`: the report's numbers beside ours, and the effects of augmentation and of each improvement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from studies.common.table import Row
 
 _SYSTEM = "CNN 32-64 + max-pool + 128"
 _VARIANTS = {CONTROL: "rotation 10 + translation 0.1; Adam 1e-3; NLL", UNMOVED: "no augmentation"}
-_REPORTED = (  # training, metric, epoch, and what the published table calls it
+_REPORTED = (  # training, metric, epoch, and the setting in published.csv
     *((CONTROL, "test_accuracy", epoch, f"epoch {epoch}") for epoch in range(1, 6)),
     *((CONTROL, metric, epoch, f"epoch {epoch}") for metric in ("train_loss", "test_loss") for epoch in range(1, 6)),
     (UNMOVED, "train_loss", 5, "epoch 5"),
@@ -34,7 +34,10 @@ _SURE = 0.05
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Every figure of the report, then pytorch/examples, then the improvements, which have no published figures."""
+    """Return rows for every number of the report, for pytorch/examples, and for the improvements.
+
+    Nothing was published on the improvements.
+    """
     done, published = measured.runs, measured.published
     found = [
         Row(
@@ -44,7 +47,6 @@ def rows(measured: Measured) -> list[Row]:
             values=_values(of(done, training), metric, epoch),
             unit=figure.unit,
             published=figure,
-            headline=metric == "test_accuracy" and epoch == 5,
         )
         for training, metric, epoch, figure in _reported(done, published)
     ]
@@ -76,14 +78,14 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def _reported(done: Sequence[Run], published: Published) -> Iterator[tuple[str, str, int, Figure]]:
-    """The report's figures of the epochs that were trained here."""
+    """Yield the report's numbers for the epochs that were trained here."""
     for training, metric, epoch, setting in _REPORTED:
         if epoch <= of(done, training)[0].config["num_epochs"]:
             yield training, metric, epoch, published.find(_SYSTEM, _VARIANTS[training], metric, setting=setting)
 
 
 def _values(found: Sequence[Run], metric: str, epoch: int = 0) -> list[float]:
-    """One a seed, accuracies in %; epoch 0 is the last."""
+    """Return a metric of each seed, accuracies in %; epoch 0 is the last."""
     scale = 100 if metric.endswith("accuracy") else 1
     return [round(scale * run.result["epochs"][epoch - 1][metric], 6) for run in found]
 
@@ -93,7 +95,7 @@ def _system(run: Run) -> str:
 
 
 def _variant(run: Run) -> str:
-    """What sets a training apart from the report's."""
+    """Return what distinguishes a training from the report's."""
     config = run.config
     arguments = config["model_params"]
     parts = [f"dropout {arguments['dropout']:g}"] if "dropout" in arguments else []
@@ -117,7 +119,7 @@ def _p(p_value: float) -> str:
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """Losses and accuracies by epoch; the confusion matrix; the accuracy of each improvement."""
+    """Draw losses and accuracies by epoch, the confusion matrix, and the accuracy of each improvement."""
     _draw_epochs(folder / "figure.png", measured)
     plots.draw_confusion(folder / "confusion.png", _confusion(measured.conclusions))
     _draw_improvements(folder / "improvements.png", measured.runs)
@@ -125,7 +127,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 
 def _draw_epochs(path: Path, measured: Measured) -> None:
-    """A column with augmentation and one without; thin lines are seeds, diamonds the report's figures."""
+    """Draw a column with augmentation and one without; thin lines are seeds, diamonds the report's numbers."""
     done = measured.runs
     published = list(_reported(done, measured.published))
     with plots.drawing(path, height=5.2) as figure:
@@ -155,14 +157,14 @@ def _draw_epochs(path: Path, measured: Measured) -> None:
 
 
 def _curve(axes: Axes, curves: NDArray[np.float64], label: str, colour: str) -> None:
-    """(seeds, epochs): the mean, and each seed behind it."""
+    """Draw the mean of the curves, float64 `(seeds, epochs)`, and each seed behind it."""
     epochs = np.arange(1, curves.shape[1] + 1)
     axes.plot(epochs, curves.T, color=colour, linewidth=0.7, alpha=0.45)
     axes.plot(epochs, curves.mean(0), color=colour, label=label)
 
 
 def _draw_improvements(path: Path, done: Sequence[Run]) -> None:
-    """Mean and standard deviation of the test accuracy, and each seed; the band is the report's training."""
+    """Draw the mean and standard deviation of the test accuracy, and each seed; the band is the report's training."""
     names = [name for name in (UNMOVED, CONTROL, *IMPROVEMENTS, EXAMPLE) if of(done, name)]
     control = np.array(_values(of(done, CONTROL), "test_accuracy"))
     with plots.drawing(path, height=0.9 + 0.36 * len(names)) as figure:
@@ -196,13 +198,13 @@ def _label(run: Run) -> str:
 
 
 def _confusion(conclusions: Mapping[str, Any]) -> NDArray[np.int64]:
-    """(10, 10) summed over the seeds."""
+    """Return the confusion matrix, int64 `(10, 10)`, summed over the seeds."""
     matrix: NDArray[np.int64] = np.sum(np.array(conclusions["confusion"], dtype=np.int64), axis=0)
     return matrix
 
 
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
-    """Whether the report's figures, its overfitting and its 9 as 4 are found, and what its proposals are worth."""
+    """Return the text: whether the report's numbers, overfitting and 9 as 4 are found, and what its proposals give."""
     done, conclusions = measured.runs, measured.conclusions
     return "\n\n".join(
         [
@@ -272,7 +274,7 @@ def _on_overfitting(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
 
 
 def _effect(against: Mapping[str, Any]) -> str:
-    """What the seeds' differences and their p-value allow to be said."""
+    """Return the conclusion that the seeds' differences and their p-value allow."""
     better = sum(gain > 0 for gain in against["gains"])
     worse = sum(gain < 0 for gain in against["gains"])
     num_seeds = len(against["gains"])

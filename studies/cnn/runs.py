@@ -1,7 +1,7 @@
 """The report's network with and without augmentation, and each improvement that it proposes, as training recipes.
 
 Agrawal 2025, *Handwritten Digit Recognition Using CNN Report* (seed 004). Nothing is chosen here: sizes and rates are
-those of the report, of pytorch/examples, or were fixed before a test image was seen.
+those of the report or of pytorch/examples, or were fixed before any test image was seen.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ IMPROVEMENTS = ("dropout", "decay", "batch norm", "resnet", "together")
 
 
 class Params(Section):
-    """The study `cnn`."""
+    """The section `cnn` of `studies/params.yaml`."""
 
     num_seeds: Annotated[int, Field(ge=2, le=100)]
     batch_size: BatchSize
-    """The report does not give it; 64 is that of pytorch/examples."""
+    """Rows of a batch; the report does not give it, and 64 is that of pytorch/examples."""
     num_epochs: Epochs
-    """Of the report's training, and of the improvements that are not a longer one; the report's is 5."""
+    """Epochs of the report's training, 5 in the report, and of the improvements that do not train for longer."""
     decay_epochs: Epochs
-    """Of the training whose learning rate falls to zero."""
+    """Epochs of the training whose learning rate falls to zero."""
     example_epochs: Epochs | None
-    """Of pytorch/examples, which publishes 14; null leaves it out."""
+    """Epochs of pytorch/examples, which publishes 14; null leaves it out."""
     dropout: Annotated[float, Field(gt=0, lt=1)]
-    """The share of the dense units that is left out, and of the pooled features half of it; 0.5 in pytorch/examples."""
+    """Share of the dense units that is dropped; of the pooled features it is half of that; 0.5 in pytorch/examples."""
     train_rows: Annotated[int, Field(ge=100)] | None
-    """Train on the first so many rows; null takes all 60,000, as the report does."""
+    """Number of training rows, which are the first ones; null takes all 60,000, as the report does."""
 
 
 def recipes(params: Params) -> dict[str, Recipe]:
-    """What is trained, by name, with seed 0."""
+    """Return the recipes that are trained, by name, with seed 0."""
     control = Recipe(
         model="cnn",
         optimizer="adam",
@@ -70,7 +70,7 @@ def recipes(params: Params) -> dict[str, Recipe]:
         "decay": replace(control, **longer),
         "batch norm": replace(control, model_params={"batch_norm": True}),
         "resnet": replace(control, model="resnet"),
-        "together": replace(control, model="resnet", model_params=dropout, **longer),  # it has batch norm anyway
+        "together": replace(control, model="resnet", model_params=dropout, **longer),  # ResNet has batch norm anyway
     }
     if params.example_epochs is not None:
         found[EXAMPLE] = replace(
@@ -85,7 +85,7 @@ def recipes(params: Params) -> dict[str, Recipe]:
 
 
 def plan(params: Params) -> list[Config]:
-    """Every recipe with every seed."""
+    """Return a configuration for every recipe and seed, the longest trainings first."""
     configs = [
         {"training": name, "train_rows": params.train_rows, **replace(recipe, seed=seed).to_dict()}
         for name, recipe in recipes(params).items()
@@ -95,13 +95,13 @@ def plan(params: Params) -> list[Config]:
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train, with the test split as what is watched and nothing chosen by it.
+    """Train one recipe and evaluate it on the test split after each epoch; nothing is chosen by that.
 
-    `epochs` has, for each, `train_loss` and `train_accuracy`, which are means over the epoch in training mode, as the
-    report has them, and `test_loss` and `test_accuracy` after it. `known_loss` and `known_accuracy` are the last
-    model's on as many training rows as the test split has, unmoved, so that the two can be compared.
+    `epochs` has an entry for each epoch: `train_loss` and `train_accuracy` are means over the epoch in training mode,
+    as in the report; `test_loss` and `test_accuracy` are measured after it. `known_loss` and `known_accuracy` are those
+    of the last model on as many training rows as the test split has, unmoved, so that the two can be compared.
 
-    Intermediate are the predicted `digits` of the test split.
+    The intermediate result is `digits`, the predictions for the test split.
     """
     recipe = Recipe(**{name: value for name, value in config.items() if name not in ("training", "train_rows")})
     training, test = fitting.whole(splits).first(config["train_rows"]), splits["test"]
@@ -121,9 +121,10 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
-    """`confusion`, a matrix for each seed of the report's training, and `against_control`, each other one against it.
+    """Return `confusion`, a matrix for each seed of the report's training, and `against_control`.
 
-    `p_value` combines those of the seeds' McNemar tests, which are on the same images.
+    The latter compares each other training with the report's; its `p_value` combines the p-values of the seeds' McNemar
+    tests, which are on the same images.
     """
     labels = splits["test"].labels
     control = list(_digits(done, CONTROL))
@@ -144,11 +145,11 @@ def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
 
 
 def _digits(done: Sequence[Run], name: str) -> Iterator[NDArray[np.uint8]]:
-    """(rows,) predictions of the test split by each seed of the training `name`, in the order of the seeds."""
+    """Yield the predictions for the test split, uint8 `(N,)`, of each seed of the training `name`, in order."""
     for one in of(done, name):
         yield np.frombuffer(one.intermediate["digits"].encode(), np.uint8) - ord("0")
 
 
 def of(done: Sequence[Run], name: str) -> list[Run]:
-    """The runs of the training `name`, in the order of their seeds."""
+    """Return the runs of the training `name`, in the order of their seeds."""
     return sorted((one for one in done if one.config["training"] == name), key=lambda one: int(one.config["seed"]))

@@ -1,4 +1,4 @@
-"""The study `cnn`, put together."""
+"""Definition of the study `cnn`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the studies share: how runs are computed and remembered, and how they are shown."""
+"""Code that the studies share: computing runs, recording them, and showing the results."""

@@ -1,4 +1,4 @@
-"""The studies by name, each loaded when it is asked for, and their sections of `studies/params.yaml`."""
+"""The studies by name, each imported only when it is needed, and their sections of `studies/params.yaml`."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 
 def check(name: str, *, where: str) -> None:
-    """Refuse the name of no study.
+    """Raise an exception if no study has that name.
 
     Raises:
-        InputError: it names the studies that there are.
+        InputError: the name is unknown; the message names the studies that exist.
     """
     if name not in STUDIES:
         raise unknown(where, "study", name, STUDIES)
 
 
 def study_of(name: str) -> Study[Any]:
-    """The study of that name, one of STUDIES."""
+    """Return the study of that name, which must be one of STUDIES."""
     return _LOADERS[name]()
 
 
 def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
-    """The study's section of `studies/params.yaml`, checked; of the other studies only that they have one.
+    """Return the study's section of `studies/params.yaml`, validated; the other studies' sections need only exist.
 
     Raises:
-        InputError: every error of the file, one line each.
+        InputError: the file has errors; the message has one line for each.
     """
     sections: dict[str, Any] = {study: (dict[str, Any], Field()) for study in STUDIES}
     sections[name] = (study_of(name).params, Field())
@@ -82,7 +82,7 @@ def _frontier() -> Study[Any]:
     return STUDY
 
 
-_LOADERS: dict[str, Callable[[], Study[Any]]] = {  # functions, since each study imports torch
+_LOADERS: dict[str, Callable[[], Study[Any]]] = {  # functions, because each study imports torch
     "lecun1998": _lecun1998,
     "optimizers": _optimizers,
     "gradient_descent": _gradient_descent,

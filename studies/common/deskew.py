@@ -1,7 +1,7 @@
-"""The slant of a digit, from the moments of its ink, and the digit without it.
+"""The slant of a digit, measured from the moments of its ink, and its removal.
 
-LeCun et al. 1998, section III.A: the second moments of inertia of the pixels, ink counted as 1 and background as 0,
-give the axis; the rows are then shifted sideways until it is vertical. A grey pixel counts here by its grey.
+LeCun et al. 1998, section III.A: the second moments of inertia of the pixels, with ink counted as 1 and background as
+0, give the axis; the rows are then shifted sideways until the axis is vertical. Here a grey pixel counts by its grey.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_IMAGES_AT_ONCE = 2_000  # 6 MB of float32, and of each of the few arrays that a shift makes
+_IMAGES_AT_ONCE = 2_000  # 6 MB of float32, for the images and for each of the few arrays that a shift makes
 
 
 def slant(images: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """(n,) how far each of the (n, height, width) images leans to the right, in pixels a row upwards.
+    """Return how far each image leans to the right, in pixels per row upwards: float64 `(N,)`, of float `(N, H, W)`.
 
-    It is the tangent of the angle between its axis and the vertical, so 1 is a lean of 45 degrees. Ink is positive and
-    background 0. An image without ink, or with ink in one row alone, has no axis and counts as upright.
+    The slant is the tangent of the angle between the image's axis and the vertical, so 1 is a lean of 45 degrees. Ink
+    is positive and background 0. An image without ink, or with ink in only one row, has no axis and counts as upright.
     """
     slants, _ = _axes(images)
     return slants
 
 
 def deslanted(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The (n, height, width) images with each row shifted so that the axis is vertical and the centre of mass stays.
+    """Return the images, float32 `(N, H, W)`, with their rows shifted sideways so that each image's axis is vertical.
 
-    A shift is rarely whole: a pixel's ink is shared by the two pixels that it falls between. What comes in from outside
-    is background, 0.
+    The centre of mass stays where it is. A shift is rarely a whole number of pixels: the ink of a pixel is shared
+    between the two pixels that it falls between. What enters from outside the image is background, 0.
     """
     result = np.empty_like(images)
     for start in range(0, len(images), _IMAGES_AT_ONCE):
@@ -38,7 +38,7 @@ def deslanted(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _axes(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The slant and the row of the centre of mass, counted from the middle row, of each image."""
+    """Return each image's slant and the row of its centre of mass, counted from the middle row: float64 `(N,)` each."""
     height, width = images.shape[1:]
     y, x = np.arange(height) - (height - 1) / 2, np.arange(width) - (width - 1) / 2
     ink, moment_x = images.sum(2, dtype=np.float64), images @ x
@@ -55,9 +55,10 @@ def _axes(images: NDArray[np.floating[Any]]) -> tuple[NDArray[np.float64], NDArr
 def _shifted(
     images: NDArray[np.float32], slants: NDArray[np.float64], centres: NDArray[np.float64]
 ) -> NDArray[np.float32]:
+    """Return the images, float32 `(N, H, W)`, with row y shifted to the right by slants * (y - centres) pixels."""
     height, width = images.shape[1:]
     y = np.arange(height) - (height - 1) / 2
-    shift = slants[:, None] * (y - centres[:, None])  # to the right; below the centre, y > 0, a right-leaning digit's
+    shift = slants[:, None] * (y - centres[:, None])  # rows below the centre of a right-leaning digit go right
     whole = np.floor(shift).astype(np.int64)
     share = (shift - whole).astype(np.float32)[:, :, None]
     sources = np.arange(width) - whole[:, :, None]

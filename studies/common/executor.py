@@ -1,4 +1,4 @@
-"""Runs of one function on the CPUs or GPUs of Ray, each remembered as soon as it ends."""
+"""Execution of one function on many configurations, on Ray's CPUs or GPUs; each run is recorded as soon as it ends."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from mnist_pipe.fingerprint import code_version
 from studies.common.ledger import Config, Result, Run
 
 Compute = Callable[[Config, Mapping[str, Any]], Result]
+"""Function that computes one run, given its configuration and the data that all runs share."""
 
 
 def run_all(
@@ -28,16 +29,22 @@ def run_all(
     ledger: Ledger[Run],
     on_run: Callable[[Run], None] = lambda _: None,
 ) -> list[Run]:
-    """`compute(config, shared)` for each of `configs`, on one CPU each, or one GPU where there are any.
+    """Return `compute(config, shared)` for each of `configs`, run on one CPU each, or on one GPU each if there are any.
 
-    `compute` is a function of a module, so that a worker can import it; `shared` is in the memory of each node once.
-    Runs start in the order given, so the longest should come first; they return in that order too, and `on_run` is
-    called as each ends. Runs that `ledger` has are neither computed again nor passed to `on_run`. A run that is lost
-    with its node starts again.
+    Runs start in the order given, so the longest should come first; they are returned in that order too. A run that is
+    lost with its node starts again.
+
+    Args:
+        compute: a function of a module, so that a worker can import it.
+        configs: the configurations of the runs.
+        shared: what all runs read; each node holds it in memory once.
+        available: the CPUs, GPUs and nodes to run on.
+        ledger: where runs are recorded; a run that it already has is not computed again.
+        on_run: called as each run ends, but not for those that `ledger` already has.
 
     Raises:
-        UnavailableError: several machines without a storage that all of them reach, or one with other code.
-        Exception: what a run raised; the others are given up.
+        UnavailableError: there are several nodes without a storage that all of them reach, or a node has other code.
+        Exception: what a run raised; the other runs are abandoned.
     """
     check_storage(len(available.nodes))
     known = {digest(run.config): run for run in ledger.read()}
@@ -65,7 +72,7 @@ def run_all(
 
 
 def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code: str) -> dict[str, Any]:
-    """The fields of `Run` apart from its configuration."""
+    """Compute one run and return the fields of its `Run` apart from the configuration."""
     check_code(code, found=_version(compute))
     started, worked = time.perf_counter(), time.process_time()
     result = compute(config, shared)
@@ -79,7 +86,7 @@ def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code:
 
 
 def _version(compute: Compute) -> str:
-    """A digest of the library's code, of what the studies share, and of the modules beside the function's own."""
+    """Return a digest of the library's code, of `studies/common`, and of the modules beside that of `compute`."""
     source = inspect.getsourcefile(compute)
     assert source is not None
     modules = [path for folder in (__file__, source) for path in sorted(Path(folder).parent.glob("*.py"))]

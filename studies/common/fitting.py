@@ -1,4 +1,4 @@
-"""What the studies share of training: the rows as they want them, and `loop.train` to its end."""
+"""The training that the studies share: the splits in the form that they need, and `loop.train` run to its end."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
 
 Splits = Mapping[str, NormalizedSplit]
-"""By the names train, validation and test."""
+"""The splits by name: train, validation and test."""
 
 
 def device() -> torch.device:
-    """Where a run computes."""
+    """Return the device that a run computes on: the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def whole(splits: Splits) -> NormalizedSplit:
-    """The published training rows, train and validation together, in the published order."""
+    """Return the published training rows, train and validation together, in the published order."""
     parts = [splits["train"], splits["validation"]]
     index = np.concatenate([part.index for part in parts])
     order = np.argsort(index)
     images = np.empty((len(index), *parts[0].images.shape[1:]), np.float32)
     rank = np.argsort(order)
     start = 0
-    for part in parts:  # one copy of the images and not three
+    for part in parts:  # makes one copy of the images; concatenating and sorting would make three
         images[rank[start : start + len(part.index)]] = part.images
         start += len(part.index)
     labels = np.concatenate([part.labels for part in parts])[order]
@@ -40,7 +40,7 @@ def whole(splits: Splits) -> NormalizedSplit:
 
 
 def pixels(split: NormalizedSplit) -> NDArray[np.float32]:
-    """(rows, 28, 28) on the published scale, from 0, the paper, to 1, ink."""
+    """Return the images, float32 `(N, 28, 28)`, on the published scale: from 0, the paper, to 1, ink."""
     mean, std = (float(split.provenance[name]) for name in ("mean", "std"))
     found: NDArray[np.float32] = np.clip(split.images * np.float32(std) + np.float32(mean), 0, 1)
     return found
@@ -49,9 +49,10 @@ def pixels(split: NormalizedSplit) -> NDArray[np.float32]:
 def fit(
     recipe: Recipe, *, training: NormalizedSplit, watched: NormalizedSplit
 ) -> tuple[nn.Module, list[dict[str, float]]]:
-    """Train by `recipe` and return the model and an entry for each epoch, as `loop.train` yields them.
+    """Train by `recipe`; return the model and an entry for each epoch, as `loop.train` yields them.
 
-    What these call validation is `watched`, from which nothing is learned; an average of the weights is put in place.
+    The entries call `watched` validation; nothing is learned from it. If the recipe averages the weights, the returned
+    model has the average.
 
     Raises:
         DivergedError: the loss is not finite.
@@ -64,6 +65,6 @@ def fit(
 
 
 def predicted(model: nn.Module, split: NormalizedSplit) -> NDArray[np.uint8]:
-    """(rows,) the digits that `model` takes the images of `split` for."""
+    """Return the digits, uint8 `(N,)`, that `model` predicts for the images of `split`."""
     digits: NDArray[np.uint8] = loop.logits(model, split.images).argmax(1).astype(np.uint8)
     return digits

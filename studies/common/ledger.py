@@ -1,6 +1,6 @@
-"""A study's runs, and the ledger that remembers each as soon as it ends.
+"""The runs of a study, and the ledger that records each run as soon as it ends.
 
-A study that was killed and runs again computes what is missing and nothing else.
+A study that was killed and is started again computes only the runs that are missing.
 """
 
 from __future__ import annotations
@@ -12,36 +12,36 @@ from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.storage import Storage
 
 Config = dict[str, Any]
-"""JSON-able; everything that decides a run's result."""
+"""Configuration of a run: JSON values that together decide the run's result."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run computes; both parts are JSON values."""
+    """The result of a run; both parts are JSON values."""
 
     figures: dict[str, Any]
-    """What the study shows; `runs.json` keeps it."""
+    """Results that the study shows; `runs.json` keeps them."""
     intermediate: dict[str, Any] = field(default_factory=dict)
-    """What `Study.conclude` needs besides, such as predictions; it is not kept when the study has ended."""
+    """Further results that `Study.conclude` needs, such as predictions; they are dropped when the study has ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run that has ended."""
+    """A finished run: its configuration, its result, and where and how long it ran."""
 
     config: Config
     result: dict[str, Any]
-    """Its `Result.figures`."""
+    """The `Result.figures` that the run returned."""
     intermediate: dict[str, Any] = field(default_factory=dict)
-    """Its `Result.intermediate`; empty where the run was read from `runs.json`."""
+    """The `Result.intermediate` that the run returned; empty if the run was read from `runs.json`."""
     seconds: float = 0.0
-    """Wall-clock time, without the wait for a CPU."""
+    """Wall-clock time, in seconds, without the wait for a CPU."""
     address: str = ""
-    """The node that computed it."""
+    """IP address of the node that computed the run."""
     processor_seconds: float = 0.0
-    """CPU time: less than `seconds` where other processes used the machine too."""
+    """CPU time, in seconds: less than `seconds` if other processes used the machine too."""
 
 
 def ledger_of(name: str, *, storage: Storage) -> Ledger[Run]:
-    """The finished runs of the study whose run has that name."""
+    """Return the ledger of the finished runs of the study run called `name`."""
     return Ledger(storage=storage, folder=f"studies/{name}", entry=Run)

@@ -1,4 +1,4 @@
-"""What the literature reports, from `studies/published.csv`: a row for each published figure, with its source."""
+"""The results that the literature reports, from `studies/published.csv`: one row each, with its source."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _COLUMNS = ["source", "system", "variant", "metric", "value", "unit", "setting",
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One published number."""
+    """A published number, with its unit and its source."""
 
     value: float
     unit: str
     setting: str
-    """What else is said of it."""
+    """Further details of the number, such as the epoch after which it was measured."""
     reference: str
-    """Where it was published."""
+    """Where the number was published."""
     decimals: int
-    """That it was published with."""
+    """Number of decimals with which the number was published."""
 
 
 class Published:
-    """The published figures of every study."""
+    """The published numbers of all studies."""
 
     def __init__(self, path: Path = paths.PUBLISHED) -> None:
-        """Read `path`.
+        """Read the published numbers from `path`.
 
         Raises:
             InputError: the file is missing or has other columns.
@@ -47,10 +47,10 @@ class Published:
         self._rows = table
 
     def find(self, system: str, variant: str, metric: str, *, setting: str | None = None) -> Figure:
-        """The figure of that system, variant and metric; `setting` tells apart what these do not.
+        """Return the published number of a system, variant and metric; `setting` distinguishes rows that share these.
 
         Raises:
-            InputError: there is none, or more than one.
+            InputError: no row matches, several do, or the value is not a number.
         """
         rows = self._rows
         wanted = {"system": system, "variant": variant, "metric": metric}

@@ -1,4 +1,4 @@
-"""Several tests of one claim on the same rows as one."""
+"""Combination of several tests of one claim on the same rows into one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 
 def combined(p_values: Sequence[float]) -> float:
-    """One p-value of K tests of the same claim on the same rows, which are not independent.
+    """Return one p-value for K tests of the same claim on the same rows, which are not independent.
 
-    Whatever their dependence, K/k times the k-th smallest is one, for a k that was fixed beforehand (Rüger 1978); here
-    it is that of the median.
+    Whatever the dependence of the tests, K/k times the k-th smallest p-value is a valid p-value, for a k that was fixed
+    beforehand (Rüger 1978). Here k is that of the median.
     """
     middle = math.ceil(len(p_values) / 2)
     return min(1.0, len(p_values) / middle * sorted(p_values)[middle - 1])

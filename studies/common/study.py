@@ -1,4 +1,4 @@
-"""What a study is: the parts that all of them have, and those that a study may leave out."""
+"""The definition of a study: the parts that every study has, and those that a study may leave out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SearchedParams = TypeVar("SearchedParams", bound=Section, contravariant=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What a study is shown from."""
+    """Everything that a study is shown from: its runs, its conclusions and the published numbers."""
 
     runs: Sequence[Run]
     conclusions: Mapping[str, Any]
@@ -32,10 +32,7 @@ class Measured:
 
 
 class Tune(Protocol[SearchedParams]):
-    """A hyper-parameter search before the runs; returns its trials as runs.
-
-    `storage` and `name` are those of the study's run, so that an interrupted search goes on; `say` logs a line.
-    """
+    """A hyper-parameter search that precedes the runs."""
 
     def __call__(
         self,
@@ -46,28 +43,34 @@ class Tune(Protocol[SearchedParams]):
         storage: Storage,
         name: str,
         say: Callable[[str], None],
-    ) -> list[Run]: ...
+    ) -> list[Run]:
+        """Search and return the trials as runs.
+
+        `storage` and `name` are those of the study's run, so that an interrupted search resumes; `say` logs a line.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study(Generic[Params]):
-    """One study: `params` to `conclude` compute it, `title` and what follows show it."""
+    """One study: the fields from `params` to `conclude` compute it, `title` and the following ones show it."""
 
     params: type[Params]
-    """Its section of `studies/params.yaml`."""
+    """Type of the study's section of `studies/params.yaml`."""
     tune: Tune[Params] | None = None
+    """Search that precedes the runs, or None."""
     plan: Callable[[Params], list[Config]] | None = None
-    """The configurations that depend on no result."""
+    """Function that returns the configurations that depend on no result, or None."""
     plan_from_results: Callable[[Params, Sequence[Run]], list[Config]] | None = None
-    """The configurations that depend on the runs of `tune` and `plan`."""
+    """Function that returns the configurations that depend on the runs of `tune` and `plan`, or None."""
     run: Callable[[Config, Splits], Result]
-    """Computes one configuration; a function of a module, since Ray's workers import it."""
+    """Function that computes one configuration; it must be a function of a module, since Ray's workers import it."""
     conclude: Callable[[Sequence[Run], Splits], dict[str, Any]] | None = None
-    """What the runs say together and not one by one: JSON values that `runs.json` keeps."""
+    """Function that computes what only the runs together show, as JSON values that `runs.json` keeps, or None."""
     title: str
     rows: Callable[[Measured], list[Row]]
-    """The table."""
+    """Function that returns the rows of the study's table."""
     draw: Callable[[Path, Measured], list[str]]
-    """Draws the figures into a folder and returns their names."""
+    """Function that draws the figures into a folder and returns their file names."""
     render_findings: Callable[[Measured, Sequence[Row]], str]
-    """The text of the study's section of `studies/README.md`, given its `rows`."""
+    """Function that returns the text of the study's section of `studies/README.md`, given what `rows` returned."""

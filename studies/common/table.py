@@ -1,4 +1,4 @@
-"""A study's table: what was published, what was measured here, and whether the one reaches the other."""
+"""The table of a study: what was published, what was measured here, and whether ours reaches the published number."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from mnist_pipe.evaluation import markdown
 from studies.common.published import Figure
 
 LOWER_IS_BETTER = ("error", "loss", "rmse", "mae")
+"""Last words of the metrics of which a lower value is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure of one system."""
+    """One metric of one system."""
 
     system: str
     variant: str
     metric: str
-    """As `published.csv` names it; one that ends in `error` or `loss` is the better the lower it is."""
+    """Name of the metric, as in `published.csv`; lower is better if its last word is in `LOWER_IS_BETTER`."""
     values: list[float]
-    """One a seed, in `unit`."""
+    """Measured values, one per seed, in `unit`."""
     unit: str
     published: Figure | None
     note: str = ""
-    """What a reader must know of it; `deterministic` where a method draws nothing, and one value is all there is."""
-    headline: bool = True
-    """Whether the project's README shows it too."""
+    """What a reader must know of the row; `deterministic` if the method draws nothing and so has only one value."""
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean of the values over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation over the seeds; None of one."""
+        """Sample standard deviation over the seeds, or None if there is one seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def difference(self) -> float | None:
-        """Ours less the published."""
+        """Our mean minus the published number, or None if there is none."""
         return None if self.published is None else self.mean - self.published.value
 
     @property
+    def is_error(self) -> bool:
+        """Whether a lower value is better."""
+        return self.metric.rpartition("_")[2] in LOWER_IS_BETTER
+
+    @property
     def verdict(self) -> str:
-        """`reached` where the mean is as good as what was published, or as near as its decimals or the seeds tell."""
+        """Whether the mean is as good as the published number, or as near as its decimals or the seeds can resolve."""
         if self.published is None or self.difference is None:
             return "not published"
-        lower = self.metric.rpartition("_")[2] in LOWER_IS_BETTER
-        behind = self.difference if lower else -self.difference
+        behind = self.difference if self.is_error else -self.difference
         if behind <= 0:
             return "reached"
         if behind <= 0.5 * 10**-self.published.decimals:
@@ -63,7 +66,7 @@ class Row:
         return f"missed by {self._figure(behind)}"
 
     def shown(self) -> str:
-        """Mean and deviation with as many decimals as mean something."""
+        """Return the mean and the standard deviation as text."""
         spread = f" ± {self._figure(self.deviation)}" if self.deviation is not None else ""
         return f"{self._figure(self.mean)}{spread}"
 
@@ -75,7 +78,7 @@ COLUMNS = ("system", "variant", "measured", "published", "ours", "difference", "
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row of the README's table, column by column."""
+    """Return the cells of a row of the README's table, in the order of `COLUMNS`."""
     setting = row.published.setting if row.published else ""
     name = row.metric.replace("_", " ")
     return (
@@ -91,18 +94,18 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The table in Markdown, without the columns that no row has an entry in."""
+    """Return the table in Markdown, without the columns in which no row has an entry."""
     used = [column for column in range(len(header)) if any(row[column] for row in rows)]
     return markdown.table([header[column] for column in used], [[row[column] for column in used] for row in rows])
 
 
 def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`; at least one part."""
+    """Return the parts, of which there is at least one, as `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def csv(rows: Sequence[Row]) -> bytes:
-    """The table with every figure in full, and the values of each seed."""
+    """Return the table as CSV, with numbers to six significant digits and the values of each seed."""
     table = pd.DataFrame(
         {
             "system": row.system,

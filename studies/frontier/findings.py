@@ -1,4 +1,4 @@
-"""How near training within an hour comes to the published records, and what the best ensemble still takes wrong."""
+"""The findings of `frontier`: how near an hour of training comes to the published records, and what stays wrong."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mnist_pipe.evaluation import plots
 from studies.common.study import Measured
 from studies.common.table import Row
 
-_RECORDS = (  # and which of ours is of its kind
+_RECORDS = (  # system, variant, and which of our systems is of the same kind
     ("branching CNN with homogeneous vector capsules", "single network", "single"),
     ("MCDNN", "35 networks averaged", "whole"),
     ("DropConnect", "networks aggregated", "small"),
@@ -26,7 +26,7 @@ _RECORDS = (  # and which of ours is of its kind
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Our three kinds, and each record beside the one that is most like it."""
+    """Return rows for our systems, and for each record beside the system of ours that is most like it."""
     done, conclusions = measured.runs, measured.conclusions
     ours = {
         "single": _errors([run.result["test_accuracy"] for run in done]),
@@ -73,7 +73,7 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """Error against the number of networks, with the records; and every mistake that is left."""
+    """Draw the error against the number of networks, with the records, and every remaining mistake."""
     done, conclusions = measured.runs, measured.conclusions
     with plots.drawing(folder / "figure.png", height=3.4) as figure:
         axes = figure.subplots()
@@ -110,7 +110,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
-    """What an hour buys, how it was chosen and how theirs were, and what stays wrong."""
+    """Return the text: what an hour of training reaches, how it and the records were chosen, and what stays wrong."""
     done, conclusions = measured.runs, measured.conclusions
     config, mistakes = done[0].config, conclusions["mistakes"]
     single = [run.result["test_accuracy"] for run in done]

@@ -1,7 +1,8 @@
-"""Networks of the recipe `best`, which the main pipeline chose on the validation split, one a seed, and their averages.
+"""Networks trained by the recipe `best`, one per seed, and their averages.
 
-Each trains on all 60,000 rows for a fixed number of epochs, is judged by its last weights, and belongs to the ensemble
-whatever it scored: nothing here is chosen, on the test split or any other.
+The main pipeline chose the recipe on the validation split. Each network trains on all 60,000 rows for a fixed number of
+epochs, is judged by its last weights, and belongs to the ensemble whatever its score: nothing here is chosen, on the
+test split or any other.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ _MOST_SUBSETS = 100
 
 
 class Params(Section):
-    """The study `frontier`."""
+    """The section `frontier` of `studies/params.yaml`."""
 
     num_networks: Annotated[int, Field(ge=3, le=100)]
-    """As many as the machine trains in the hour, a seed each."""
+    """Number of networks, one per seed: as many as the machine trains in the hour."""
     ensemble_size: Annotated[int, Field(ge=2, le=50)]
-    """Networks of one small ensemble; the networks are dealt to as many of these as there can be."""
+    """Networks of a small ensemble; the networks are split into as many of these as possible."""
     channels: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=1, max_length=4)]
-    """Of each block of the convnet."""
+    """Channels of each block of the convnet."""
     num_epochs: Epochs
 
 
 def plan(params: Params) -> list[Config]:
-    """One network a seed."""
+    """Return one configuration for each seed."""
     return [
         {
             "channels": params.channels,
@@ -55,7 +56,7 @@ def plan(params: Params) -> list[Config]:
 
 
 def recipe_of(config: Config) -> Recipe:
-    """The recipe `best` of `params.yaml`, with the study's channels and epochs."""
+    """Return the recipe `best` of `params.yaml`, with the study's channels and epochs."""
     return Recipe(
         model="convnet",
         model_params={"channels": config["channels"], "convolutions": 2},
@@ -73,9 +74,9 @@ def recipe_of(config: Config) -> Recipe:
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train one network; its test accuracy with one look at each image and with five (`Shifted`)."""
+    """Train one network; return its test accuracy with one view of each image and with five (`ShiftAveraged`)."""
     training, test = whole(splits), splits["test"]
-    watched = splits["validation"].first(1000)  # which it knows by heart
+    watched = splits["validation"].first(1000)  # rows that it is trained on: they choose nothing
     model, history = fit(recipe_of(config), training=training, watched=watched)
     background = to_device(test, device=device()).background
     one = loop.logits(model, test.images)
@@ -90,9 +91,10 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
-    """Averages of the networks' log-probabilities: small ensembles without a common member, and all of them.
+    """Return the accuracies of averaged log-probabilities: small ensembles without a common member, and all networks.
 
-    `by_size` is the mean error over subsets of each size, `mistakes` what the whole ensemble takes for another digit.
+    `by_size` is the mean accuracy over subsets of each size, `mistakes` what the whole ensemble takes for another
+    digit.
     """
     labels = splits["test"].labels
     logs = np.stack([unpacked(run.intermediate["log_probabilities"]) for run in done])
@@ -125,22 +127,25 @@ def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
 
 
 def accuracy(logs: NDArray[np.floating[Any]], labels: NDArray[np.uint8]) -> float:
-    """Of the mean over (networks, rows, 10) log-probabilities."""
+    """Return the accuracy of the mean over `(networks, N, 10)` log-probabilities, given labels, uint8 `(N,)`."""
     return float((logs.mean(0).argmax(1) == labels).mean())
 
 
 def packed(logs: NDArray[np.float32]) -> str:
-    """(rows, 10) log-probabilities as text, in half precision."""
+    """Return log-probabilities, float32 `(N, 10)`, as text, in half precision."""
     return base64.b64encode(logs.astype(np.float16).tobytes()).decode()
 
 
 def unpacked(text: str) -> NDArray[np.float32]:
-    """The array that `packed` took, within half precision."""
+    """Return the log-probabilities, float32 `(N, 10)`, that `packed` turned into `text`, to half precision."""
     return np.frombuffer(base64.b64decode(text), np.float16).reshape(-1, NUM_CLASSES).astype(np.float32)
 
 
 def _mean_accuracy(logs: NDArray[np.float32], size: int, labels: NDArray[np.uint8]) -> float:
-    """Over every subset of that size, or over as many of them, drawn evenly, as do not take long."""
+    """Return the mean accuracy over the subsets of `size` networks, or over `_MOST_SUBSETS` of them, evenly spaced.
+
+    `logs` are float32 `(networks, N, 10)`, `labels` uint8 `(N,)`.
+    """
     subsets = list(combinations(range(len(logs)), size))
     chosen = [subsets[int(i)] for i in np.unique(np.linspace(0, len(subsets) - 1, _MOST_SUBSETS).astype(int))]
     return round(float(np.mean([accuracy(logs[list(subset)], labels) for subset in chosen])), 6)

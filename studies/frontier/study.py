@@ -1,4 +1,4 @@
-"""The study `frontier`, put together."""
+"""Definition of the study `frontier`."""
 
 from __future__ import annotations
 

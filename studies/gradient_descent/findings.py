@@ -1,4 +1,4 @@
-"""What the encodings, the batch sizes and a decaying learning rate are worth for the 784-15-10 network."""
+"""The findings of `gradient_descent`: what encodings, batch sizes and a decaying rate do to the 784-15-10 network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SCHEDULES = ("constant", "decayed")
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Test accuracy by batch size, encoding and schedule; the lesson publishes none."""
+    """Return the test accuracy by batch size, encoding and schedule, one row each; the lesson publishes none."""
     return [
         Row(
             system=f"784-{run.config['num_hidden']}-{_outputs(run)}, {run.config['encoding']}",
@@ -28,7 +28,6 @@ def rows(measured: Measured) -> list[Row]:
             unit="%",
             published=None,
             note=f"η {run.config['members'][0][0]:g}, {run.config['num_epochs']} epochs",
-            headline=run.config["batch"] == "mini-batch" and schedule == "constant",
         )
         for run in _finals(measured)
         for schedule in _SCHEDULES
@@ -36,7 +35,7 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """Cost and accuracy by epoch, a column for each batch size, a colour for each encoding."""
+    """Draw cost and accuracy by epoch: a column for each batch size, a colour for each encoding."""
     finals = _finals(measured)
     batches = list(dict.fromkeys(run.config["batch"] for run in finals))
     with plots.drawing(folder / "figure.png", height=4.6) as figure:
@@ -67,7 +66,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 
 def render_findings(measured: Measured, _: Sequence[Row]) -> str:
-    """One-hot or not, how often to step, and whether the rate should fall."""
+    """Return the text: whether to encode one-hot, how often to step, and whether the rate should fall."""
     finals = _finals(measured)
     batches = list(dict.fromkeys(run.config["batch"] for run in finals))
     return "\n\n".join(
@@ -169,7 +168,7 @@ def _last(run: Run, schedule: str) -> list[float]:
 
 
 def _best(run: Run) -> list[float]:
-    """Of the schedule whose cost on the training rows ends lower."""
+    """Return the last test accuracies with the schedule whose cost on the training rows ends lower."""
     return _last(run, min(_SCHEDULES, key=lambda kind: _mean([member["cost"][-1] for member in _members(run, kind)])))
 
 

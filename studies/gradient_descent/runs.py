@@ -1,8 +1,8 @@
 """The two-layer sigmoid network by the lesson's equations, written out in numpy: no autograd, no optimizer.
 
-D. Ko 2026, *Classifying Handwritten Digits & Gradient Descent* (seed 003); the numbers of equations are its own. Each
-array starts with the dimension of the members: networks of one encoding and one batch size that train side by side,
-since a step of batch 1 is so small that its cost is that of calling it.
+D. Ko 2026, *Classifying Handwritten Digits & Gradient Descent* (seed 003); the equation numbers are those of the
+lesson. The first dimension of each array is the members: networks of one encoding and one batch size that train side by
+side, since a step of batch size 1 is so small that the cost of calling it dominates.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ _ROWS_AT_ONCE = 1000
 
 
 class Params(Section):
-    """The study `gradient_descent`."""
+    """The section `gradient_descent` of `studies/params.yaml`."""
 
     num_hidden: Annotated[int, Field(ge=1, le=1024)]
-    """Sigmoid units between the 784 pixels and the outputs."""
+    """Number of sigmoid units between the 784 pixels and the outputs."""
     batch_sizes: dict[str, Annotated[int, Field(ge=1)] | None]
-    """By name; null is the whole training set."""
+    """Rows of a batch, by the name of the batch size; null is the whole training set."""
     num_epochs: dict[str, Epochs]
-    """By the name of the batch size: a full batch makes one step an epoch."""
+    """Epochs of a final run, by the name of the batch size: a full batch makes one step per epoch."""
     search_epochs: dict[str, Epochs]
-    """What a learning rate is chosen by: the accuracy on the validation split after so many epochs."""
+    """Epochs after which the validation accuracy decides on a learning rate, by the name of the batch size."""
     learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]]
-    """What is tried, by the name of the batch size; one seed each."""
+    """Learning rates that are tried, by the name of the batch size, with one seed each."""
     final_fraction: Annotated[float, Field(gt=0, le=1)]
-    """Of the learning rate at the end of a run whose rate decays."""
+    """Share of the learning rate that is left at the end of a run whose rate decays."""
     num_seeds: Annotated[int, Field(ge=1, le=100)]
 
 
 def codes(encoding: str) -> NDArray[np.float64]:
-    """(10, outputs) what the outputs should be for each digit: section 2.2."""
+    """Return what the outputs should be for each digit, float64 `(10, outputs)` (section 2.2)."""
     digits = np.arange(NUM_CLASSES)
     if encoding == "one-hot":
         return np.eye(NUM_CLASSES)
     if encoding == "binary":
         return ((digits[:, None] >> np.arange(3, -1, -1)) & 1).astype(np.float64)
     assert encoding == "ordinal"
-    return digits[:, None] / (NUM_CLASSES - 1)  # a sigmoid reaches from 0 to 1
+    return digits[:, None] / (NUM_CLASSES - 1)  # scaled to the range of a sigmoid, 0 to 1
 
 
 ENCODINGS = ("one-hot", "binary", "ordinal")
 
 
 def plan(params: Params) -> list[Config]:
-    """For each batch size and encoding every learning rate for a while."""
+    """Return the searches: for each batch size and encoding, every learning rate for a few epochs."""
     return [
         _config(params, size, encoding, "search", [[rate, "constant", 0] for rate in params.learning_rates[size]])
         for size in params.batch_sizes
@@ -66,7 +66,7 @@ def plan(params: Params) -> list[Config]:
 
 
 def plan_finals(params: Params, done: Sequence[Run]) -> list[Config]:
-    """For each batch size and encoding the best learning rate with every schedule and seed, to the end."""
+    """Return the final runs: for each batch size and encoding, the best learning rate with every schedule and seed."""
     best = {(run.config["batch"], run.config["encoding"]): best_rate(run) for run in done if is_search(run)}
     kinds = [(schedule, seed) for schedule in ("constant", "decayed") for seed in range(params.num_seeds)]
     return [
@@ -76,12 +76,12 @@ def plan_finals(params: Params, done: Sequence[Run]) -> list[Config]:
 
 
 def is_search(run: Run) -> bool:
-    """Whether the run looked for a learning rate."""
+    """Return whether the run searched for a learning rate."""
     return bool(run.config["phase"] == "search")
 
 
 def best_rate(search: Run) -> float:
-    """The learning rate with the highest accuracy on the validation split; of equals the lower."""
+    """Return the learning rate with the highest accuracy on the validation split; of equals, the lowest."""
     members = zip(search.result["members"], search.config["members"], strict=True)
     scored = [(figures["validation_accuracy"][-1], -rate) for figures, (rate, _, _) in members]
     return float(-max(scored)[1])
@@ -101,10 +101,10 @@ def _config(params: Params, size: str, encoding: str, phase: str, members: list[
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train the members; a search on the training split, the final runs on all 60,000 rows.
+    """Train the members: a search on the training split, the final runs on all 60,000 rows.
 
-    There is for each member a value before training and after each epoch of `cost` on the training rows (equation 1),
-    `train_accuracy`, and `validation_accuracy` of a search, `test_accuracy` of a final run.
+    The result has for each member a value before training and after each of the `epochs`: the `cost` on the training
+    rows (equation 1), `train_accuracy`, and `validation_accuracy` of a search or `test_accuracy` of a final run.
     """
     searching = config["phase"] == "search"
     training = splits["train"] if searching else whole(splits)
@@ -118,7 +118,7 @@ def run(config: Config, splits: Splits) -> Result:
     network = initial(seeds, (PIXELS, config["num_hidden"], targets.shape[1]))
     batch_size = config["batch_size"] or len(labels)
     num_epochs = config["num_epochs"]
-    every = max(1, num_epochs // 50)  # of 300 epochs every sixth is looked at
+    every = max(1, num_epochs // 50)  # of 300 epochs every sixth is evaluated
     series: dict[str, list[list[float]]] = {"cost": [], "train_accuracy": [], f"{judged}_accuracy": []}
     epochs = [0]
 
@@ -143,9 +143,10 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:
-    """Weights (members, inputs, outputs) and biases (members, 1, outputs) of each layer, a member a seed.
+    """Return the weights, float32 `(members, inputs, outputs)`, and biases, `(members, 1, outputs)`, of each layer.
 
-    Normal with a standard deviation of 1 / sqrt(inputs), so that no sigmoid starts saturated; biases 0.
+    Each member has its own seed. The weights are normal with a standard deviation of 1 / sqrt(inputs), so that no
+    sigmoid starts saturated; the biases are 0.
     """
     drawn = [np.random.default_rng(seed) for seed in seeds]
     network: list[Array] = []
@@ -156,7 +157,10 @@ def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:
 
 
 def batches(num_rows: int, batch_size: int, seeds: Sequence[int], epoch: int) -> Iterator[NDArray[np.int64]]:
-    """The rows of each mini-batch of an epoch, drawn without replacement: (members, batch), of a full one (1, rows)."""
+    """Yield the rows of each mini-batch of an epoch, int64 `(members, batch)`, drawn without replacement.
+
+    A full batch is the same for all members: `(1, rows)`.
+    """
     if batch_size == num_rows:
         yield np.arange(num_rows)[None]  # in any order the sum is the same
         return
@@ -166,26 +170,35 @@ def batches(num_rows: int, batch_size: int, seeds: Sequence[int], epoch: int) ->
 
 
 def activations(network: Sequence[Array], images: Array) -> tuple[Array, Array]:
-    """What the hidden units and the outputs say: (members, rows, hidden) and (members, rows, outputs)."""
+    """Return the activations of the hidden units, `(members, N, hidden)`, and of the outputs, `(members, N, outputs)`.
+
+    `images` are `(members, N, 784)`, or `(1, N, 784)` if all members see the same. All arrays are floating point.
+    """
     weights, biases, output_weights, output_biases = network
     hidden = sigmoid(images @ weights + biases)
     return hidden, sigmoid(hidden @ output_weights + output_biases)
 
 
 def sigmoid(values: Array) -> Array:
-    """1 / (1 + exp(-z)); large arguments do not overflow."""
+    """Return 1 / (1 + exp(-z)) of each value, such that large arguments do not overflow."""
     return (np.tanh(values / 2) + 1) / 2
 
 
 def cost(network: Sequence[Array], images: Array, targets: Array) -> Array:
-    """(members,) the quadratic cost of (members, rows, ...) images and targets: equation 1."""
+    """Return the quadratic cost, `(members,)`, of each member (equation 1).
+
+    `images` are floating point `(members, N, 784)`, `targets` `(members, N, outputs)`.
+    """
     outputs = activations(network, images)[1]
     found: Array = np.square(targets - outputs).sum((1, 2)) / (2 * outputs.shape[1])
     return found
 
 
 def gradient(network: Sequence[Array], images: Array, targets: Array) -> list[Array]:
-    """The gradient of `cost` by each array of `network`: the mean of the rows' own (equations 10 and 11)."""
+    """Return the gradient of `cost` by each array of `network`, in that array's shape: the mean over the rows.
+
+    Equations 10 and 11. The arguments are those of `cost`.
+    """
     hidden, outputs = activations(network, images)
     num_rows = outputs.shape[1]
     # The chain rule of equation 9: da/dz = a (1 - a).
@@ -200,15 +213,17 @@ def gradient(network: Sequence[Array], images: Array, targets: Array) -> list[Ar
 
 
 def step(network: Sequence[Array], gradients: Sequence[Array], rates: Array) -> None:
-    """Move each member against its gradient, in place: equations 7 and 12."""
+    """Move each member against its gradient, in place (equations 7 and 12); `rates` are floating point `(members,)`."""
     for values, slopes in zip(network, gradients, strict=True):
         values -= rates[:, None, None] * slopes
 
 
 def judge(network: Sequence[Array], images: Array, labels: NDArray[np.uint8], targets: Array) -> tuple[Array, Array]:
-    """(members,) the cost and the accuracy; an image is the digit whose code is nearest to the outputs.
+    """Return the cost and the accuracy of each member, float64 `(members,)` each.
 
-    Of one-hot codes that is the output with the largest activation.
+    The predicted digit is the one whose code is nearest to the outputs; with one-hot codes that is the output with the
+    largest activation. `images` are floating point `(N, 784)`, `labels` uint8 `(N,)`, and `targets` are the codes,
+    `(10, outputs)`.
     """
     costs, hits = np.zeros(len(network[0])), np.zeros(len(network[0]))
     for start in range(0, len(labels), _ROWS_AT_ONCE):

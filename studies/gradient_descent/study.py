@@ -1,4 +1,4 @@
-"""The study `gradient_descent`, put together."""
+"""Definition of the study `gradient_descent`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From the linear classifier upwards, a step at a time: what each step gains and where each model breaks."""
+"""A ladder of models from the linear classifier upwards: what each step gains and where each model breaks."""

@@ -1,4 +1,4 @@
-"""The study's figures."""
+"""The figures of the study `ladder`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """The ladder, the templates, two pictures of where the models break, their sizes, and the regression."""
+    """Draw the ladder, the templates, two figures of where the models break, their sizes, and the regression."""
     done, conclusions = measured.runs, measured.conclusions
     classifiers = by_name(done, task="classify")
     draw_ladder(folder / "figure.png", classifiers, steps=steps_of(classifiers, conclusions))
@@ -37,7 +37,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 
 def draw_ladder(path: Path, classifiers: Mapping[str, Sequence[Run]], *, steps: Sequence[Mapping[str, Any]]) -> None:
-    """Test error against parameters: mean and standard deviation over the seeds, and the p-value of the step to it."""
+    """Draw test error against parameters: mean and standard deviation over the seeds, and the p-value of each step."""
     with plots.drawing(path, height=4.4) as figure:
         axes = figure.subplots()
         axes.set(xscale="log", yscale="log", xlabel="parameters", title="test error, and p of the step to it")
@@ -47,7 +47,7 @@ def draw_ladder(path: Path, classifiers: Mapping[str, Sequence[Run]], *, steps: 
             at[name] = runs[0].result["parameters"], fmean(errors)
             lines = [*name.split(", "), f"{fmean(errors):.2f} ± {stdev(errors):.2f} %"]
             lines += [p_of(step) for step in steps if step["upper"] == name]
-            # The steps come from the upper left and go to the lower right; a model without one stands below another.
+            # The steps run from the upper left to the lower right; a model on moved images stands below its twin.
             below = is_moved(runs[0].config)
             axes.errorbar(
                 *at[name],
@@ -81,7 +81,7 @@ def draw_ladder(path: Path, classifiers: Mapping[str, Sequence[Run]], *, steps: 
 
 
 def draw_failures(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Accuracy of each model against the shift and the rotation of the test images."""
+    """Draw the accuracy of each model against the shift and the rotation of the test images."""
     with plots.drawing(path, height=3.6) as figure:
         figure.set_figwidth(8.4)
         panels = figure.subplots(1, 2, sharey=True)
@@ -98,7 +98,7 @@ def draw_failures(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
 
 
 def draw_classes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Accuracy of each class against shift and rotation: a heat map for each model, means over the seeds."""
+    """Draw the accuracy of each class against shift and rotation: a heat map for each model, means over the seeds."""
     colours = LinearSegmentedColormap.from_list("accuracy", [plots.RED, "#f3c2a6", "#ffffff"])
     kinds = kinds_of(classifiers)
     widths = [len(amounts) for _, amounts, _, _ in kinds]
@@ -115,7 +115,10 @@ def draw_classes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
 
 
 def draw_sizes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
-    """Parameters of each model against the side of its images; dotted, with the mean of each map in its place."""
+    """Draw the parameters of each model against the side of its images.
+
+    Dotted lines are the convnets whose classifier reads the mean of each map.
+    """
     with plots.drawing(path, height=3.6) as figure:
         axes = figure.subplots()
         axes.set(xscale="log", yscale="log", xlabel="pixels along a side", title="parameters")
@@ -140,7 +143,7 @@ def draw_sizes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
 def draw_regression(
     path: Path, regressors: Mapping[str, Sequence[Run]], *, points: Mapping[str, Sequence[float]]
 ) -> None:
-    """The predicted against the true slant of the first test digits, for each regressor at its first seed."""
+    """Draw the predicted against the true slant of the first test digits, for each regressor at its first seed."""
     slants = np.array(points["slant"])
     low, high = slants.min() - 0.1, slants.max() + 0.1
     with plots.drawing(path, height=3.3) as figure:
@@ -155,7 +158,7 @@ def draw_regression(
 
 
 def _heat_map(axes: Axes, rates: NDArray[np.float64], *, colours: LinearSegmentedColormap) -> None:
-    """(classes, amounts) percentages as coloured and numbered cells."""
+    """Draw percentages, float64 `(classes, amounts)`, as coloured and numbered cells."""
     axes.imshow(rates, cmap=colours, vmin=0, vmax=100, aspect="auto")
     for label, amount in np.ndindex(rates.shape):
         rate = rates[label, amount]

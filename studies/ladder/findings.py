@@ -1,4 +1,4 @@
-"""How the ladder is shown: its steps, where its models break, what they cost at a higher resolution, the regression."""
+"""The findings of `ladder`: its steps, where its models break, their size at higher resolutions, and the regression."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from studies.ladder.results import (
 from studies.ladder.runs import by_name, is_moved
 
 SIGNIFICANCE = 0.05
-"""A step improves measurably where its p-value is below."""
+"""Significance level: a step improves measurably if its p-value is below this."""
 _REGRESSION = {"r2": "R²", "rmse": "root mean squared error", "mae": "mean absolute error"}
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Test accuracy of each classifier; R² and errors of each regressor."""
+    """Return the test accuracy of each classifier, and R² and the errors of each regressor, one row each."""
     done, lesson = measured.runs, measured.published.find("linear softmax", "plain", "test_accuracy")
     classifiers = [
         Row(
@@ -58,7 +58,6 @@ def rows(measured: Measured) -> list[Row]:
             unit="",
             published=None,
             note="" if metric == "r2" else "pixels a row",
-            headline=metric == "r2",
         )
         for name, runs in by_name(done, task="regress").items()
         for metric in _REGRESSION
@@ -67,7 +66,7 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
-    """What the ladder shows, claim by claim of the lesson."""
+    """Return the text on what the ladder shows, claim by claim of the lesson."""
     done, conclusions = measured.runs, measured.conclusions
     classifiers = by_name(done, task="classify")
     paragraphs = [
@@ -120,7 +119,7 @@ def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> 
 
 
 def _instead(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> str:
-    """What moved training images are worth beside the largest model."""
+    """Return a sentence that compares a model trained on moved images with the largest model."""
     gain, share = 100 * fmean(step["gains"]), _share(classifiers, step)
     if step["p_value"] >= SIGNIFICANCE:
         verdict = "cannot be told apart from"
@@ -173,7 +172,10 @@ def _on_the_failures(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapp
 
 
 def _failures(classifiers: Mapping[str, Sequence[Run]]) -> str:
-    """Every second shift and rotation, and where half of the test images are still recognised."""
+    """Return the table of the accuracies at every second shift and rotation.
+
+    Its last column is the amount at which half of the test images are still recognised.
+    """
     units = {"shifted": " pixels", "turned": "°"}
     steps = {"shifted": slice(None, None, 2), "turned": slice(2, None, 2)}
     amounts = {kind: values for kind, values, _, _ in kinds_of(classifiers)}
@@ -251,7 +253,7 @@ def _on_the_regression(regressors: Mapping[str, Sequence[Run]]) -> str:
 
 
 def crossing(amounts: Sequence[float], values: Sequence[float], *, level: float) -> float | None:
-    """Where a curve first falls below `level`, on the straight line between its points; None where it does not."""
+    """Return where a curve first falls below `level`, or None if it does not; points are joined by straight lines."""
     points = list(zip(amounts, values, strict=True))
     for (left, above), (right, below) in pairwise(points):
         if above >= level > below:
@@ -273,7 +275,7 @@ def _share(classifiers: Mapping[str, Sequence[Run]], step: Mapping[str, Any]) ->
 
 
 def _curve(runs: Sequence[Run], kind: str) -> list[float]:
-    """Accuracy in % at each amount, the mean over the seeds."""
+    """Return the accuracy in % at each amount, as the mean over the seeds."""
     means: NDArray[np.float64] = 100 * np.mean([one.result[kind]["accuracy"] for one in runs], axis=0)
     return [float(value) for value in means]
 

@@ -1,4 +1,4 @@
-"""The runs of the study read by model: its steps, its figures and its sizes."""
+"""The runs of the study arranged by model: the steps between models, their metrics and their sizes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from studies.common.ledger import Run
 from studies.ladder.runs import is_moved, num_parameters
 
 SIDES = (14, 28, 56, 112, 224)
-"""Pixels along a side of the images whose models are counted."""
+"""Side lengths, in pixels, of the images for which each model's parameters are counted."""
 
 
 def values_of(runs: Sequence[Run], metric: str) -> list[float]:
-    """A metric of one model, one value a seed."""
+    """Return a metric of one model's runs, one value per seed."""
     return [one.result[metric] for one in runs]
 
 
 def steps_of(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Each rung against the next larger one; a model trained on moved images against the same model without them."""
+    """Return the comparison of each rung with the next larger one.
+
+    A model trained on moved images is compared with the same model trained without them.
+    """
     plain = [name for name, runs in classifiers.items() if not is_moved(runs[0].config)]
     steps = [pair(conclusions, lower=lower, upper=upper) for lower, upper in pairwise(plain)]
     for name, runs in classifiers.items():
@@ -31,7 +34,7 @@ def steps_of(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str,
 
 
 def pair(conclusions: Mapping[str, Any], *, lower: str, upper: str) -> Mapping[str, Any]:
-    """The comparison of two models."""
+    """Return the comparison of the models `lower` and `upper`."""
     found: Mapping[str, Any] = next(
         step for step in conclusions["steps"] if (step["lower"], step["upper"]) == (lower, upper)
     )
@@ -39,12 +42,12 @@ def pair(conclusions: Mapping[str, Any], *, lower: str, upper: str) -> Mapping[s
 
 
 def p_of(step: Mapping[str, Any]) -> str:
-    """The p-value of a comparison as it is printed."""
+    """Return the p-value of a comparison as it is printed."""
     return f"p = {p_value(step['p_value'])}".replace("= <", "<")
 
 
 def kinds_of(classifiers: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[float], str, str]]:
-    """(key of the result, amounts, title, unit) of the two ways to move the test images."""
+    """Return (key of the result, amounts, title, unit) of the two ways in which the test images are moved."""
     config = next(iter(classifiers.values()))[0].config
     return [
         ("shifted", config["shifts"], "test images shifted", "pixels"),
@@ -53,22 +56,22 @@ def kinds_of(classifiers: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[f
 
 
 def size_of(runs: Sequence[Run], *, side: int, pooled: bool = False) -> int:
-    """Parameters of the runs' model for images of side x side; see `num_parameters`."""
+    """Return the number of parameters of the runs' model for images of side x side pixels; see `num_parameters`."""
     model, model_params = architecture(runs)
     return num_parameters(model, model_params, side=side, pooled=pooled)
 
 
 def architecture(runs: Sequence[Run]) -> tuple[str, dict[str, Any]]:
-    """The model of the runs and its constructor arguments."""
+    """Return the name of the runs' model and its constructor arguments."""
     recipe = runs[0].config["recipe"]
     return recipe["model"], recipe["model_params"]
 
 
 def is_linear(runs: Sequence[Run]) -> bool:
-    """Whether the runs are those of the linear model."""
+    """Return whether the runs are those of the linear model."""
     return architecture(runs)[0] == "linear"
 
 
 def weights_in_colour() -> int:
-    """Parameters of a linear model of ten classes for the largest images with three channels."""
+    """Return the number of parameters of a linear model of ten classes for the largest images with three channels."""
     return (3 * SIDES[-1] ** 2 + 1) * NUM_CLASSES

@@ -1,4 +1,4 @@
-"""What is measured: each model of the ladder, on the test digits still and moved, and two of them as regressors."""
+"""The runs of the ladder: each model on the test digits, unmoved and moved, and two models as regressors."""
 
 from __future__ import annotations
 
@@ -40,43 +40,44 @@ from studies.common.ledger import Config, Result, Run
 from studies.common.significance import combined
 
 NUM_POINTS = 1000
-"""Of the scatter plot: the first test rows."""
+"""Number of points of the scatter plot, which are the first test rows."""
 
 
 class RecipeParams(Section):
-    """How one model is trained; learning rate and smoothing are its best on the validation split, at one or two seeds.
+    """Training settings of a model, of which learning rate and smoothing were chosen on the validation split.
 
-    Tried, in 8 epochs: Muon at 0.01, 0.03 and 0.06 with a smoothing of 0 and of 0.05 for the small and the standard
-    convnet; for the larger one, in 4 epochs, the same but 0 at 0.03 alone; for the one on moved images both at 0.03;
-    for the linear classifier both with Muon at 0.003 to 0.03 and with Adam at 0.0005 to 0.004. The regressors, without
-    smoothing: Adam at 0.0002 to 0.004 for the linear one, 0.001 to 0.03 for the convnet, the last in 6 epochs.
+    They are the best of those tried, at one or two seeds, in 8 epochs unless stated otherwise. The small and the
+    standard convnet: Muon at 0.01, 0.03 and 0.06 with a smoothing of 0 and of 0.05. The larger convnet, in 4 epochs:
+    the same, but a smoothing of 0 only at 0.03. The convnet on moved images: both smoothings at 0.03. The linear
+    classifier: both smoothings with Muon at 0.003 to 0.03 and with Adam at 0.0005 to 0.004. The regressors, without
+    smoothing: Adam at 0.0002 to 0.004 for the linear one, and at 0.001 to 0.03 for the convnet, in 6 epochs.
     """
 
     model: ModelName
     model_params: dict[str, Any]
     optimizer: OptimizerName
     learning_rate: LearningRate
-    """The peak of the schedule."""
+    """Peak of the schedule."""
     label_smoothing: Smoothing = 0.0
     rotation_degrees: Degrees = 0.0
-    """The largest random rotation of a training image."""
+    """Largest random rotation of a training image, in degrees."""
     translation_pixels: Pixels = 0.0
-    """The largest random shift of a training image."""
+    """Largest random shift of a training image, in pixels."""
 
 
 class Params(Section):
-    """The study's block of `studies/params.yaml`."""
+    """The section `ladder` of `studies/params.yaml`."""
 
     seeds: Annotated[list[Seed], Field(min_length=3)]
     num_epochs: Epochs
-    """Of every model."""
+    """Epochs of every model."""
     batch_size: BatchSize
     schedule: ScheduleName
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     classifiers: Annotated[dict[str, RecipeParams], Field(min_length=2)]
-    """The rungs of the ladder, by the name that they are shown under."""
+    """Rungs of the ladder, by the name under which they are shown."""
     regressors: Annotated[dict[str, RecipeParams], Field(min_length=1)]
-    """The models that predict the slant."""
+    """Models that predict the slant, by the name under which they are shown."""
     shifts: Annotated[list[Annotated[int, Field(ge=0, le=27)]], Field(min_length=1)]
     """Pixels by which the test images are moved in each of the four directions."""
     rotations: Annotated[list[Annotated[float, Field(ge=0, le=180)]], Field(min_length=1)]
@@ -84,7 +85,7 @@ class Params(Section):
 
 
 def plan(params: Params) -> list[Config]:
-    """A run for each model and seed, the largest models first."""
+    """Return a configuration for each model and seed, the largest models first."""
     common = params.model_dump(include={"num_epochs", "batch_size", "schedule", "weight_decay"})
     moves = {"shifts": params.shifts, "rotations": params.rotations}
     configs = [
@@ -106,7 +107,7 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
-    """The paired tests, the templates beside the average digits, the ink that shifts lose, the scatter."""
+    """Return the paired tests, the templates beside the average digits, the ink that shifts lose, and the scatter."""
     classifiers, regressors = by_name(done, task="classify"), by_name(done, task="regress")
     names, test = list(classifiers), splits["test"]
     linear = next(runs[0] for runs in classifiers.values() if runs[0].config["recipe"]["model"] == "linear")
@@ -133,7 +134,7 @@ def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
 
 
 def by_name(done: Sequence[Run], *, task: str) -> dict[str, list[Run]]:
-    """The runs of each model, one a seed: up the ladder by size, those that were trained on moved images last."""
+    """Return the runs of each model, one per seed: by size, with the models trained on moved images last."""
     named: dict[str, list[Run]] = {}
     for one in sorted(done, key=lambda one: (is_moved(one.config), one.result["parameters"], one.config["seed"])):
         if one.config["task"] == task:
@@ -142,15 +143,15 @@ def by_name(done: Sequence[Run], *, task: str) -> dict[str, list[Run]]:
 
 
 def is_moved(config: Config) -> bool:
-    """Whether the model was trained on moved images."""
+    """Return whether the model was trained on moved images."""
     recipe = config["recipe"]
     return bool(recipe["rotation_degrees"] or recipe["translation_pixels"])
 
 
 def num_parameters(model: str, model_params: Mapping[str, Any], *, side: int, pooled: bool = False) -> int:
-    """Weights and biases of the linear model or of a convnet for images of side x side grey pixels.
+    """Return the number of weights and biases of a linear model or convnet for images of side x side grey pixels.
 
-    With `pooled` the convnet's classifier sees the mean of each feature map in place of each of its values.
+    With `pooled` the convnet's classifier reads the mean of each feature map in place of each of its values.
     """
     if model == "linear":
         return side * side * NUM_CLASSES + NUM_CLASSES
@@ -167,7 +168,10 @@ def num_parameters(model: str, model_params: Mapping[str, Any], *, side: int, po
 
 
 def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, down: float = 0.0) -> NormalizedSplit:
-    """Every image turned clockwise and then shifted; what comes in from outside is paper."""
+    """Return the split with every image turned clockwise and then shifted; what enters from outside is paper.
+
+    `right` and `down` are in pixels.
+    """
     data = to_device(split, device=torch.device("cpu"))
     move = torch.tensor([[math.radians(degrees), right, down]])
     parts = [
@@ -178,7 +182,10 @@ def moved(split: NormalizedSplit, *, degrees: float = 0.0, right: float = 0.0, d
 
 
 def regress(recipe: Recipe, *, training: DeviceSplit, targets: Tensor) -> nn.Module:
-    """The recipe's model with one linear output in place of ten, trained on the squared error to (rows,) `targets`."""
+    """Return the recipe's model with one linear output in place of ten, trained on the squared error to the targets.
+
+    `targets` are float32 `(N,)`, one for each training row.
+    """
     model, _ = loop.new_run(recipe, device=device())
     model.output = nn.Linear(cast(nn.Linear, model.output).in_features, 1).to(device())
     optimizer = optimizers.build(
@@ -193,10 +200,13 @@ def regress(recipe: Recipe, *, training: DeviceSplit, targets: Tensor) -> nn.Mod
 
 
 class _Regressor(loop.Network):
-    """A network with one output, as `loop.epochs` trains it on the squared error."""
+    """A network with one output, which `loop.epochs` trains on the squared error."""
 
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:
-        """As `loop.Learner` says, with a squared error for the loss and without hits."""
+        """Make one optimizer step on the squared error, as `loop.Learner` describes, and count no hits.
+
+        `images` are float32 `(B, 1, 28, 28)`; `labels` are the targets, float32 `(B,)`. The result is float32 `(3,)`.
+        """
         assert moves is None
         with numerics.autocast(self._recipe.precision, self.device):
             found = self._model(images)
@@ -210,30 +220,37 @@ class _Regressor(loop.Network):
 
 
 def class_means(split: NormalizedSplit) -> NDArray[np.float64]:
-    """(10, 784) the average image of each class."""
+    """Return the average image of each class, float64 `(10, 784)`."""
     flat = split.images.reshape(-1, PIXELS)
     return np.stack([flat[split.labels == label].mean(0, dtype=np.float64) for label in range(NUM_CLASSES)])
 
 
 def likeness(templates: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(10,) the correlation over the pixels of each (784,) template with the average image of its class.
+    """Return the correlation of each template with the average image of its class, over the pixels: float64 `(10,)`.
 
-    Both less their mean over the classes: what all templates have in common adds the same to every logit.
+    Both are float64 `(10, 784)` and are taken minus their mean over the classes: what all templates have in common adds
+    the same to every logit.
     """
     pairs = zip(templates - templates.mean(0), means - means.mean(0), strict=True)
     return np.array([np.corrcoef(template, mean)[0, 1] for template, mean in pairs])
 
 
 def nearest(images: NDArray[np.float32], means: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """(n,) the class whose average image is nearest to each of the (n, 28, 28) images."""
-    # |x - m|² less |x|², which is the same for every class
+    """Return the class, uint8 `(N,)`, whose average image is nearest to each image, float32 `(N, 28, 28)`.
+
+    `means` are the average images, float64 `(10, 784)`.
+    """
+    # |x - m|² without |x|², which is the same for every class
     distances = (means**2).sum(1) - 2 * images.reshape(-1, PIXELS) @ means.T
     digits: NDArray[np.uint8] = distances.argmin(1).astype(np.uint8)
     return digits
 
 
 def lost_ink(images: NDArray[np.float32], *, shifts: Sequence[int]) -> NDArray[np.float64]:
-    """The share of the ink of (n, height, width) images that each shift moves out of them, over the four directions."""
+    """Return the share of the ink that each shift moves out of the images, averaged over the four directions.
+
+    `images` are float32 `(N, H, W)`, `shifts` are in pixels, and the result is float64 `(shifts,)`.
+    """
     ink = images.sum(0, dtype=np.float64)
     height, width = ink.shape
     rims = [(ink[:k], ink[height - k :], ink[:, :k], ink[:, width - k :]) for k in shifts]
@@ -241,12 +258,12 @@ def lost_ink(images: NDArray[np.float32], *, shifts: Sequence[int]) -> NDArray[n
 
 
 def packed(values: NDArray[Any]) -> str:
-    """An array's bytes as text."""
+    """Return an array's bytes as text."""
     return base64.b64encode(values.tobytes()).decode()
 
 
 def unpacked(text: str, dtype: type[np.generic]) -> NDArray[Any]:
-    """The flat array that `packed` made `text` of."""
+    """Return the flat array of `dtype` that `packed` turned into `text`."""
     return np.frombuffer(base64.b64decode(text), dtype=dtype)
 
 
@@ -258,11 +275,12 @@ def _classified(
     shifts: Sequence[int],
     rotations: Sequence[float],
 ) -> Result:
+    """Train a classifier and return its accuracy on the test rows, unmoved, shifted and turned."""
     model, history = fit(recipe, training=training, watched=test)
     correct = predicted(model, test) == test.labels
 
     def after(*moves: Mapping[str, float]) -> NDArray[np.float64]:
-        """(rows,) the share of `moves` after which the image is still recognised."""
+        """Return the share of `moves` after which each image is still recognised, float64 `(N,)`."""
         hits = [predicted(model, moved(test, **move)) == test.labels for move in moves]
         shares: NDArray[np.float64] = np.stack(hits).mean(0)
         return shares
@@ -284,7 +302,7 @@ def _classified(
 
 
 def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[str, Any]:
-    """Accuracy at each amount, of all rows and of each class."""
+    """Return the accuracy at each amount, over all rows and for each class; `hits` has an array `(N,)` per amount."""
     return {
         "accuracy": _rounded([one.mean() for one in hits]),
         "by_class": [_rounded([one[labels == label].mean() for label in range(NUM_CLASSES)]) for one in hits],
@@ -292,6 +310,7 @@ def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[s
 
 
 def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> Result:
+    """Train a regressor of the slant and return its errors on the test rows."""
     known, wanted = (slant(pixels(split)) for split in (training, test))
     centre, spread = known.mean(), known.std()
     targets = torch.tensor((known - centre) / spread, dtype=torch.float32)
@@ -309,7 +328,7 @@ def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSpl
 
 
 def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: str) -> dict[str, Any]:
-    """The upper model against the lower one, seed by seed."""
+    """Return the comparison of the upper model with the lower one, seed by seed."""
     pairs = list(zip(classifiers[lower], classifiers[upper], strict=True))
     tests = [mcnemar(_correct(above), _correct(below)) for below, above in pairs]
     return {
@@ -325,7 +344,7 @@ def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: st
 
 def _correct(one: Run) -> NDArray[np.bool_]:
     bits = np.unpackbits(unpacked(one.intermediate["correct"], np.uint8))
-    return bits.astype(np.bool_)  # the bits that fill up the last byte are wrong with every model
+    return bits.astype(np.bool_)  # the bits that fill up the last byte count as wrong for every model
 
 
 def _count(model: nn.Module) -> int:

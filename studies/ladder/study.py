@@ -1,4 +1,4 @@
-"""The study `ladder`, put together."""
+"""Definition of the study `ladder`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Boosting by filtering (Drucker, Schapire & Simard 1993): three networks, the later ones for what is hard."""
+"""Boosting by filtering (Drucker, Schapire & Simard 1993): three networks, the later two trained on hard patterns."""
 
 from __future__ import annotations
 
@@ -28,11 +28,18 @@ def train(
     num_passes: int,
     num_epochs: int,
 ) -> tuple[list[nn.Module], list[int]]:
-    """The three networks, and the number of patterns that each of the later two learned from.
+    """Train the three networks; return them and the number of patterns that each of the later two learned from.
 
-    The first is trained by `recipe`. Distorted copies of the training rows then go through it: the second learns from
-    those it gets wrong and as many that it gets right, the third from those on which the first and the second disagree.
-    Both start afresh, with `num_epochs` over their patterns.
+    The first network is trained by `recipe`. Distorted copies of the training rows then pass through it: the second
+    learns from those that it gets wrong and as many that it gets right, the third from those on which the first and the
+    second disagree. Both start from new weights.
+
+    Args:
+        recipe: the training of the first network; the later two change its seed and number of epochs.
+        training: the rows to learn from.
+        watched: the rows that are evaluated after each epoch; nothing is learned from them.
+        num_passes: distorted copies of the training rows from which the patterns of a later network are selected.
+        num_epochs: epochs of the later two networks over their patterns.
     """
     first, _ = fit(recipe, training=training, watched=watched)
     later = replace(recipe, num_epochs=num_epochs)
@@ -48,7 +55,7 @@ def train(
 
 
 def added(networks: Sequence[nn.Module], split: NormalizedSplit) -> NDArray[np.float64]:
-    """(rows, 10) the sum of the networks' outputs, each a probability."""
+    """Return the sum of the networks' output probabilities, float64 `(N, 10)`, for the images of `split`."""
     outputs = [torch.from_numpy(loop.logits(network, split.images)).double().softmax(1) for network in networks]
     total: NDArray[np.float64] = torch.stack(outputs).sum(0).numpy()
     return total
@@ -60,11 +67,14 @@ def filtered(
     passes: range,
     keep: Callable[[NormalizedSplit], NDArray[np.bool_]],
 ) -> NormalizedSplit:
-    """What `keep` lets through of a distorted copy of the training rows for each of the passes."""
+    """Return the rows that `keep` selects from distorted copies of the training rows, one copy for each of the passes.
+
+    `keep` returns which rows of a split to keep, bool `(N,)`. The number of a pass seeds the distortions of its copy.
+    """
     data = to_device(training, device=torch.device("cpu"))
     found = []
     for number in passes:
-        _, chance = generators(recipe.seed, recipe.num_epochs + number)  # no copy is one that was trained on
+        _, chance = generators(recipe.seed, recipe.num_epochs + number)  # no copy equals one that was trained on
         moves = augment.draw(
             data.num_rows,
             rotation_degrees=recipe.rotation_degrees,
@@ -81,12 +91,13 @@ def filtered(
 
 
 def _kept(split: NormalizedSplit, keep: Callable[[NormalizedSplit], NDArray[np.bool_]]) -> NormalizedSplit:
+    """Return the rows of `split` that `keep` selects."""
     rows = keep(split)
     return replace(split, images=split.images[rows], labels=split.labels[rows], index=split.index[rows])
 
 
 def joined(parts: Sequence[NormalizedSplit]) -> NormalizedSplit:
-    """The rows of one after those of another."""
+    """Return the rows of all parts, one part after the other, as one split."""
     return replace(
         parts[0],
         images=np.concatenate([part.images for part in parts]),

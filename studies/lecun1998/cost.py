@@ -1,4 +1,4 @@
-"""What a system costs: the numbers that it keeps and the multiply-adds for one image (figures 11 and 12)."""
+"""The cost of a system: the numbers that it stores and its multiply-adds for an image (figures 11 and 12)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from mnist_pipe.models.lenet1998 import Subsampling, TableConv
 
 PIXELS, SQUARE, ROWS = 28 * 28, 20 * 20, 60_000
 Cost = tuple[int, int]
-"""Variables, and multiply-adds for an image."""
+"""Number of variables, and of multiply-adds for an image."""
 
 
 def connections(model: nn.Module) -> int:
-    """As the paper counts them: every weight and bias at each place that it is used for an image.
+    """Return the number of connections as the paper counts them: each weight and bias once for each use in an image.
 
-    A unit of a subsampling layer reads four others and its bias. The fixed bitmaps of LeNet-5 are read like weights.
+    A unit of a subsampling layer has five: its four inputs and its bias. The fixed bitmaps of LeNet-5 count like
+    weights.
     """
     counts: list[int] = []
 
@@ -40,13 +41,16 @@ def connections(model: nn.Module) -> int:
 
 
 def of_network(name: str, arguments: Mapping[str, object]) -> Cost:
-    """Of an entry of MODELS."""
+    """Return the cost of the entry `name` of MODELS, built with `arguments`."""
     model = models.build(name, **arguments)
     return sum(parameter.numel() for parameter in model.parameters()), connections(model)
 
 
 def classical(*, num_candidates: int) -> dict[str, Cost]:
-    """Of the systems whose size is known without training, by `system, variant`."""
+    """Return the cost of each system whose size is known without training, by `system, variant`.
+
+    `num_candidates` is the number of images to which tangent distance is computed.
+    """
     return {
         "linear (1-layer), plain": (10 * (PIXELS + 1), 10 * PIXELS),
         "linear (1-layer), deslanted": (10 * (SQUARE + 1), 10 * SQUARE),
@@ -55,11 +59,11 @@ def classical(*, num_candidates: int) -> dict[str, Cost]:
         "K-NN Euclidean, deslanted": (ROWS * SQUARE, ROWS * SQUARE),
         "40 PCA + quadratic, plain": (41 * PIXELS + 10 * 821, 40 * PIXELS + 820 + 10 * 821),
         "1000 RBF + linear, plain": (1000 * PIXELS + 10 * 1001, 1000 * PIXELS + 10 * 1000),
-        # The filter reads every template, the distance of two planes 7 tangents on either side and their 49 overlaps.
+        # The prefilter reads every template; a distance of two planes takes 7 tangents on each side and 49 overlaps.
         "tangent distance, 16x16": (ROWS * 256, ROWS * 256 + num_candidates * 256 * (7 + 7 + 49)),
     }
 
 
 def of_machine(num_vectors: int, *, num_pixels: int) -> Cost:
-    """Of 45 decision functions over so many vectors."""
+    """Return the cost of 45 decision functions over `num_vectors` vectors of `num_pixels` pixels."""
     return num_vectors * (num_pixels + 45) + 45, num_vectors * (num_pixels + 45)

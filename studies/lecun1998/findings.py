@@ -1,4 +1,7 @@
-"""Figure 9 of LeCun et al. 1998 beside what the same systems reach here, and what they cost."""
+"""The findings of `lecun1998`: figure 9 of LeCun et al. 1998 beside what the same systems reach here, and their costs.
+
+The costs are those of figures 11 and 12.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from studies.common.ledger import Run
 from studies.common.study import Measured
 from studies.common.table import Row, listed
 
-SYSTEMS = (  # as in figure 9, from above
+SYSTEMS = (  # in the order of figure 9, from the top
     "linear (1-layer), plain",
     "linear (1-layer), deslanted",
     "pairwise linear, plain",
@@ -44,11 +47,11 @@ SYSTEMS = (  # as in figure 9, from above
     "boosted LeNet-4, distortions",
 )
 _WIDEST = 6.0
-"""Percent, where the figure ends: a bar that is longer is cut off."""
+"""Error, in percent, at which the figure ends: a longer bar is cut off."""
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Test error of each system, in the figure's order."""
+    """Return the test error of each system, one row each, in the order of figure 9."""
     errors: dict[str, list[float]] = {}
     for each in measured.runs:
         for name, error in each.result["errors"].items():
@@ -73,7 +76,7 @@ def rows(measured: Measured) -> list[Row]:
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """Figure 9 with a second bar for each system, and the errors against the multiply-adds of figure 11."""
+    """Draw figure 9 with a second bar for each system, and the errors against the multiply-adds of figure 11."""
     table = rows(measured)
     draw_errors(folder / "figure.png", table)
     draw_costs(folder / "cost.png", table, measured.conclusions["costs"])
@@ -81,7 +84,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 
 def draw_errors(path: Path, table: Sequence[Row]) -> None:
-    """A pair of bars for each row: published, and ours with its standard deviation."""
+    """Draw a pair of bars for each row: the published error, and ours with its standard deviation."""
     with plots.drawing(path, height=0.31 * len(table) + 0.8) as figure:
         axes = figure.subplots()
         for place, row in enumerate(table):
@@ -99,7 +102,7 @@ def draw_errors(path: Path, table: Sequence[Row]) -> None:
 
 
 def draw_costs(path: Path, table: Sequence[Row], costs: Mapping[str, Sequence[int]]) -> None:
-    """Error against multiply-adds, both on a logarithmic scale; a ring is published, a dot is ours."""
+    """Draw error against multiply-adds, both on a logarithmic scale; a ring is a published error, a dot is ours."""
     with plots.drawing(path, height=4.6) as figure:
         axes = figure.subplots()
         axes.set(xscale="log", yscale="log", xlabel="multiply-adds for an image", ylabel="error on the test split, %")
@@ -133,7 +136,7 @@ def _family(system: str) -> int:
 
 
 def _bar(axes: Axes, place: float, value: float, *, label: str, colour: str, spread: float | None = None) -> None:
-    inside = value > _WIDEST - 0.6  # there is no room for the label behind it
+    inside = value > _WIDEST - 0.6  # there is no room for the label to its right
     axes.barh(place, min(value, _WIDEST), 0.4, color=colour, xerr=spread, error_kw={"elinewidth": 1})
     x = min(value, _WIDEST) - 0.05 if inside else value + (spread or 0.0) + 0.05
     ink = "white" if inside and colour == plots.BLUE else plots.INK
@@ -145,7 +148,7 @@ def _suffix(variant: str) -> str:
 
 
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
-    """Whether the table is reached, whether its conclusions hold, and where ours is not what was done in 1998."""
+    """Return the text: whether figure 9 is reached, whether its conclusions hold, and what differs here from 1998."""
     table = {f"{row.system}, {row.variant}": row for row in rows}
     return "\n\n".join(
         [
@@ -211,7 +214,7 @@ def _on_the_claims(table: Mapping[str, Row]) -> str:
 
 
 def _spread(*rows: Row) -> float:
-    """The standard error of the difference of their means."""
+    """Return the standard error of the difference of the rows' means."""
     return float(sum(stdev(row.values) ** 2 / len(row.values) for row in rows if len(row.values) > 1) ** 0.5)
 
 

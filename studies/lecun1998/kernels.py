@@ -12,34 +12,44 @@ from torch import Tensor
 from studies.lecun1998.linear import PAIRS
 
 SLOPE = 4.0
-"""How fast a kernel falls from 1 as two images part; of a homogeneous one it is the degree. On the validation split
-kernels of degree 4 and 9 are best at the same slope, so a higher degree is given more of its lower terms."""
+"""Slope of a kernel at 1: how fast it falls as two images move apart.
+
+For a homogeneous kernel the slope is the degree. On the validation split kernels of degree 4 and 9 are best at the same
+slope, so a kernel of higher degree is given more of its lower terms.
+"""
 _ROWS_AT_ONCE = 500
 _STEP = 0.01
-"""The first step of Adam in a pixel of an image of norm 1; the last is 0."""
+"""Adam's first step, in units of a pixel of an image of norm 1; the steps fall linearly towards 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """A decision function for each of the 45 pairs of classes, all of them sums over the same vectors."""
+    """A support vector machine: a decision function for each of the 45 pairs of classes, all over the same vectors."""
 
     vectors: Tensor
-    """(vectors, pixels)."""
+    """Vectors of norm 1, float32 `(V, pixels)`."""
     coefficients: Tensor
-    """(vectors, 45)."""
+    """Coefficients of the vectors in each decision function, float32 `(V, 45)`."""
     intercepts: Tensor
-    """(45,)."""
+    """Intercepts of the decision functions, float32 `(45,)`."""
     degree: int
+    """Degree of the kernel."""
     rows: NDArray[np.int64] | None = None
-    """(vectors,) the training rows that the vectors are, unless they are none."""
+    """Training rows that the vectors are, int64 `(V,)`, or None if the vectors are not training rows."""
 
     def decisions(self, images: Tensor) -> Tensor:
-        """(images, 45), positive for the first class of the pair."""
+        """Return the decisions, float32 `(N, 45)`, on images of norm 1, float32 `(N, pixels)`.
+
+        A decision is positive for the first class of its pair.
+        """
         parts = [kernel(part, self.vectors, degree=self.degree) for part in torch.split(images, _ROWS_AT_ONCE)]
         return torch.cat([part @ self.coefficients for part in parts]) + self.intercepts
 
     def predict(self, images: Tensor) -> NDArray[np.uint8]:
-        """(images,) the class that wins most of its pairs; of equals, the one that wins them by more."""
+        """Return the class, uint8 `(N,)`, that wins most of its pairs, for images of norm 1, float32 `(N, pixels)`.
+
+        Of classes with equally many pairs, the one that wins them by more is returned.
+        """
         decisions = self.decisions(images)
         votes = torch.zeros(len(images), 10)
         for pair, (first, second) in enumerate(PAIRS):
@@ -51,23 +61,27 @@ class Machine:
 
 
 def kernel(left: Tensor, right: Tensor, *, degree: int) -> Tensor:
-    """(left, right) of the polynomial kernel (1 - g + g x.y)^degree of images of norm 1, where g is SLOPE / degree."""
+    """Return the polynomial kernel, float32 `(L, R)`, of images of norm 1, float32 `(L, pixels)` and `(R, pixels)`.
+
+    The kernel is (1 - g + g x.y)^degree, where g is SLOPE / degree.
+    """
     share = SLOPE / degree
     values: Tensor = (1 - share + share * (left @ right.T)) ** degree
     return values
 
 
 def unit(images: NDArray[np.float32]) -> Tensor:
-    """(rows, pixels) of norm 1."""
+    """Return the images, float32 `(N, H, W)`, as rows of norm 1, float32 `(N, H * W)`."""
     rows = torch.from_numpy(images).flatten(1)
     scaled: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
     return scaled
 
 
 def train(images: Tensor, labels: NDArray[np.uint8], *, degree: int, penalty: float) -> Machine:
-    """The machine of (rows, pixels) images of norm 1; its vectors are those rows that support any of its decisions.
+    """Return the machine trained on images of norm 1, float32 `(N, pixels)`, with labels uint8 `(N,)`.
 
-    A matrix product makes the kernel of two classes many times as fast as libsvm would, a row at a time.
+    Its vectors are the rows that support any of its decisions; `penalty` is C. The kernel of two classes is computed by
+    one matrix product, many times as fast as libsvm would compute it row by row.
     """
     from sklearn.svm import SVC
 
@@ -93,7 +107,10 @@ def train(images: Tensor, labels: NDArray[np.uint8], *, degree: int, penalty: fl
 
 
 def shifted(images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(5 rows, 28, 28): the images, and each of them a pixel up, down, left and right (virtual support vectors)."""
+    """Return the images, float32 `(N, H, W)`, and each of them a pixel up, down, left and right: float32 `(5 N, H, W)`.
+
+    The shifted support vectors of a machine are its virtual support vectors.
+    """
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     height, width = images.shape[1:]
     moves = ((1, 1), (0, 1), (2, 1), (1, 0), (1, 2))
@@ -101,10 +118,11 @@ def shifted(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def reduced(machine: Machine, *, num_vectors: int, num_steps: int, seed: int) -> Machine:
-    """The machine with so many vectors, none of them an image, that is nearest to `machine` (Burges 1996).
+    """Return the machine of `num_vectors` vectors, none of them an image, that is nearest to `machine` (Burges 1996).
 
-    Near is in feature space, where each decision function is a vector: for given vectors the best coefficients solve a
-    linear system, and Adam moves the vectors from where `num_vectors` support vectors are.
+    The distance is measured in feature space, where each decision function is a vector. For given vectors the best
+    coefficients solve a linear system. Adam moves the vectors for `num_steps` steps; they start at `num_vectors`
+    support vectors, which `seed` draws.
     """
     generator = torch.Generator().manual_seed(seed)
     weight = machine.coefficients.norm(dim=1)
@@ -113,7 +131,10 @@ def reduced(machine: Machine, *, num_vectors: int, num_steps: int, seed: int) ->
     optimizer = torch.optim.Adam([vectors], lr=_STEP)
 
     def projected() -> tuple[Tensor, Tensor]:
-        """The best coefficients, and each function's inner product with the nearest that the vectors can make."""
+        """Return the best coefficients, and each function's inner product with its projection on the vectors' span.
+
+        They are float32 `(num_vectors, 45)` and `(45,)`.
+        """
         unit_vectors = vectors / vectors.norm(dim=1, keepdim=True)
         across = kernel(unit_vectors, machine.vectors, degree=machine.degree) @ machine.coefficients
         gram = kernel(unit_vectors, unit_vectors, degree=machine.degree)

@@ -1,7 +1,7 @@
-"""The methods of section III, each from the training rows to the digits that it takes the test images for.
+"""The methods of section III, each from the training rows to the digits that it predicts for the test images.
 
-A method's images, sizes and way of working are the paper's and stand here; how long and how fast it learns is in its
-configuration.
+The images, the sizes and the procedure of a method are the paper's and are defined here; how long and how fast it
+learns is in its configuration.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class Network:
     """A network of figure 9."""
 
     model: str
-    """A key of MODELS."""
+    """Key of the network in MODELS."""
     arguments: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the model's constructor."""
     images: str = "regular"
-    """The database of section III.A: regular, deslanted or reduced."""
+    """Database of section III.A that the network learns from: regular, deslanted or reduced."""
 
 
-NETWORKS = {  # the longest to train first
+NETWORKS = {  # those that train longest first
     "boosted LeNet-4, distortions": Network(model="lenet4"),
     "LeNet-5, distortions": Network(model="lenet5_rbf"),
     "LeNet-5, plain": Network(model="lenet5_rbf"),
@@ -57,7 +58,7 @@ NUM_REDUCED = 1460
 """Vectors of the reduced set: with 400 pixels and 45 decisions each, 650,000 multiply-adds as in the paper."""
 
 Found = dict[str, NDArray[np.uint8]]
-"""The digits that each of a run's systems takes the test images for, by `system, variant`."""
+"""Predicted digits of the test images, uint8 `(N,)`, for each of a run's systems, by `system, variant`."""
 Figures = dict[str, Any]
 
 
@@ -94,7 +95,7 @@ def _neighbours(config: Config, training: NormalizedSplit, test: NormalizedSplit
 
 
 def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
-    # The 16x16 in the middle; a few digits lose an end of a stroke.
+    # The middle 16x16 pixels; a few digits lose an end of a stroke.
     templates, queries = (resized(pixels(split), side=22)[:, 3:19, 3:19] for split in (training, test))
     options = {name: config[name] for name in ("smoothing", "num_candidates", "num_neighbours")}
     rows = tangent.nearest(queries, templates, **options)
@@ -126,7 +127,11 @@ def _reduced(config: Config, training: NormalizedSplit, test: NormalizedSplit) -
 def _machines(
     config: Config, ink: NDArray[np.float32], labels: NDArray[np.uint8], *, degree: int
 ) -> tuple[kernels.Machine, kernels.Machine]:
-    """Section III.C.11: a machine of degree 4, and a virtual one that learns from what supports it and the shifts."""
+    """Return the two machines of section III.C.11: one of degree 4, and a virtual one.
+
+    The virtual one learns from the support vectors of the first and their shifts. `ink` is float32 `(N, H, W)`,
+    `labels` uint8 `(N,)`.
+    """
     first = kernels.train(kernels.unit(ink), labels, degree=4, penalty=config["penalty"])
     moved, own = kernels.shifted(ink[first.rows]), np.tile(labels[first.rows], 5)
     return first, kernels.train(kernels.unit(moved), own, degree=degree, penalty=config["penalty"])
@@ -140,7 +145,7 @@ def _network_run(config: Config, training: NormalizedSplit, test: NormalizedSpli
 
 
 def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
-    """LeNet-4, and with neighbours, or a classifier made for each image, in place of its last layer (III.C.8)."""
+    """Return the digits of LeNet-4, and with K-NN or a local classifier in place of its last layer (III.C.8)."""
     model, _ = fit(_recipe(config), training=training, watched=test.first(1000))
     assert isinstance(model, LeNet4)
     features, queries = (hidden(model, split) for split in (training, test))
@@ -158,7 +163,7 @@ def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) ->
 
 @torch.inference_mode()
 def hidden(model: LeNet4, split: NormalizedSplit) -> Tensor:
-    """(rows, 120) what the last hidden layer makes of the images."""
+    """Return the output of the last hidden layer, float32 `(N, 120)` on the CPU, for the images of `split`."""
     device = next(model.parameters()).device
     parts = torch.split(to_device(split, device=device).images, 250)
     return torch.cat([model.features(part).cpu() for part in parts])
@@ -200,14 +205,14 @@ def _recipe(config: Config) -> Recipe:
     return Recipe(
         model=network.model,
         model_params=network.arguments | criterion,
-        precision="float32",  # with so few maps bfloat16 is no faster
+        precision="float32",  # with so few feature maps bfloat16 is no faster
         seed=config["seed"],
         **config["training"],
     )
 
 
 def _rows(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[str, Tensor, Tensor]:
-    """The variant's name in the table, and the (rows, pixels) ink of both splits, from 0 to 1."""
+    """Return the variant's name in the table, and the ink of both splits, float32 `(N, pixels)` from 0 to 1."""
     is_deslanted = config.get("images") == "deslanted"
     rows = [
         torch.from_numpy(deslanted_squares(split) if is_deslanted else pixels(split)).flatten(1)
@@ -226,7 +231,7 @@ def _digits(scores: Tensor) -> NDArray[np.uint8]:
 
 
 def error_of(digits: NDArray[np.uint8], split: NormalizedSplit) -> float:
-    """Percent of the rows that are taken for another digit."""
+    """Return the percentage of the rows of `split` for which the predicted digit, uint8 `(N,)`, is wrong."""
     return round(100 * float((digits != split.labels).mean()), 4)
 
 

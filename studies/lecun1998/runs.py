@@ -1,6 +1,6 @@
-"""Section III of LeCun et al. 1998: a run for each system and seed, which gives its error on the test split.
+"""The runs of section III of LeCun et al. 1998: one for each system and seed, which gives its error on the test split.
 
-The systems themselves are in `methods`; how long and how fast they learn is in `studies/params.yaml` and was chosen on
+The systems themselves are in `methods`. How long and how fast they learn is in `studies/params.yaml` and was chosen on
 the validation split. The runs learn from all 60,000 rows.
 """
 
@@ -23,60 +23,62 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Training(Section):
-    """How a network learns, under one cycle of the learning rate."""
+    """Training settings of a network, under one cycle of the learning rate."""
 
     optimizer: OptimizerName
     learning_rate: LearningRate
-    """The peak of the cycle."""
+    """Peak of the cycle."""
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     batch_size: BatchSize
     num_epochs: Epochs
     label_smoothing: Smoothing = 0.0
     rotation_degrees: Degrees = 0.0
-    """The largest random rotation."""
+    """Largest random rotation, in degrees."""
     translation_pixels: Pixels = 0.0
-    """The largest random shift."""
+    """Largest random shift, in pixels."""
 
 
 class Params(Section):
-    """The study `lecun1998`."""
+    """The section `lecun1998` of `studies/params.yaml`."""
 
     num_seeds: Annotated[int, Field(ge=1, le=100)]
-    """Of every method that draws; the others run once."""
+    """Number of seeds of every method that draws at random; the others run once."""
     networks: dict[str, Training]
-    """By system and variant."""
+    """Training settings of each network, by system and variant."""
     rubbish: Positive
-    """j of equation 9, for LeNet-5's criterion: the penalty of the class without a picture."""
+    """j of equation 9, for LeNet-5's criterion: the penalty of the class without a bitmap."""
     boosting_passes: Count
-    """Distorted copies of the training rows that each of the two later networks is given to choose from."""
+    """Distorted copies of the training rows from which the patterns of each of the two later networks are selected."""
     boosting_epochs: Epochs
-    """Of the later networks, over the patterns that were chosen."""
+    """Epochs of the later networks, over the patterns that were selected."""
     linear_decay: Positive
     """Weight decay of the classifiers that are linear in fixed features, whose inputs are ink from 0 to 1."""
     linear_iterations: Count
-    """Of L-BFGS."""
+    """Iterations of L-BFGS."""
     num_neighbours: Count
-    """That vote in K-NN."""
+    """Neighbours that vote in K-NN."""
     num_local: Count
     """Neighbours that a local classifier learns from."""
     local_decay: Positive
+    """Weight decay of a local classifier."""
     rbf_width: Positive
-    """Of a Gaussian unit, in the root mean square distance between a row and the nearest unit of its class."""
+    """Width of a Gaussian unit, in root mean square distances between a row and the nearest unit of its class."""
     rbf_ridge: Positive
+    """Ridge penalty of the least squares behind the Gaussian units."""
     tangent_smoothing: Positive
-    """Of the Gaussian before the derivatives, in pixels."""
+    """Width of the Gaussian blur before the derivatives, in pixels."""
     tangent_candidates: Count
-    """Neighbours in Euclidean distance, to which alone tangent distance is computed."""
+    """Nearest neighbours in Euclidean distance, the only ones to which tangent distance is computed."""
     tangent_neighbours: Count
-    """Of these, the nearest in tangent distance, which vote."""
+    """Neighbours that vote: those of the candidates that are nearest in tangent distance."""
     svm_penalty: Positive
-    """C: what a row on the wrong side of its margin costs."""
+    """C of the support vector machines: the cost of a row on the wrong side of its margin."""
     reduced_steps: Count
-    """Of Adam, for the vectors of the reduced set."""
+    """Steps of Adam for the vectors of the reduced set."""
 
 
 def plan(params: Params) -> list[Config]:
-    """Everything at once: no run depends on another."""
+    """Return all configurations; no run depends on another."""
     seeds = range(params.num_seeds)
     descent = {"decay": params.linear_decay, "num_iterations": params.linear_iterations, "seed": 0}
     vote = {"num_neighbours": params.num_neighbours, "seed": 0}
@@ -113,7 +115,7 @@ def _network(params: Params, name: str, seed: int) -> Config:
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """The error of each of the run's systems in percent of the test split, and what else there is to tell."""
+    """Return the error of each of the run's systems, in percent of the test split, and the method's other results."""
     torch.set_num_threads(1)
     training, test = whole(splits), splits["test"]
     found, figures = METHODS[config["method"]](config, training, test)
@@ -122,7 +124,7 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
-    """What each system costs, by `system, variant`: variables and multiply-adds for an image."""
+    """Return what each system costs, by `system, variant`: variables and multiply-adds for an image."""
     costs = {name: cost.of_network(network.model, network.arguments) for name, network in NETWORKS.items()}
     variables, products = costs["LeNet-4, plain"]
     costs["boosted LeNet-4, distortions"] = (3 * variables, 3 * products)

@@ -1,4 +1,4 @@
-"""The study `lecun1998`, put together."""
+"""Definition of the study `lecun1998`."""
 
 from __future__ import annotations
 

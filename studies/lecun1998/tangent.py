@@ -1,4 +1,4 @@
-"""Tangent distance (Simard, LeCun & Denker 1993): how far apart two images are once each may be moved a little."""
+"""Tangent distance (Simard, LeCun & Denker 1993): how far apart two images are once each may be deformed slightly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NUM_TANGENTS = 7
 
 
 def tangents(images: NDArray[np.float32], *, smoothing: float) -> Tensor:
-    """(n, height * width, 7) orthonormal bases of the tangent planes of (n, height, width) images.
+    """Return orthonormal bases of the tangent planes, float32 `(N, H * W, 7)`, of images, float32 `(N, H, W)`.
 
     The tangents are the derivatives of the image, blurred by a Gaussian of `smoothing` pixels, as it is shifted along x
     and y, scaled, rotated, squeezed along an axis and along a diagonal, and as its lines grow thicker.
@@ -39,15 +39,16 @@ def tangents(images: NDArray[np.float32], *, smoothing: float) -> Tensor:
 
 
 def distances(query: Tensor, query_basis: Tensor, templates: Tensor, template_bases: Tensor) -> Tensor:
-    """(k,) squared distances between the query's tangent plane and those of k templates.
+    """Return the squared distances, float32 `(K,)`, between the query's tangent plane and those of K templates.
 
-    `query` is (pixels,), `templates` (k, pixels) and their bases (..., pixels, 7).
+    `query` is float32 `(pixels,)` with basis `(pixels, 7)`, `templates` are float32 `(K, pixels)` with bases
+    `(K, pixels, 7)`.
     """
     difference = templates - query
     in_query = difference @ query_basis
     in_template = torch.einsum("kp,kpt->kt", difference, template_bases)
     overlap = torch.einsum("pt,kpu->ktu", query_basis, template_bases)
-    # The nearest points of both planes: of the 14 directions together the difference keeps what is at right angles.
+    # Between the nearest points of both planes, the difference is what is orthogonal to all 14 directions.
     identity = torch.eye(2 * NUM_TANGENTS) * (1 + 1e-4)
     gram = identity.repeat(len(templates), 1, 1)
     gram[:, :NUM_TANGENTS, NUM_TANGENTS:] = overlap
@@ -66,9 +67,10 @@ def nearest(
     num_candidates: int,
     num_neighbours: int,
 ) -> Tensor:
-    """(queries, num_neighbours) rows of the (n, height, width) templates, the nearest in tangent distance first.
+    """Return which rows of `templates` are nearest to each query, nearest first: int64 `(Q, num_neighbours)`.
 
-    It is computed to so many neighbours in Euclidean distance alone, which the paper calls prefiltering.
+    Tangent distance is computed only to the `num_candidates` nearest templates in Euclidean distance, which the paper
+    calls prefiltering. `queries` are float32 `(Q, H, W)`, `templates` float32 `(T, H, W)`; `smoothing` is in pixels.
     """
     query_bases, template_bases = (tangents(images, smoothing=smoothing) for images in (queries, templates))
     query_rows, template_rows = (torch.from_numpy(images).flatten(1).contiguous() for images in (queries, templates))

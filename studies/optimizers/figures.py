@@ -1,4 +1,4 @@
-"""The study's figures."""
+"""The figures of the study `optimizers`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from studies.optimizers.results import NAMES, PHASES, accuracies, histories, pub
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
-    """The report's bars with both columns beside them, and the learning curves."""
+    """Draw the report's bars with both columns beside them, and the learning curves."""
     _bars(folder / "figure.png", measured.runs, measured.published)
     _curves(folder / "curves.png", measured.runs)
     return ["figure.png", "curves.png"]
 
 
 def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
-    """Horizontal bars, on a scale on which 99 % is twice as far as 90 %."""
+    """Draw horizontal bars, on a scale on which 99 % is twice as far as 90 %."""
     columns = {"published": {name: [found.value] for name in NAMES if (found := published_figure(name, published))}}
     columns |= {phase: accuracies(done, phase) for phase in PHASES}
     colours = dict(zip(columns, (plots.MUTED, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0]), strict=True))
@@ -54,7 +54,7 @@ def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
 
 
 def _curves(path: Path, done: Sequence[Run]) -> None:
-    """Training loss and test accuracy by epoch, means over seeds; a column of panels for each of the study."""
+    """Draw training loss and test accuracy by epoch, means over seeds: a column of panels for each of the study's."""
     styles = dict(zip(NAMES, itertools.product(("-", "--"), plots.SERIES_COLOURS), strict=False))
     with plots.drawing(path, height=5.6) as figure:
         figure.set_figwidth(8.5)
@@ -75,7 +75,7 @@ def _curves(path: Path, done: Sequence[Run]) -> None:
 
 
 def _nines(percent: Any) -> NDArray[np.float64]:
-    """Where an accuracy is drawn: 90 % at 1, 99 % at 2."""
+    """Return the position at which an accuracy is drawn: 90 % at 1, 99 % at 2."""
     result: NDArray[np.float64] = -np.log10(1 - np.asarray(percent, dtype=np.float64) / 100)
     return result
 

@@ -1,4 +1,4 @@
-"""What an optimizer is worth for LeNet-5, and what of the report's ranking its learning rates made."""
+"""The findings of `optimizers`: what an optimizer is worth for LeNet-5, and how rates decide the report's ranking."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ CONTROLS = {
         "so it probably set one rate for all",
     ),
 }
-"""What is changed, in the table and in the findings, and what it says of the report if it gives its figure."""
+"""For each control, the change as the table and the findings name it, and the conclusion if the figure is reached."""
 _TRIED = (  # by hand
     "**Tried as well**, with one seed and all else as at the defaults: batches of 512, which give SGD 96.3 %, Adadelta "
     "75.2 % and Adagrad 92.0 %, and squared error for the cross-entropy, which gives 91.8 %, 25.7 % and 62.0 %: "
     "neither is the report's."
 )
 _LEVEL = 0.05
-_EXPLAINED = 0.8  # of a difference: more explains it, and less than the rest does not
+_EXPLAINED = 0.8  # share of a difference: at least this explains it, at most 1 minus this does not
 
 
 def rows(measured: Measured) -> list[Row]:
-    """Test accuracy after the last epoch, by optimizer and column."""
+    """Return the test accuracy after the last epoch, one row for each optimizer and column."""
     found = []
     labels = {phase: phase for phase in PHASES} | {phase: f"defaults, {what}" for phase, (what, *_) in CONTROLS.items()}
     for phase, label in labels.items():
@@ -63,14 +63,13 @@ def rows(measured: Measured) -> list[Row]:
                     unit="%",
                     published=published_figure(name, measured.published),
                     note=f"rate {rate:.2g}",
-                    headline=phase == "tuned",
                 )
             )
     return found
 
 
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
-    """What of the ranking is left, how sure that is, and what the two lowest figures of the report come from."""
+    """Return the text: what is left of the ranking, how sure that is, and what explains the two lowest numbers."""
     done = measured.runs
     defaults, tuned = (accuracies(done, phase) for phase in PHASES)
     published = {name: row.published.value for name, row in _reported(rows).items() if row.published}
@@ -88,14 +87,17 @@ def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """Two-sided p-value of a difference of means with unequal variances (Welch 1947); 1 where all values are equal."""
+    """Return the two-sided p-value of a difference of means with unequal variances (Welch 1947).
+
+    It is 1 if all values are equal.
+    """
     if len({*first, *second}) == 1:
-        return 1.0  # where scipy has no number
+        return 1.0  # scipy returns NaN
     return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def num_distinct_pairs(samples: Sequence[Sequence[float]], *, level: float) -> int:
-    """How many pairs of samples differ by Welch's test, corrected for their number (Holm 1979)."""
+    """Return how many pairs of samples differ by Welch's test, corrected for their number (Holm 1979)."""
     p_values = sorted(welch(first, second) for first, second in itertools.combinations(samples, 2))
     passed = (p <= level / (len(p_values) - rank) for rank, p in enumerate(p_values))
     return sum(1 for _ in itertools.takewhile(bool, passed))
@@ -138,7 +140,7 @@ def _spread(defaults: Mapping[str, list[float]], tuned: Mapping[str, list[float]
 
 
 def _explanation(name: str, done: Sequence[Run], published: float) -> str:
-    """How much of what a published accuracy is below that of the best rate comes from the default rate."""
+    """Return a paragraph: how much of the gap from the published to the best rate's accuracy the default explains."""
     default, rate = accuracies(done, "defaults")[name], rates(done, "defaults")[name]
     tuned, best = accuracies(done, "tuned")[name], rates(done, "tuned")[name]
     best_mean, default_mean = statistics.fmean(tuned), statistics.fmean(default)
@@ -168,7 +170,7 @@ def _explanation(name: str, done: Sequence[Run], published: float) -> str:
 
 
 def _control(phase: str, done: Sequence[Run], published: Mapping[str, float]) -> str:
-    """Whether what is changed makes up for what an optimizer's default is away from the report."""
+    """Return a paragraph: whether a control's change closes the gap between an optimizer's default and the report."""
     (name, changed), *_ = accuracies(done, phase).items()
     default, figure = accuracies(done, "defaults")[name], published[name]
     _, change, conclusion = CONTROLS[phase]
@@ -220,7 +222,7 @@ def _is_extreme(name: str, rate: float, trials: Sequence[Run]) -> bool:
 
 
 def _reported(rows: Sequence[Row]) -> dict[str, Row]:
-    """By optimizer a row with what was published of it."""
+    """Return for each optimizer of the report a row with its published number."""
     return {name: row for name in REPORTED for row in rows if row.variant.startswith(f"{NAMES[name]},")}
 
 

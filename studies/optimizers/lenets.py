@@ -1,8 +1,8 @@
-"""LeNet-5 with linear convolutions, many times over: networks that are given the same batches, computed together.
+"""LeNet-5 with linear convolutions, many times over: members that train on the same batches, computed together.
 
 `lenet5` by itself spends an epoch on memory traffic and small operations. Here a layer of all members is one matrix
-product, in bfloat16 where the hardware computes in it, and rows are the last axis, so that what is copied is in long
-runs. As there, a convolution and the average behind it are one.
+product, in bfloat16 if the hardware computes in it, and rows are the last axis, so that copies move long contiguous
+runs. As in `lenet5`, a convolution and the average pooling behind it are one operation.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from mnist_pipe.models.lenet5 import averaged
 
 
 def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """(members, 10, rows) float32 logits of (rows, 1, 28, 28) images, products in `dtype`.
+    """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`, with products in `dtype`.
 
-    `parameters` are those of `lenet5.LeNet5` in its order, (members, ...) each, float32.
+    `parameters` are those of `lenet5.LeNet5` in its order, float32 `(members, ...)` each.
     """
     first, first_bias, second, second_bias, *dense = parameters
     windows = _windows_of(images.to(dtype))
@@ -35,15 +35,20 @@ def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) 
 
 
 def _pooled(kernels: Tensor, biases: Tensor) -> Tensor:
-    """(members, outputs, inputs * 36 + 1): the 5x5 `kernels` and the average behind them as 6x6 ones, and `biases`."""
+    """Return the 5x5 `kernels` and the average pooling behind them as 6x6 kernels, with `biases` as the last column.
+
+    The result is float32 `(members, outputs, inputs * 36 + 1)`, of kernels, `(members, outputs, inputs, 5, 5)`, and
+    biases, `(members, outputs)`.
+    """
     windows = averaged(kernels.flatten(0, 1)).view(*kernels.shape[:2], -1)
     return torch.cat([windows, biases.unsqueeze(2)], dim=2)
 
 
 def _windows_of(images: Tensor) -> Tensor:
-    """(37, 14 * 14 * rows) of (rows, 1, 28, 28): each place of the first pool sees a 6x6 window, and a 1.
+    """Return the 6x6 window that each place of the first pool sees, and a 1: `(37, 14 * 14 * N)` of `(N, 1, 28, 28)`.
 
-    The places are in the order (2, 2, 7, 7): those of even and of odd rows and columns apart, as `_Windows` wants them.
+    The places are in the order (2, 2, 7, 7): even and odd rows and columns are apart, as `_Windows` needs them. The
+    dtype is that of the images.
     """
     padded = F.pad(images.squeeze(1).permute(1, 2, 0), (0, 0, 2, 2, 2, 2))
     windows = padded.unfold(0, 6, 2).unfold(1, 6, 2).view(7, 2, 7, 2, -1, 6, 6)
@@ -52,10 +57,14 @@ def _windows_of(images: Tensor) -> Tensor:
 
 
 class _Windows(torch.autograd.Function):
-    """(members, 6 * 36 + 1, 5 * 5 * rows) of (members, 6, 2, 2, 7, 7, rows): 6x6 windows, two apart, and a 1."""
+    """The 6x6 windows at a stride of 2, and a 1, of the values behind the first layer, with their gradient."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the windows, `(members, inputs * 36 + 1, 5 * 5 * N)`, of values, `(members, inputs, 2, 2, 7, 7, N)`.
+
+        LeNet-5 has 6 inputs here. The dtype is that of the values.
+        """
         ctx.shape = values.shape
         members, inputs, *_, rows = values.shape
         result = values.new_empty(members, inputs * 36 + 1, 25 * rows)
@@ -68,6 +77,7 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the gradient of the values, `(members, inputs, 2, 2, 7, 7, N)`, from that of the windows."""
         members, inputs, *_, rows = ctx.shape
         result = gradient.new_zeros(ctx.shape)
         windows = gradient[:, :-1].view(members, inputs, 3, 2, 3, 2, 5, 5, rows)

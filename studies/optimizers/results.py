@@ -1,4 +1,4 @@
-"""The runs of the study read by optimizer and column."""
+"""The runs of the study arranged by optimizer and column."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ NAMES = {
     "adamw": "AdamW",
     "muon": "Muon",
 }
+"""Displayed name of each optimizer."""
 REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
-"""In the order of the report's table, from the worst to the best."""
+"""Optimizers of the report, in the order of its table, from the worst to the best."""
 PHASES = ("defaults", "tuned")
-"""The columns."""
+"""Columns of the study's table."""
 
 
 def histories(done: Sequence[Run], phase: str, name: str) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
-    """The epochs after which an optimizer was looked at, and its loss and accuracy then, means over the seeds."""
+    """Return the epochs after which an optimizer was evaluated, int64 `(E,)`, and its loss and accuracy there.
+
+    These are `train_loss` and `test_accuracy`, float64 `(E,)` each: means over the seeds, NaN if a value is missing.
+    """
     found = [run.result for run in done if run.config["phase"] == phase and name in run.result]
     curves = {
         key: np.mean([np.array(result[name][key], dtype=np.float64) for result in found], axis=0)  # None is NaN
@@ -42,7 +46,7 @@ def histories(done: Sequence[Run], phase: str, name: str) -> tuple[NDArray[np.in
 
 
 def accuracies(done: Sequence[Run], phase: str) -> dict[str, list[float]]:
-    """By optimizer the last test accuracy of each seed, in percent."""
+    """Return the last test accuracy of each seed, in percent, by optimizer."""
     found: dict[str, list[float]] = {name: [] for name in NAMES}
     for run in sorted((run for run in done if run.config["phase"] == phase), key=lambda run: run.config["seed"]):
         for name in run.config["learning_rates"]:
@@ -51,7 +55,7 @@ def accuracies(done: Sequence[Run], phase: str) -> dict[str, list[float]]:
 
 
 def rates(done: Sequence[Run], phase: str) -> dict[str, float]:
-    """The learning rate of each optimizer."""
+    """Return the learning rate of each optimizer in the column `phase`."""
     found: dict[str, float] = {}
     for run in done:
         if run.config["phase"] == phase:
@@ -60,10 +64,10 @@ def rates(done: Sequence[Run], phase: str) -> dict[str, float]:
 
 
 def published_figure(name: str, published: Published) -> Figure | None:
-    """What the report gives for an optimizer, if it has it."""
+    """Return what the report gives for an optimizer, or None if it has no such row."""
     return published.find(SYSTEM, NAMES[name], "test_accuracy") if name in REPORTED else None
 
 
 def shown(values: Sequence[float]) -> str:
-    """Mean and standard deviation of accuracies in percent."""
+    """Return the mean and standard deviation of accuracies in percent, as text."""
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} %"

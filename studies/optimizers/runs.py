@@ -1,14 +1,15 @@
 """LeNet-5 trained by every optimizer, at a library's defaults and at the best rate of an equal search.
 
-The report (seed 002) gives neither library nor learning rates nor the batch; it cites Keras for its optimizers, whose
-constants the column `defaults` has. Its network has ReLU in the dense layers and, in what it says of the convolutions,
-nothing behind them: they are linear here. The column `tuned` has torch's constants, as in OPTIMIZERS, and for each
-optimizer the learning rate that was best on the validation split in a search of equally many trials. Everything else is
-the same in both and is Keras's as far as that says anything: first weights by Glorot's rule, pixels from 0 to 1,
-batches of 128 as in its own MNIST example, cross-entropy with one-hot targets, a constant rate.
+The report (seed 002) gives neither the library nor the learning rates nor the batch size; it cites Keras for its
+optimizers, whose constants the column `defaults` has. Its network has ReLU in the dense layers and mentions no
+activation behind the convolutions, so they are linear here. The column `tuned` has torch's constants, as in OPTIMIZERS,
+and for each optimizer the learning rate that was best on the validation split in a search of equally many trials.
+Everything else is the same in both columns and follows Keras as far as Keras specifies it: initial weights by Glorot's
+rule, pixels from 0 to 1, batches of 128 as in its own MNIST example, cross-entropy with one-hot targets, a constant
+rate.
 
-The controls change one thing of the defaults for an optimizer that does not come to the published accuracy by them:
-`rectified` has ReLU behind the convolutions too, `slower` SGD at the rate that is the adaptive optimizers' default.
+The controls change one thing of the defaults for an optimizer that does not reach the published accuracy by them:
+`rectified` has ReLU behind the convolutions too, `slower` has SGD at the rate that is the adaptive optimizers' default.
 """
 
 from __future__ import annotations
@@ -46,41 +47,41 @@ KERAS_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sgd": ("SGD", {"lr": 0.01}),
     "momentum": ("SGD", {"lr": 0.01, "momentum": 0.9}),
     "adagrad": ("Adagrad", {"lr": 0.001, "initial_accumulator_value": 0.1, "eps": 1e-7}),
-    "rmsprop": ("RMSprop", {"lr": 0.001}),  # by the class below
+    "rmsprop": ("RMSprop", {"lr": 0.001}),  # the class below
     "adadelta": ("Adadelta", {"lr": 0.001, "rho": 0.95, "eps": 1e-7}),
     "adam": ("Adam", {"lr": 0.001, "eps": 1e-7}),
     "amsgrad": ("Adam", {"lr": 0.001, "eps": 1e-7, "amsgrad": True}),
     "adamw": ("AdamW", {"lr": 0.001, "eps": 1e-7, "weight_decay": 0.004}),
     "nadam": ("NAdam", {"lr": 0.001, "eps": 1e-7, "momentum_decay": 1.0}),
     "adamax": ("Adamax", {"lr": 0.001, "eps": 1e-7}),
-    "muon": ("Muon", {"lr": 0.001}),  # ours, at the rate that is Keras's and torch's default
+    "muon": ("Muon", {"lr": 0.001}),  # ours, at the default rate of Keras and torch
 }
-"""By optimizer torch's class and the constants with which it does as Keras 3 does by default."""
+"""For each optimizer, torch's class and the constants with which it computes what Keras 3 computes by default."""
 CONTROLS: dict[str, dict[str, float]] = {"rectified": {"adam": 0.001}, "slower": {"sgd": 0.001}}
 """Learning rates by control and optimizer."""
 BY_SHAPE = ("adamw", "muon")
-"""Those that do with a matrix what they do not do with a vector, and so cannot take a network's weights as one."""
+"""Optimizers that treat a matrix differently from a vector, and so cannot take a network's weights as one vector."""
 DECAY = {"adamw": 0.01}
-"""Weight decay in the column `tuned`, torch's default; the others have none."""
+"""Weight decay in the column `tuned`: torch's default for AdamW; the other optimizers have none."""
 
-_LOWER = 1 / 3  # OPTIMIZERS has ranges of the peak of a one-cycle schedule, and constant rates are best below that
-_NO_DECAY = 1e-12  # as little as a search, whose ranges are logarithmic, can hold
+_LOWER = 1 / 3  # OPTIMIZERS has ranges for the peak of a one-cycle schedule; constant rates are best below that
+_NO_DECAY = 1e-12  # stands for 0, which the search's logarithmic ranges cannot hold
 _CLOSE, _STEP = 5, 5  # test accuracy is measured after each of the first epochs, then after every fifth
 
 
 class Params(Section):
-    """The block `optimizers` of `studies/params.yaml`."""
+    """The section `optimizers` of `studies/params.yaml`."""
 
     num_epochs: Epochs
-    """Of each run; the report has 50."""
+    """Epochs of each run; the report has 50."""
     batch_size: BatchSize
     num_seeds: Annotated[int, Field(ge=3, le=100)]
     search_trials: Annotated[int, Field(ge=2, le=1000)]
     """Learning rates that are tried for each optimizer, from one end of its range to the other."""
     search_epochs: Epochs
-    """Of each trial."""
+    """Epochs of each trial."""
     search_rows: Annotated[int, Field(ge=100)]
-    """A trial trains on the first so many training rows."""
+    """Number of training rows of a trial, which are the first ones of the split."""
     search_seed: Seed
 
 
@@ -93,10 +94,10 @@ def tune(
     name: str,
     say: Callable[[str], None],
 ) -> list[Run]:
-    """Search each optimizer's learning rate by Ray Tune, all with as many trials, epochs and rows.
+    """Search each optimizer's learning rate with Ray Tune, with the same number of trials, epochs and rows for all.
 
-    The trials are one search, whose rates are evenly spaced on a logarithmic scale: drawn at random, six can miss what
-    is best of a range.
+    The trials are one search, whose rates are evenly spaced on a logarithmic scale: six rates drawn at random can miss
+    the best part of a range.
     """
     from mnist_pipe.tuning.ledger import best_trial
     from mnist_pipe.tuning.search import Defaults, Session, search
@@ -136,9 +137,9 @@ def tune(
             num_trials=len(points),
             num_epochs=params.search_epochs,
             train_rows=params.search_rows,
-            algorithm="random",  # which has nothing left to draw
+            algorithm="random",  # the points leave nothing to draw
             scheduler="fifo",
-            reduction_factor=2,  # of a scheduler that stops trials
+            reduction_factor=2,  # only for schedulers that stop trials
             max_concurrent_trials=max(1, available.num_gpus or available.num_cpus),
             seed=params.search_seed,
             space={
@@ -165,7 +166,7 @@ def tune(
 
 
 def _trial(record: TrialRecord, params: Params, *, seconds: float) -> Run:
-    """A trial of the search as a run; `seconds` is its share of what the search took."""
+    """Return a trial of the search as a run; `seconds` is its share of the search's duration."""
     last = record.history[-1] if record.history else {}
     return Run(
         config={
@@ -185,13 +186,16 @@ def _trial(record: TrialRecord, params: Params, *, seconds: float) -> Run:
 
 
 def rates_of(optimizer: str) -> tuple[float, float]:
-    """[low, high] of the learning rates that are searched for a constant schedule."""
+    """Return the lowest and the highest learning rate that are searched for a constant schedule."""
     low, high = OPTIMIZERS[optimizer].learning_rate
     return low * _LOWER, high
 
 
 def plan(params: Params, done: Sequence[Run]) -> list[Config]:
-    """All columns; a run trains all optimizers of one from one start on the same batches."""
+    """Return the configurations of all columns.
+
+    A run trains all optimizers of one column, from one start and on the same batches.
+    """
     defaults: dict[str, float] = {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()}
     columns = {"defaults": defaults, "tuned": best_rates(done), **CONTROLS}
     return [
@@ -208,7 +212,7 @@ def plan(params: Params, done: Sequence[Run]) -> list[Config]:
 
 
 def best_rates(done: Sequence[Run]) -> dict[str, float]:
-    """Of each optimizer the rate with the highest validation accuracy; of equals that with the lower loss."""
+    """Return each optimizer's rate with the highest validation accuracy; of equals, the one with the lower loss."""
     trials: dict[str, list[Run]] = {}
     for run in done:
         if run.config["phase"] == "search" and run.result["status"] == "finished":
@@ -222,9 +226,10 @@ def best_rates(done: Sequence[Run]) -> dict[str, float]:
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train the optimizers of `config` side by side; by optimizer the training loss and test accuracy at `epochs`.
+    """Train the optimizers of `config` side by side; return each one's training loss and test accuracy at `epochs`.
 
-    The last accuracy is that of the network as `models.lenet5` computes it, in float32; those before are shown only.
+    The last accuracy is that of the network as `models.lenet5` computes it, in float32; the earlier ones are only
+    shown.
     """
     device = fitting.device()
     training, test = (to_device(_on_unit_scale(splits[name]), device=device) for name in ("train", "test"))
@@ -262,7 +267,7 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 class RMSprop(torch.optim.Optimizer):
-    """RMSprop as Keras has it, with epsilon under the root: torch adds it behind, which is another thing.
+    """RMSprop as in Keras, with epsilon under the root; torch adds it behind the root, which gives other steps.
 
     Where gradients are smaller than 0.0003, the root of 1e-7, the steps here shrink with them.
     """
@@ -272,7 +277,7 @@ class RMSprop(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients."""
+        """Update the parameters once from their gradients."""
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -283,7 +288,7 @@ class RMSprop(torch.optim.Optimizer):
 
 
 def optimizer_of(name: str, member: nn.ParameterList, *, rate: float, phase: str) -> torch.optim.Optimizer:
-    """The entry of OPTIMIZERS in the column `tuned`, else Keras's, at `rate`."""
+    """Return the optimizer `name` of `member` at `rate`: that of OPTIMIZERS in the column `tuned`, else Keras's."""
     kind, constants = KERAS_DEFAULTS[name]
     constants = {**constants, "lr": rate}
     if phase == "tuned" or kind == "Muon":
@@ -296,10 +301,10 @@ def optimizer_of(name: str, member: nn.ParameterList, *, rate: float, phase: str
 
 
 def _on_unit_scale(split: NormalizedSplit) -> NormalizedSplit:
-    """The split with its pixels from 0 to 1."""
+    """Return the split with its pixels from 0 to 1."""
     return replace(split, images=fitting.pixels(split), provenance={**split.provenance, "mean": 0.0, "std": 1.0})
 
 
 def _figure(value: float | None) -> float | None:
-    """To six digits behind the point; None where it is not finite, as after a divergence."""
+    """Return the value, rounded to six decimals, or None if it is not finite, as after a divergence."""
     return round(value, 6) if value is not None and math.isfinite(value) else None

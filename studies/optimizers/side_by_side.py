@@ -1,4 +1,4 @@
-"""LeNet-5 under many optimizers at once: one start, the same batches, a row of weights and an optimizer for each."""
+"""LeNet-5 trained by many optimizers at once: one start, the same batches, and for each a row of weights."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
 from studies.optimizers import lenets
 
-_ROWS_AT_ONCE = 250  # without gradients
+_ROWS_AT_ONCE = 250  # in evaluation, without gradients
 
 
 class Networks:
-    """The networks of `models`, all of one kind, as rows of one matrix of weights."""
+    """The networks of `models`, all of one architecture, as rows of one matrix of weights."""
 
     def __init__(self, models: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
         vectors = [torch.cat([part.flatten() for part in model.parameters()]).detach() for model in models]
         self.weights = nn.Parameter(torch.stack(vectors))
-        """(members, parameters) float32, each member's one after the other."""
+        """Weights, float32 `(members, parameters)`: in each row one member's parameters, one after the other."""
         self.weights.grad = torch.zeros_like(self.weights)
         self._model = models[0]
         self._shapes = [parameter.shape for parameter in models[0].parameters()]
         self._dtype = dtype
-        """Of the products; they are summed in float32."""
+        """Dtype of the products; they are summed in float32."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """(members, 10, rows) of (rows, 1, 28, 28) images."""
+        """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`."""
         names = [name for name, _ in self._model.named_parameters()]
         with torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32):
             found = [
@@ -40,9 +40,9 @@ class Networks:
         return torch.stack(found).float()
 
     def member(self, index: int, *, whole: bool) -> nn.ParameterList:
-        """A member's parameters as an optimizer takes them, `whole` as one vector; they share its weights and gradient.
+        """Return a member's parameters for an optimizer, `whole` as one vector; they share its weights and gradient.
 
-        One vector is for optimizers that take each weight by itself, and saves most of a step's calls.
+        One vector is for optimizers that treat each weight by itself, and saves most of a step's calls.
         """
         weights, gradient = self.weights.detach()[index], self.weights.grad[index]  # type: ignore[index]
         found = nn.ParameterList([weights] if whole else self._parts(weights))
@@ -51,52 +51,55 @@ class Networks:
         return found
 
     def copy_to(self, model: nn.Module, index: int) -> nn.Module:
-        """`model` with the weights of a member."""
+        """Copy the weights of a member into `model` and return `model`."""
         with torch.no_grad():
             for parameter, part in zip(model.parameters(), self._parts(self.weights[index]), strict=True):
                 parameter.copy_(part)
         return model
 
     def _parts(self, weights: Tensor) -> list[Tensor]:
-        """(..., *shape) of each parameter: views of (..., parameters) `weights`."""
+        """Return each parameter, `(..., *shape)`, as a view of `weights`, `(..., parameters)`."""
         flat = torch.split(weights, [shape.numel() for shape in self._shapes], dim=-1)
         return [part.view(*weights.shape[:-1], *shape) for part, shape in zip(flat, self._shapes, strict=True)]
 
 
 class LeNets(Networks):
-    """LeNet-5 with linear convolutions, all members computed together."""
+    """LeNet-5 networks with linear convolutions, all members computed together."""
 
     def logits(self, images: Tensor) -> Tensor:
-        """(members, 10, rows) of (rows, 1, 28, 28) images."""
+        """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`."""
         return lenets.logits(self._parts(self.weights), images, dtype=self._dtype)
 
 
 def train(
     nets: Networks, optimizers: Sequence[torch.optim.Optimizer], *, training: DeviceSplit, recipe: Recipe
 ) -> Iterator[list[float]]:
-    """Train by `recipe`, but for its optimizer and rate: `optimizers` has one for each member.
+    """Train by `recipe`, except for its optimizer and rate: `optimizers` has one for each member.
 
-    Yields each epoch's training losses, one a member, in nats.
+    Yields each epoch's training losses, one for each member, in nats.
     """
     for _, figures in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training):
         yield figures[:, 0].tolist()
 
 
 class _SideBySide:
-    """The networks, each with an optimizer of its own, as `loop.epochs` trains them."""
+    """The networks, each with its own optimizer, as `loop.epochs` trains them."""
 
     def __init__(self, nets: Networks, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.shape, self.device = (len(nets.weights),), nets.weights.device
         self._nets, self._optimizers = nets, optimizers
 
     def draw(self, num_rows: int, *, generator: torch.Generator) -> None:
-        """No image moves."""
+        """Return None: no image moves."""
 
     def start_epoch(self) -> None:
-        """Nothing: the networks behave in training as they do afterwards."""
+        """Do nothing: the networks compute the same in training and in evaluation."""
 
     def step(self, images: Tensor, labels: Tensor, *, moves: Tensor | None, batch: loop.Batch) -> Tensor:  # noqa: ARG002
-        """As `loop.Learner` says, without hits; the rates are constant."""
+        """Make one step of every optimizer, as `loop.Learner` describes, and count no hits; the rates are constant.
+
+        `images` are float32 `(B, 1, 28, 28)`, `labels` int64 `(B,)`; the result is float64 `(members, 3)`.
+        """
         logits = self._nets.logits(images)
         loss = F.cross_entropy(logits, labels.expand(len(logits), -1), reduction="none").mean(1)
         loss.sum().backward()  # type: ignore[no-untyped-call]
@@ -109,7 +112,7 @@ class _SideBySide:
 
 @torch.inference_mode()
 def accuracies(nets: Networks, data: DeviceSplit) -> list[float]:
-    """Each member's share of the rows that it gets right."""
+    """Return each member's accuracy on the rows of `data`, in [0, 1]."""
     hits = torch.zeros(len(nets.weights), device=nets.weights.device)
     for rows in loop.chunks(data.num_rows, _ROWS_AT_ONCE):
         hits += (nets.logits(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)

@@ -1,4 +1,4 @@
-"""The study `optimizers`, put together."""
+"""Definition of the study `optimizers`."""
 
 from __future__ import annotations
 

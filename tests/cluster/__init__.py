@@ -1,1 +1,1 @@
-"""The cluster on one machine: real servers in network namespaces, started through `deploy/`."""
+"""Tests of a cluster on one machine: real servers in network namespaces, started through `deploy/`."""

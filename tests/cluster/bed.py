@@ -1,14 +1,14 @@
-"""The test bed: a client, a head, two Ray nodes and a storage host, each a network namespace of this machine.
+"""Test bed of a cluster: a client, a head, two Ray nodes and a storage host, each a network namespace.
 
-All are joined by a bridge in a namespace of its own, so that the host has no interface, route or listener of the bed.
+All are joined by a bridge in its own namespace, so that this machine has no interface, route or listener of the bed.
 Everything but PostgreSQL and S3 is started through `deploy/`. Every secret is a random word that a test can search for.
 
     with Bed.start() as bed:
-        bed.run("client", ["dvc", "repro"], cwd=checkout)       # with bed.client_env; CompletedProcess, texts
-        bed.link("node1", up=False)                             # its cable is pulled
-        bed.crash("node1")                                      # every process of the host is SIGKILLed
-        bed.kill("worker"); bed.deploy("worker")                # and started again
-        with bed.inside("client"): httpx.get(...)               # sockets made here are the client's
+        bed.run("client", ["dvc", "repro"], cwd=checkout)       # with bed.client_env; returns a CompletedProcess
+        bed.link("node1", up=False)                             # disconnect node1 from the network
+        bed.crash("node1")                                      # SIGKILL every process of node1
+        bed.kill("worker"); bed.deploy("worker")                # restart the worker
+        with bed.inside("client"): httpx.get(...)               # sockets made here belong to the client
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ INTERFACE = "mp0"
 POOL = "cpu"
 BUCKET = "mnist-pipe"
 S3_PORT = 9000
-SERVICES = {  # what deploy/ starts, and where
+SERVICES = {  # services that deploy/ starts, and their hosts
     "head": ("head", "head"),
     "node1": ("node1", "node"),
     "node2": ("node2", "node"),
@@ -52,7 +52,7 @@ SERVICES = {  # what deploy/ starts, and where
     "mlflow-server": ("head", "mlflow-server"),
     "worker": ("head", "worker"),
 }
-START_SECONDS = 180.0  # the whole bed needs 17 on two idle cores
+START_SECONDS = 180.0  # the whole bed needs 17 s on two idle cores
 
 _PREFIX = "mnist-pipe"
 _RESTARTS = 2
@@ -62,29 +62,29 @@ _CLONE_NEWNET = 0x40000000
 
 @dataclass(kw_only=True)
 class Bed:
-    """A running bed. Make one with `Bed.start()`, and leave it with `stop()` or as a context."""
+    """Running test bed; create it with `Bed.start()`, and end it with `stop()` or as a context manager."""
 
     folder: Path
-    """All its files: logs/, homes/, the settings file of each host, the database. Removed by `stop`."""
+    """Folder of all files: logs/, homes/, the settings file of each host and the database; `stop` removes it."""
     secrets: dict[str, str]
-    """The planted words, by the name of the variable that holds them."""
+    """Planted secrets by the name of the variable that holds them."""
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-    """The first process of everything that was spawned, by its name."""
+    """First process of everything that was spawned, by its name."""
     started: dict[str, float] = field(default_factory=dict)
-    """When each was spawned last, in seconds since 1970."""
+    """Time at which each was last spawned, in seconds since 1970, by its name."""
 
-    # --- life
+    # --- lifecycle
 
     @classmethod
     def start(cls) -> Bed:
-        """Lay the network, start every service, and return when all of them answer: about 17 s on two idle cores.
+        """Create the network, start every service, and return when all respond: about 17 s on two idle cores.
 
         Raises:
-            RuntimeError: something did not start; the message ends with what it printed. Nothing of the bed remains.
+            RuntimeError: a service did not start; the message ends with its output. The bed has been removed.
         """
         sweep()
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}-{os.getpid()}-", dir="/tmp"))
-        folder.chmod(0o755)  # PostgreSQL's user has to find its own folder in it
+        folder.chmod(0o755)  # PostgreSQL's user must reach its own folder in it
         names = (
             *("RAY_AUTH_TOKEN", "PREFECT_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
             *("MNIST_PIPE_PREFECT_DATABASE_PASSWORD", "MNIST_PIPE_MLFLOW_DATABASE_PASSWORD"),
@@ -105,9 +105,9 @@ class Bed:
         return bed
 
     def stop(self) -> None:
-        """End every process of the bed's namespaces, and remove these and all its files. Twice is once."""
+        """End every process of the bed, and remove its namespaces and files; a second call does nothing."""
         if (database := self.processes.get("postgres")) and database.poll() is None:
-            database.send_signal(signal.SIGINT)  # killed, it would leave its shared memory
+            database.send_signal(signal.SIGINT)  # SIGKILL would leave its shared memory behind
             with suppress(subprocess.TimeoutExpired):
                 database.wait(10)
         for host in (*HOSTS, "switch"):
@@ -126,12 +126,12 @@ class Bed:
 
     @property
     def addresses(self) -> dict[str, str]:
-        """Of each host."""
+        """IP address of each host, by its name."""
         return {host: f"{NETWORK}.{number}" for number, host in enumerate(HOSTS, start=1)}
 
     @property
     def storage(self) -> str:
-        """What MNIST_PIPE_STORAGE is."""
+        """Value of MNIST_PIPE_STORAGE."""
         return f"s3://{BUCKET}/bed"
 
     @property
@@ -152,7 +152,7 @@ class Bed:
 
     @property
     def client_env(self) -> dict[str, str]:
-        """What the shell of the person at the client has: the two values of the README, the storage and credentials."""
+        """Environment of a user's shell on the client: the two variables of the README, the storage and credentials."""
         return {
             **self._plain("client"),
             **self._storage_credentials(),
@@ -167,7 +167,7 @@ class Bed:
 
     @property
     def driver_env(self) -> dict[str, str]:
-        """What a process on the head needs to be a driver of the Ray cluster, as a flow run has it from the worker."""
+        """Environment of a driver of the Ray cluster on the head, as the worker gives it to a flow run."""
         return {
             **self.client_env,
             "HOME": str(self.folder / "homes" / "head"),
@@ -190,7 +190,7 @@ class Bed:
         return basic("mnist", self.secrets["MLFLOW_TRACKING_PASSWORD"])
 
     def settings(self, host: str) -> dict[str, str]:
-        """What the settings file of a host holds. The nodes know neither database nor Prefect nor MLflow."""
+        """Return the content of a host's settings file; the nodes know neither database nor Prefect nor MLflow."""
         shared = {
             "MNIST_PIPE_HEAD": self.addresses["head"],
             "MNIST_PIPE_STORAGE": self.storage,
@@ -213,7 +213,7 @@ class Bed:
         return shared | own | {name: self.secrets[name] for name in passwords}
 
     def log(self, name: str) -> str:
-        """What a process has printed so far."""
+        """Return what a process has printed so far."""
         return (self.folder / "logs" / f"{name}.log").read_text(encoding="utf-8", errors="replace")
 
     # --- what a test does
@@ -227,7 +227,7 @@ class Bed:
         cwd: Path | None = None,
         timeout: float = 120.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host to its end. `env` replaces `client_env`; PATH, HOME and PYTHONPATH are set anyway."""
+        """Run a command on a host until it ends; `env` replaces `client_env`, except PATH, HOME and PYTHONPATH."""
         return subprocess.run(
             self._inside(host, command),
             env=self._plain(host) | dict(self.client_env if env is None else env),
@@ -242,15 +242,17 @@ class Bed:
     def script(
         self, name: str, *arguments: str | Path, cwd: Path | None = None, timeout: float = 120.0
     ) -> subprocess.CompletedProcess[str]:
-        """Run one of the programs of `deploy/` on the head to its end."""
+        """Run one of the programs of `deploy/` on the head until it ends."""
         env = {"MNIST_PIPE_ENV": str(self.settings_file("head"))}
         return self.run("head", [ROOT / "deploy" / name, *arguments], env=env, cwd=cwd, timeout=timeout)
 
     def python(self, host: str, code: str, *, env: Mapping[str, str] | None = None, timeout: float = 120.0) -> Any:
-        """Run Python code on a host, as a driver of the Ray cluster unless `env` is given; the JSON of its last line.
+        """Run Python code on a host, and return the JSON of its last line of output.
+
+        Without `env` the code is a driver of the Ray cluster.
 
         Raises:
-            RuntimeError: with what it printed, where it failed.
+            RuntimeError: the code failed; the message has its output.
         """
         done = self.run(
             host, [sys.executable, "-c", code], env=self.driver_env if env is None else env, timeout=timeout
@@ -268,7 +270,7 @@ class Bed:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a command on a host and leave it running, in a session of its own; it prints to logs/<name>.log."""
+        """Start a command on a host in its own session, and leave it running; it prints to logs/<name>.log."""
         self.started[name] = time.time()
         with (self.folder / "logs" / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
@@ -283,32 +285,32 @@ class Bed:
         return self.processes[name]
 
     def deploy(self, name: str, *, wait: bool = True) -> None:
-        """Start one of SERVICES through its script in `deploy/`, and wait until it answers."""
+        """Start one of SERVICES through its script in `deploy/`, and wait until it responds unless `wait` is false."""
         host, script = SERVICES[name]
         self.spawn(host, name, [ROOT / "deploy" / script], env={"MNIST_PIPE_ENV": str(self.settings_file(host))})
         if wait:
             self.await_ready(name)
 
     def kill(self, name: str, signal_: signal.Signals = signal.SIGKILL, *, wait: float = 60.0) -> None:
-        """Signal the first process of what was spawned as `name`, alone, and wait for its end."""
+        """Send a signal to the first process spawned as `name`, not to its children, and wait until it ends."""
         self.processes[name].send_signal(signal_)
         self.processes[name].wait(wait)
 
     def crash(self, host: str) -> None:
-        """SIGKILL every process of a host at once, as a power cut does; its peers see closed connections."""
+        """SIGKILL every process of a host at once, as a power cut does, though its peers see closed connections."""
         _kill_all(self.namespace(host))
 
     def pids(self, host: str, *, of: str) -> list[int]:
-        """The processes of a host with `of` in their command line."""
+        """Return the pids of a host's processes whose command line contains `of`."""
         listed = _pids(self.namespace(host))
         return [pid for pid in listed if of.encode() in Path("/proc", str(pid), "cmdline").read_bytes()]
 
     def link(self, host: str, *, up: bool) -> None:
-        """Plug in or pull the cable of a host. Its peers see nothing but silence."""
+        """Connect a host to the network or disconnect it; its peers get no reply, not even an error."""
         _ip("-n", self.namespace("switch"), "link", "set", host, "up" if up else "down")
 
     def storage_fails(self, fails: bool) -> None:
-        """Whether every S3 request is answered with 503."""
+        """Make every S3 request fail with 503, or succeed again."""
         if fails:
             self._flag.touch()
         else:
@@ -316,7 +318,7 @@ class Bed:
 
     @contextmanager
     def inside(self, host: str) -> Iterator[None]:
-        """Make this thread's new sockets those of a host. What runs in other threads is not moved."""
+        """Create this thread's new sockets in a host's namespace; other threads are not affected."""
         theirs = Path("/run/netns", self.namespace(host))
         with Path("/proc/thread-self/ns/net").open() as home, theirs.open() as other:
             _setns(other.fileno())
@@ -332,12 +334,12 @@ class Bed:
         host: str = "client",
         headers: Mapping[str, str] | None = None,
         body: Any = None,
-        timeout: float = 30.0,  # the machine may be busy with other things
+        timeout: float = 30.0,  # the machine may be busy
     ) -> tuple[int, str]:
-        """Status and text of a GET, or of a POST of `body` as JSON, from a host.
+        """Send a GET from a host, or a POST of `body` as JSON, and return the status and the text of the response.
 
         Raises:
-            OSError: nobody answers.
+            OSError: there is no response.
         """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data=data, headers=dict(headers or {}))
@@ -352,10 +354,12 @@ class Bed:
                 return error.code, error.read().decode(errors="replace")
 
     def prefect(self, path: str, *, body: Any = None, host: str = "client") -> Any:
-        """What Prefect's API replies to a GET, or to a POST of `body`: `bed.prefect("flow_runs/filter", body={})`.
+        """Send Prefect's API a GET, or a POST of `body`, and return its reply.
+
+        For example: `bed.prefect("flow_runs/filter", body={})`.
 
         Raises:
-            OSError: nobody answers, or with a status of 400 or more.
+            OSError: there is no response, or its status is 400 or more.
         """
         headers = dict(self.prefect_headers)
         if body is not None:
@@ -367,12 +371,12 @@ class Bed:
         return json.loads(text)
 
     def run_state(self, name: str) -> str:
-        """The name of the state of the flow run `name`."""
+        """Return the name of the state of the flow run `name`."""
         wanted = {"flow_runs": {"name": {"any_": [name]}}}
         return str(self.prefect("flow_runs/filter", body=wanted)[0]["state_name"])
 
     def ray_nodes(self) -> dict[str, str]:
-        """ALIVE or DEAD by address, as the dashboard says; of several on one address the last that joined."""
+        """Return ALIVE or DEAD by address, from the dashboard; the last of several nodes on one address counts."""
         nodes = sorted(self._ray_state("nodes"), key=lambda node: node["start_time_ms"])
         return {node["node_ip"]: node["state"] for node in nodes}
 
@@ -384,7 +388,7 @@ class Bed:
         return json.loads(text)["data"]["result"]["result"]
 
     def objects(self, prefix: str = "") -> dict[str, int]:
-        """Key and bytes of what the bucket holds below MNIST_PIPE_STORAGE."""
+        """Return the key and size in bytes of each object below `prefix` in MNIST_PIPE_STORAGE."""
         base = self.storage.removeprefix(f"s3://{BUCKET}/")
         with self.inside("client"):
             pages = self.s3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{base}/{prefix}")
@@ -392,7 +396,7 @@ class Bed:
         return {entry["Key"].removeprefix(f"{base}/"): entry["Size"] for entry in found}
 
     def s3(self) -> Any:
-        """A boto3 client; use it inside `with bed.inside("client")`."""
+        """Return a boto3 client, for use inside `with bed.inside("client")`."""
         import boto3
 
         credentials = self._storage_credentials()
@@ -405,11 +409,14 @@ class Bed:
         )
 
     def await_ready(self, name: str) -> None:
-        """Until a service does its work for those who hold the secret. One that ends meanwhile is started again, as by
-        its supervisor: Ray gives up a start that takes 30 s, which happens where others use the machine.
+        """Wait until a service responds to a request with its secret.
+
+        A service that ends meanwhile is restarted, as its supervisor would do: Ray gives up a start that takes 30 s,
+        which happens on a busy machine.
 
         Raises:
-            RuntimeError: it refused its settings, or ended three times, or is silent for START_SECONDS; with its log.
+            RuntimeError: the service refused its settings, ended three times, or did not respond within START_SECONDS;
+                the message has its log.
         """
         restarts = iter(range(_RESTARTS))
 
@@ -423,7 +430,7 @@ class Bed:
 
         wait_for(lambda: self._is_ready(name), name, during=supervise, timeout=START_SECONDS)
 
-    # --- where things are
+    # --- paths and names
 
     def namespace(self, host: str) -> str:
         return f"{_PREFIX}-{os.getpid()}-{host}"
@@ -433,7 +440,7 @@ class Bed:
 
     @staticmethod
     def write_settings(path: Path, values: Mapping[str, str]) -> Path:
-        """Write a settings file, for its owner alone."""
+        """Write a settings file that only its owner can read, and return its path."""
         path.touch(mode=0o600)
         path.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
         return path
@@ -443,7 +450,7 @@ class Bed:
         return self.folder / "storage-fails"
 
     def _plain(self, host: str) -> dict[str, str]:
-        """The environment of every process: nothing of this machine's own settings, proxies or homes."""
+        """Return the environment of every process, without this machine's own settings, proxies and homes."""
         return {
             "PATH": f"{sys.prefix}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": str(self.folder / "homes" / host),
@@ -473,7 +480,7 @@ class Bed:
         _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
         _ip("-n", switch, "link", "set", "bridge", "up")
         for host, address in self.addresses.items():
-            # Made inside the switch, so that the host never sees either end.
+            # Created inside the switch's namespace, so that neither end ever appears on this machine.
             peer = ("peer", "name", INTERFACE, "netns", self.namespace(host))
             _ip("-n", switch, "link", "add", host, "type", "veth", *peer)
             _ip("-n", switch, "link", "set", host, "master", "bridge", "up")
@@ -501,7 +508,7 @@ class Bed:
             for task in wait(tasks, return_when=FIRST_EXCEPTION).done:
                 if task.exception():
                     for host in HOSTS:
-                        self.crash(host)  # the others wait for nothing then
+                        self.crash(host)  # ends the other starts, which would wait in vain
                 task.result()
 
     def _start_storage(self) -> None:
@@ -537,8 +544,8 @@ class Bed:
         options = {
             "listen_addresses": self.addresses["head"],
             "unix_socket_directories": sockets,
-            "dynamic_shared_memory_type": "mmap",  # files in its own folder, which are removed with it
-            "fsync": "off",  # its life is one test session
+            "dynamic_shared_memory_type": "mmap",  # keeps its shared memory in its own folder, which is removed with it
+            "fsync": "off",  # the database lives for one test session
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         self.spawn("head", "postgres", [*become, programs / "postgres", "-D", data, *flags], env={})
@@ -585,17 +592,24 @@ def wait_for(
     during: Callable[[], None] = lambda: None,
     every: float = 0.2,
 ) -> float:
-    """Until `holds()`, which may raise OSError meanwhile; the seconds that took. `during` is called too, and may raise.
+    """Wait until `holds()` is true, and return the seconds that it took.
+
+    Args:
+        holds: condition to poll; an OSError counts as false.
+        what: description of the condition, for the error message.
+        timeout: maximum seconds to wait.
+        during: called after each failed poll; it may raise.
+        every: seconds between polls.
 
     Raises:
-        RuntimeError: it did not hold in time.
+        RuntimeError: the condition did not hold in time.
     """
     started = time.monotonic()
 
     def held() -> bool:
         try:
             return holds()
-        except OSError:  # who is asked does not answer yet
+        except OSError:  # the service does not respond yet
             return False
 
     while not held():
@@ -607,12 +621,12 @@ def wait_for(
 
 
 def basic(user: str, password: str) -> dict[str, str]:
-    """The header of HTTP basic authentication."""
+    """Return the header of HTTP basic authentication."""
     return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
 def missing() -> str:
-    """Why this machine cannot have a bed, or nothing."""
+    """Return the reason why this machine cannot run a bed, or an empty string."""
     if os.geteuid() != 0:
         return "not root, and network namespaces need it"
     if not shutil.which("ip"):
@@ -626,7 +640,7 @@ def missing() -> str:
 
 
 def sweep() -> None:
-    """Remove what beds of processes that are gone have left: their processes, namespaces and files."""
+    """Remove the processes, namespaces and files of beds whose test process no longer exists."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
     for line in listed.splitlines():
         if line and _is_stale(line.split()[0]):
@@ -648,7 +662,7 @@ def _remove(namespace: str) -> None:
 
 
 def _kill_all(namespace: str) -> None:
-    """Again and again, because a process may have been born meanwhile."""
+    """Kill every process of a namespace, repeatedly, because a process may start another meanwhile."""
     while pids := _pids(namespace):
         for pid in pids:
             with suppress(ProcessLookupError):

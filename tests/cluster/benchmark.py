@@ -1,10 +1,10 @@
-"""What a cluster costs and gains, on the test bed of tests/cluster: two one-thread nodes in network namespaces.
+"""Measure the overhead and speedup of a cluster on its test bed: two one-thread nodes in network namespaces.
 
     python -m tests.cluster.benchmark [--only stages|epochs] [--repeats 3] [--rows 8000] [--epochs 3]
 
-Prints the seconds of a stage here and there; then those of an epoch on one node and on two, taken in turns in one run.
-While epochs are timed, Prefect, MLflow and PostgreSQL are stopped: they have no machine of their own in the bed, and
-take a third of a processor. Needs root.
+Prints the seconds of a stage on the cluster and without it, then those of an epoch on one node and on two, measured
+alternately in one run. Prefect, MLflow and PostgreSQL are stopped while epochs are timed, because in the bed they share
+the CPUs with the nodes and use a third of a CPU. Needs root.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.cluster.bed import Bed
 from tests.cluster.project import RECIPE, Project, make
 
 CHANNELS = [64, 128, 256]
-BATCH_ROWS = 1000  # the workers wait for each other a dozen times a step
+BATCH_ROWS = 1000  # large, because the workers wait for each other a dozen times a step
 OVERHEAD_STAGE = "normalize"
 EPOCHS = """
 import itertools, json, os, time
@@ -54,7 +54,7 @@ print(json.dumps([later - earlier for earlier, later in itertools.pairwise(times
 
 
 def main() -> None:
-    """Start the bed, measure, print."""
+    """Start the bed, measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=("stages", "epochs"))
     parser.add_argument("--repeats", type=int, default=3)
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def compare_stages(project: Project, *, repeats: int) -> None:
-    """One stage on the cluster and here, in turns."""
+    """Time one stage on the cluster and without it, alternately, and print the seconds."""
     there, here = [], []
     for _ in range(repeats):
         there.append(run(project, OVERHEAD_STAGE))
@@ -84,7 +84,7 @@ def compare_stages(project: Project, *, repeats: int) -> None:
 
 
 def compare_epochs(project: Project, *, repeats: int, rows: int, number: int) -> None:
-    """Epochs on one node and on two, in turns."""
+    """Time epochs on one node and on two, alternately, and print the seconds."""
     for service in ("worker", "prefect-server", "mlflow-server", "postgres"):
         project.bed.kill(service)
     one: list[float] = []
@@ -98,17 +98,17 @@ def compare_epochs(project: Project, *, repeats: int, rows: int, number: int) ->
 
 
 def run(project: Project, stage: str, *, locally: bool = False) -> float:
-    """Seconds of a stage from the command line on."""
+    """Run a stage from the command line, and return its seconds."""
     here = {"MNIST_PIPE_WORK_POOL": "", "MNIST_PIPE_STORAGE": "", "MLFLOW_TRACKING_URI": ""}
     started = time.monotonic()
-    # Here too with a Prefect server that runs: the same one.
+    # The local run also uses a Prefect server that is already running: the same one.
     done = project.run("python", "-m", "pipelines", stage, env=here if locally else {}, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return time.monotonic() - started
 
 
 def epochs(project: Project, *, workers: int, name: str, rows: int, number: int) -> list[float]:
-    """Seconds of each epoch but the first, which also warms up."""
+    """Return the seconds of each epoch after the first, which includes warm-up."""
     recipe = {**RECIPE, "batch_size": BATCH_ROWS}
     code = EPOCHS.format(recipe=recipe, channels=CHANNELS, epochs=number, rows=rows, workers=workers, name=name)
     code = f"import os\nos.chdir({str(project.folder)!r})\n{code}"

@@ -1,4 +1,4 @@
-"""The bed that the cluster's tests share."""
+"""Test bed and checkouts that the cluster's tests share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.cluster.project import Project, make
 
 @pytest.fixture(scope="session")
 def bed() -> Iterator[Bed]:
-    """A running cluster. A test that breaks something mends it again."""
+    """Running cluster; a test that breaks something repairs it."""
     if lack := missing():
         pytest.skip(lack)
     started = time.monotonic()
@@ -24,7 +24,7 @@ def bed() -> Iterator[Bed]:
 
 @pytest.fixture(scope="session")
 def project(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A checkout on the client, and its deployments on the server."""
+    """Checkout on the client, with its deployments on the server."""
     deployed = bed.script("deployments")
     assert deployed.returncode == 0, deployed.stderr
     return make(bed, tmp_path_factory.mktemp("client"))
@@ -32,7 +32,7 @@ def project(bed: Bed, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def rebuilt(project: Project) -> str:
-    """What `dvc repro` printed on the client."""
+    """Output of `dvc repro` on the client."""
     started = time.monotonic()
     done = project.run("dvc", "repro", timeout=1200)
     assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
@@ -42,6 +42,6 @@ def rebuilt(project: Project) -> str:
 
 @pytest.fixture(scope="module")
 def checkout(rebuilt: str, project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy of the rebuilt checkout, for the tests of a module to change as they like."""
+    """Copy of the rebuilt checkout, which the tests of one module may change."""
     assert rebuilt
     return project.copy(tmp_path_factory.mktemp("copy") / "main")

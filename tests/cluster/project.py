@@ -1,4 +1,4 @@
-"""The client's checkout, with a search and a training that are small enough for two one-thread nodes."""
+"""Checkout on the client, with a search and a training that are small enough for two one-thread nodes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
     "search.space.optimizer": ["adamw", "muon"],
     "train.num_epochs": 3,
 }
-RECIPE = {  # of the trainings that are disturbed: some 10 s an epoch on two nodes, and smooth enough to be compared
+RECIPE = {  # for the disturbed trainings: about 10 s an epoch on two nodes, and smooth enough to compare
     "model": "convnet",
     "optimizer": "nesterov",
     "learning_rate": 0.02,
@@ -38,7 +38,7 @@ RECIPE = {  # of the trainings that are disturbed: some 10 s an epoch on two nod
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A checkout on the client."""
+    """Checkout on the client, with the commands that tests run in it."""
 
     bed: Bed
     folder: Path
@@ -46,21 +46,21 @@ class Project:
     def run(
         self, *command: str, env: dict[str, str] | None = None, timeout: float = 300
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the checkout, with `env` beside what the client's shell has."""
+        """Run a command in the checkout, with `env` added to the environment of the client's shell."""
         return self.bed.run(
             "client", command, cwd=self.folder, env={**self.bed.client_env, **(env or {})}, timeout=timeout
         )
 
     def set(self, **values: Any) -> None:
-        """Change params.yaml; `search__num_trials=3` is `search.num_trials: 3`."""
+        """Change params.yaml; `search__num_trials=3` sets `search.num_trials` to 3."""
         change(self.folder / "params.yaml", {key.replace("__", "."): value for key, value in values.items()})
 
     def history(self) -> pd.DataFrame:
-        """Of the last training, a row an epoch."""
+        """Return the history of the last training, one row per epoch."""
         return pd.read_csv(self.folder / "reports/curves.csv")
 
     def copy(self, folder: Path) -> Project:
-        """The same files in the new `folder`, but for the state of runs."""
+        """Copy the files to the new `folder`, except the state of runs, and return the copy."""
         shutil.copytree(self.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(".state"))
         return replace(self, folder=folder)
 
@@ -72,7 +72,7 @@ class Project:
 
     @contextmanager
     def training(self, name: str, *, ends_with: int = 0) -> Iterator[Training]:
-        """The stage `train` as a process that the block disturbs; it must then end by itself, with this exit code."""
+        """Run the stage `train` as a process for the block to disturb; it must then end by itself with `ends_with`."""
         process = self.bed.spawn("client", name, ["python", "-m", "pipelines", "train"], cwd=self.folder)
         training = Training(project=self, name=name)
         try:
@@ -87,7 +87,7 @@ class Project:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training that runs on the cluster and prints here."""
+    """Training that runs on the cluster and prints on the client."""
 
     project: Project
     name: str
@@ -101,7 +101,7 @@ class Training:
         return self.project.bed.processes[self.name]
 
     def wait_for(self, text: str, *, count: int = 1, timeout: float = 240) -> float:
-        """Until the client has printed `text` so many times; the seconds that took."""
+        """Wait until the client has printed `text` `count` times, and return the seconds that it took."""
 
         def alive() -> None:
             assert self.process.poll() is None or self.log.count(text) >= count, self.log[-3000:]
@@ -115,7 +115,7 @@ class Training:
 
 
 def make(bed: Bed, folder: Path) -> Project:
-    """A Git checkout of the code under test, uncommitted changes included, with SMALL in its params."""
+    """Create a Git checkout of the code under test, with uncommitted changes and with SMALL in its params."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -150,9 +150,9 @@ def change(path: Path, values: dict[str, Any]) -> None:
 
 
 def take(project: Project, **values: Any) -> None:
-    """Have `train` train RECIPE with these params, and not what the search found."""
+    """Make `train` train RECIPE with these params instead of the result of the search."""
     best = project.folder / "models/best.json"
-    best.unlink(missing_ok=True)  # DVC's own may be a link into its cache
+    best.unlink(missing_ok=True)  # DVC's own file may be a link into its cache
     best.write_text(json.dumps({"config": RECIPE}))
     defaults = {
         "train__seed": 0,
@@ -168,7 +168,7 @@ def take(project: Project, **values: Any) -> None:
 
 
 def agree(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
-    """Every epoch's metrics are the same but for the order in which sums were added."""
+    """Check that every epoch's metrics agree up to the order in which sums were added."""
     assert list(ours.epoch) == list(theirs.epoch)
     for column, tolerance in (
         ("train_loss", 0.01),

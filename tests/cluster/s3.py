@@ -1,6 +1,6 @@
-"""moto's S3 as a process that can be told to fail: `python -m tests.cluster.s3 ADDRESS PORT FLAG`.
+"""Run moto's S3 as a process that can be made to fail: `python -m tests.cluster.s3 ADDRESS PORT FLAG`.
 
-While the file FLAG exists every request is answered with 503, as by a storage under repair. The objects live in memory.
+While the file FLAG exists, every request gets a 503, as from a storage under maintenance. The objects are in memory.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ BUSY = b"<?xml version='1.0'?><Error><Code>ServiceUnavailable</Code><Message>Ple
 
 
 def failing(application: WSGIApplication, flag: Path) -> WSGIApplication:
-    """`application`, which answers 503 while the file `flag` exists."""
+    """Wrap `application` so that it responds with 503 while the file `flag` exists."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if not flag.exists():
             return application(environ, start_response)
-        # The body is read first: a client that is still sending would see a broken connection and not the answer.
+        # Read the body first: a client that is still sending would see a broken connection instead of the response.
         remaining = int(environ.get("CONTENT_LENGTH") or 0)
         while remaining and (block := environ["wsgi.input"].read(min(remaining, 1 << 20))):
             remaining -= len(block)
@@ -30,7 +30,7 @@ def failing(application: WSGIApplication, flag: Path) -> WSGIApplication:
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve until the process is killed."""
     from moto.server import create_backend_app
     from werkzeug.serving import run_simple
 

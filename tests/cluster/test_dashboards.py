@@ -1,4 +1,4 @@
-"""The pages of the cluster, as the person at the client opens them."""
+"""Test the cluster's dashboards, as a user on the client opens them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts of `deploy/`: what they refuse, what they start, and what survives when it is killed."""
+"""Test the scripts of `deploy/`: what they refuse, what they start, and what survives a kill."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ROUND_TRIP = """
 
 @pytest.fixture(scope="module")
 def trigger(bed: Bed) -> Callable[[str, int], str]:
-    """Starts a run of one tick a second on the work pool: mark, count -> the run's id."""
+    """Function of a mark and a count that starts a flow run of one tick a second, and returns the run's id."""
     folder = bed.folder / "ticks"
     folder.mkdir()
     (folder / "ticks.py").write_text(textwrap.dedent(TICKS))
@@ -104,11 +104,11 @@ def messages(bed: Bed, run: str) -> list[str]:
     return [str(log["message"]) for log in logs]
 
 
-# --- what they refuse
+# --- refused settings
 
 
 def refused(script: str, settings: Path) -> str:
-    """The one line with which a script ends on bad settings."""
+    """Return the one line that a script prints when it refuses its settings."""
     done = subprocess.run(
         [ROOT / "deploy" / script],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "MNIST_PIPE_ENV": str(settings)},
@@ -169,7 +169,7 @@ def test_the_databases_are_made_once_and_a_second_time_changes_nothing(bed: Bed)
     assert bed.prefect("admin/version")
 
 
-# --- what they start
+# --- started services
 
 
 def test_two_nodes_are_alive_on_their_own_addresses_and_the_head_trains_nothing(bed: Bed) -> None:
@@ -184,7 +184,7 @@ def test_gradients_are_averaged_over_both_nodes(bed: Bed) -> None:
     assert sorted(addresses) == [bed.addresses["node1"], bed.addresses["node2"]]
     (weights, gradient), others = trained
     assert others == [weights, gradient]
-    assert gradient == 2.0  # the mean of 0 and 4: each rank has four rows of its own number
+    assert gradient == 2.0  # mean of 0 and 4: all four rows of a rank hold the rank's own number
 
 
 def test_a_flow_run_has_the_credentials_it_needs_and_no_others(bed: Bed, trigger: Callable[[str, int], str]) -> None:
@@ -212,7 +212,7 @@ def test_the_storage_holds_what_mlflow_is_given(bed: Bed) -> None:
     assert [size for key, size in bed.objects("mlflow/").items() if f"{run}/artifacts/proof.txt" in key] == [5]
 
 
-# --- what survives
+# --- restarts
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
@@ -254,7 +254,7 @@ def test_a_node_whose_cable_is_pulled_is_dead_soon_and_joins_again(bed: Bed) -> 
     finally:
         bed.link("node1", up=True)
     print(f"the node was dead after {waited:.0f} s")
-    bed.processes["node1"].wait(60)  # told that it is dead, it ends, and its supervisor starts it again
+    bed.processes["node1"].wait(60)  # the node learns that Ray considers it dead and ends; its supervisor restarts it
     bed.deploy("node1")
 
 

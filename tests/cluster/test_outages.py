@@ -1,4 +1,4 @@
-"""The worker, the Prefect server or the storage goes away in mid-run, and comes back."""
+"""Test runs during which the worker, the Prefect server or the storage goes away and comes back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ready(checkout: Project) -> Project:
 
 
 def check_once(run: Training) -> None:
-    """Every epoch was trained and told once, and the flow run is the only one of its name."""
+    """Check that every epoch was trained and reported once, and that no two flow runs share a name."""
     for epoch in range(1, 5):
         assert run.log.count(f"epoch {epoch}/4") == 1, run.log[-3000:]
     assert list(run.project.history().epoch) == [1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""The deployment `rebuild`, as a schedule or a button runs it."""
+"""Test the deployment `rebuild`, as a schedule or a button runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot work is told in one line, within seconds."""
+"""Test that what cannot work is refused with one line, within seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.cluster.project import Project, take
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 SECONDS = 30.0
-"""Of which a stage's start on the cluster takes some ten."""
+"""Maximum seconds until a refusal; the start of a stage on the cluster takes about 10 of them."""
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def ready(checkout: Project) -> Project:
 
 
 def refusal(project: Project, *, env: dict[str, str] | None = None, code: int = 3) -> str:
-    """The one line, apart from what was shown of the remote run."""
+    """Return the last line that a refused training prints, without the output of the remote run."""
     started = time.monotonic()
     done = project.run("python", "-m", "pipelines", "train", env=env)
     assert done.returncode == code, done.stderr[-2000:]

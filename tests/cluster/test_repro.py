@@ -1,4 +1,4 @@
-"""`dvc repro` on a client, computed on the cluster."""
+"""Test `dvc repro` on a client whose stages run on the cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_deploying_twice_changes_nothing(bed: Bed) -> None:
     before = deployments()
     assert {entry["name"] for entry in before.values()} == {"cpu"}
     assert len(before) == len(STAGES) + 2
-    # From the same checkout: Prefect takes the version of a deployment from its commit.
+    # From the same checkout: Prefect takes a deployment's version from the commit.
     done = bed.script("deployments")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"deployed {name}/cpu" for name in (*STAGES, "study", "rebuild")]

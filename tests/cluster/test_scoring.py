@@ -1,4 +1,4 @@
-"""`mnist-pipe score` as a driver of the cluster."""
+"""Test `mnist-pipe score` as a driver of the cluster."""
 
 from __future__ import annotations
 

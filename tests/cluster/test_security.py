@@ -1,4 +1,4 @@
-"""Who has no secret is refused, nothing listens where it should not, and no secret is where others can read it."""
+"""Test that requests without a secret are refused, that only intended ports listen, and that no secret leaks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.cluster.bed import HOSTS, POOL, ROOT, Bed, basic
 
 pytestmark = pytest.mark.cluster
 
-# Ray binds these on every interface, and has no option against it; deploy/README.md says so. Of 6400 to 6499 it is one.
+# Ray binds these on every interface, and no option changes it (see deploy/README.md). Of 6400 to 6499 it uses one.
 RAY_EVERYWHERE = {6379, *range(6400, 6500), 6381, 6383, 6385, 6386, 6387}
-# Every worker process of Ray listens too.
+# Every worker process of Ray listens on one of these.
 RAY_WORKERS = range(10002, 11000)
-# Ray tries 20 times by default.
+# Ray's default is 20 attempts.
 ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 WITHOUT_TOKEN = [ONCE | {"RAY_AUTH_MODE": "disabled"}, ONCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
 
@@ -209,7 +209,7 @@ def test_no_secret_is_in_an_argument_list(bed: Bed) -> None:
         try:
             arguments = path.read_bytes()
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the process has ended meanwhile
         seen += b"ray" in arguments
         assert not [name for name, value in bed.secrets.items() if value.encode() in arguments]
     assert seen
@@ -223,12 +223,13 @@ def test_no_secret_is_in_a_log_or_in_any_other_file_of_the_bed(bed: Bed) -> None
         if path not in settings and path.exists():
             content = path.read_bytes()
             found = {name for name, value in bed.secrets.items() if value.encode() in content}
-            # The storage logs the addresses that MLflow signs for a download, and these name the key, as S3 has it.
+            # The storage logs the URLs that MLflow presigns for downloads; by S3's design these contain the access
+            # key's id.
             assert found <= ({"AWS_ACCESS_KEY_ID"} if path.name == "s3.log" else set()), path
 
 
 def opens(bed: Bed, path: str, password: str) -> bool:
-    """Whether a websocket of Prefect's lets one in with this password, as its own clients say it."""
+    """Return whether a websocket of Prefect accepts this password in the message that its own clients send."""
     with bed.inside("client"):
         channel = socket.create_connection((bed.addresses["head"], 4200), timeout=10)
     address = f"{bed.prefect_url.replace('http', 'ws')}/api/{path.format(pool=POOL)}"
@@ -241,7 +242,7 @@ def opens(bed: Bed, path: str, password: str) -> bool:
 
 
 def listeners(bed: Bed, host: str) -> list[tuple[str, int]]:
-    """Address and port of every TCP and UDP listener of a host; IPv4 as such where it is written as IPv6."""
+    """Return address and port of every TCP and UDP listener of a host; IPv4-mapped IPv6 addresses become IPv4."""
     done = bed.run(host, ["ss", "--listening", "--tcp", "--udp", "--numeric", "--no-header"], env={})
     found = [line.split()[4].rpartition(":") for line in done.stdout.splitlines()]
     return [(re.sub(r"^\[::ffff:(.*)\]$", r"\1", address), int(port)) for address, _, port in found]

@@ -1,4 +1,4 @@
-"""A study triggered by a client, whose runs are on every node of the cluster."""
+"""Test a study that a client triggers and whose runs use every node of the cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training over two machines, and what happens to it when one of them goes."""
+"""Test training on two nodes, and the loss of one of them."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from tests.cluster.project import Project, agree, take
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 RECOVERY_SECONDS = 60.0
-# A seed that another test has trained goes on from what that one left: 1, 2 and 3 are those of test_outages.
+# A run with a seed that another test has used would resume its checkpoint; test_outages uses 1, 2 and 3.
 
 
 @pytest.fixture(scope="module")
 def ready(checkout: Project) -> Project:
-    """The checkout with RECIPE and params of its own."""
+    """Checkout that trains RECIPE with params of its own."""
     take(checkout)
     return checkout
 
 
 @pytest.fixture(scope="module")
 def reference(ready: Project) -> pd.DataFrame:
-    """The history of a run on both nodes that nothing disturbed."""
+    """History of an undisturbed run on both nodes."""
     return ready.train()
 
 
 @pytest.fixture
 def nodes(bed: Bed) -> Iterator[None]:
-    """Both nodes are up again after the test, and the next training knows it."""
+    """Restart the second node after the test, so that both are up and the next training counts both."""
     yield
     bed.link("node2", up=True)
     bed.crash("node2")
     bed.deploy("node2")
     wait_for(lambda: list(bed.ray_nodes().values()).count("ALIVE") == 3, "three machines")
-    time.sleep(21)  # every 20 s Ray looks for machines that an elastic run may count on
+    time.sleep(21)  # Ray checks every 20 s which nodes an elastic run can use
 
 
 def test_two_nodes_and_one_worker_agree_on_every_epoch(reference: pd.DataFrame, ready: Project) -> None:
@@ -60,7 +60,7 @@ def test_rows_that_are_streamed_from_the_bucket_train_as_well(reference: pd.Data
     assert list(streamed.epoch) == list(reference.epoch)
     difference = abs(streamed.validation_accuracy.iloc[-1] - reference.validation_accuracy.iloc[-1])
     print(f"validation accuracy differs by {difference:.4f} after the last epoch")
-    assert difference < 0.005  # the rows come in another order
+    assert difference < 0.005  # the order of the rows differs
 
 
 @pytest.mark.usefixtures("nodes")
@@ -154,7 +154,7 @@ def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_f
             second.wait_for("waiting for machines")
             runs = [psutil.Process(pid) for pid in bed.pids("head", of="prefect.engine")]
             for process in runs:
-                process.cpu_percent()  # from here on
+                process.cpu_percent()  # start of the measurement
             time.sleep(10)
             load = sum(process.cpu_percent() for process in runs) / 100
             print(f"{len(runs)} runs take {load:.2f} of a processor")

@@ -1,4 +1,4 @@
-"""Every study as the catalogue has it: complete, importable by Ray, and made of the modules that DVC names."""
+"""Test the catalogue: every study is complete, importable by Ray, and made of the modules that dvc.yaml lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The study of the augmented-CNN report: what is trained, what the runs say, and what is said of them."""
+"""Test the study of the augmented-CNN report: its trainings, its conclusions and its findings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ NUM_TEST = 400
 
 
 def _split(num_rows: int, *, first: int = 0) -> NormalizedSplit:
-    """Images whose digit is a bright row, read-only as Ray hands them out."""
+    """Return a split whose images show their digit as a bright row; its arrays are read-only, as Ray returns them."""
     random = np.random.default_rng(first)
     labels = (np.arange(num_rows) % 10).astype(np.uint8)
     images = random.normal(-0.4, 0.1, (num_rows, 28, 28)).astype(np.float32)
@@ -153,10 +153,10 @@ def test_seeds_are_compared_pair_by_pair(splits: dict[str, NormalizedSplit]) -> 
     against = runs.conclude(_done(labels, wrong), splits)["against_control"]
     assert set(against) == {runs.UNMOVED, *runs.IMPROVEMENTS}
     assert against["dropout"]["gains"] == [pytest.approx(100 * 9 / NUM_TEST)] * 3
-    # Right in one alone: rows 0 to 9, of which the dropout's network has all, and row 12, which is the control's.
+    # Only one of the two is right on rows 0 to 9 (the network with dropout) and on row 12 (the control).
     expected = binomtest(1, 11).pvalue
     assert against["dropout"]["p_values"] == [pytest.approx(expected, rel=1e-3)] * 3
-    assert against["dropout"]["p_value"] == pytest.approx(1.5 * expected, rel=1e-3)  # of three, the median
+    assert against["dropout"]["p_value"] == pytest.approx(1.5 * expected, rel=1e-3)  # the median of three
 
 
 def test_confusions_are_counted_by_seed(splits: dict[str, NormalizedSplit]) -> None:
@@ -177,7 +177,7 @@ def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) 
     assert sorted(found) == sorted(expected[columns].itertuples(index=False, name=None))
     assert len(rows) == len(found) + len(runs.IMPROVEMENTS)
     by_setting = {row.published.setting: row for row in rows if row.published and row.metric == "test_accuracy"}
-    assert by_setting["epoch 2"].values == [pytest.approx(99.7)] * 3  # each epoch of `_run` gains 0.1
+    assert by_setting["epoch 2"].values == [pytest.approx(99.7)] * 3  # `_run` gains 0.1 points in each epoch
 
 
 def test_a_study_without_pytorch_examples_is_shown_too(
@@ -193,7 +193,7 @@ def test_a_study_without_pytorch_examples_is_shown_too(
         check_rendered(tmp_path / name, drawn[name])
     loss, _, accuracy, _ = drawn["figure.png"].axes
     assert legend(loss) == ["train", "test", "the report"]
-    assert len(loss.lines) == 2 * (3 + 1) + 2 * 5 + 1  # seeds and means, the report's figures, its mark in the legend
+    assert len(loss.lines) == 2 * (3 + 1) + 2 * 5 + 1  # seeds and means, the report's values, and their legend entry
     assert accuracy.get_ylabel() == "accuracy"
     labels = [text.get_text() for text in drawn["improvements.png"].axes[0].get_yticklabels()]
     assert len(labels) == len(TRAININGS) - 1
@@ -205,7 +205,7 @@ def _told(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], 
     conclusions = runs.conclude(done, splits)
     found = measured(
         [Run(config=run.config, result=run.result) for run in done], conclusions
-    )  # as runs.json keeps them
+    )  # as runs.json stores them
     return findings.render_findings(found, findings.rows(found))
 
 

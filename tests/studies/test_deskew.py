@@ -1,4 +1,4 @@
-"""Slant and deslanting against bars drawn by hand, scipy's shear and the moments' own definition."""
+"""Test slant and deslanting against bars drawn by hand, scipy's shear and the definition of the moments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studies.common.deskew import deslanted, slant
 
 
 def _bar(lean: float, *, thick: float = 3.0) -> NDArray[np.float32]:
-    """A 28x28 bar of 18 rows that leans to the right by `lean` pixels a row upwards."""
+    """Return an image, float32 `(28, 28)`, of a bar of 18 rows that leans right by `lean` pixels per row upwards."""
     y, x = np.mgrid[:28, :28] - 13.5
     distance = np.abs(x + lean * y)
     bar = np.clip(thick / 2 + 0.5 - distance, 0, 1) * (np.abs(y) < 9)
@@ -19,7 +19,7 @@ def _bar(lean: float, *, thick: float = 3.0) -> NDArray[np.float32]:
 
 
 def _blots(num_images: int) -> NDArray[np.float32]:
-    """Smooth random shapes with nothing within eight pixels of the rim."""
+    """Return smooth random shapes, float32 `(num_images, 28, 28)`, at least eight pixels away from the border."""
     noise = np.random.default_rng(0).random((num_images, 28, 28))
     blots = ndimage.gaussian_filter(noise, (0, 2, 2))
     blots = np.clip((blots - 0.5) * 12, 0, 1)
@@ -59,7 +59,7 @@ def test_deslanting_is_scipys_shear_about_the_centre_of_mass() -> None:
     blots = _blots(20)
     for image, lean, ours in zip(blots, slant(blots), deslanted(blots), strict=True):
         centre, _ = ndimage.center_of_mass(image)
-        # scipy maps output to input: the row's shift is taken back.
+        # scipy maps output coordinates to input coordinates, so the shift of a row has the opposite sign.
         theirs = ndimage.affine_transform(image, [[1, 0], [-lean, 1]], offset=[0, lean * centre], order=1)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Runs on Ray: each once, in the order asked for, remembered when the driver dies, and an error told as it is."""
+"""Test runs on Ray: each is computed once, kept in order, survives the driver's death, and raises its own error."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SHARED = {"numbers": np.arange(10.0)}
 
 
 def compute(config: Config, shared: Mapping[str, Any]) -> Result:
-    """A run: its own number of the shared ones, and a file that shows that it was computed."""
+    """Return a run's own number of the shared ones, and leave a file that proves that it was computed."""
     if config.get("wrong"):
         raise InputError("a rule must hold, but did not")
     time.sleep(config.get("wait", 0.0))
     Path(config["folder"], f"{config['number']}-{os.getpid()}-{time.monotonic_ns()}").touch()
-    assert not shared["numbers"].flags.writeable  # one copy for every process of the machine
+    assert not shared["numbers"].flags.writeable  # a node's processes share one copy
     number = float(shared["numbers"][config["number"]])
     return Result(figures={"number": number}, intermediate={"twice": 2 * number})
 
@@ -48,7 +48,7 @@ def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(cluster: 
     assert [run.intermediate for run in runs] == [{"twice": 2.0 * c["number"]} for c in configs]
     assert sorted(run.config["number"] for run in told) == [1, 2, 3]
     assert len(list(work.iterdir())) == 3
-    # Asked for again with one more, only that is computed: what a study does after it was killed.
+    # A restarted study requests all runs again: only the additional one is computed.
     more = [*configs, {"number": 4, "folder": str(work)}]
     runs, told = _spread(more, tmp_path, available=cluster)
     assert [run.result["number"] for run in runs] == [3, 1, 2, 4]

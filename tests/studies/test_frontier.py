@@ -1,4 +1,4 @@
-"""The ensembles of the frontier: averages by hand, and nothing that is chosen."""
+"""Test the ensembles of the frontier against averages by hand, and that no network is selected by its result."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _test_split() -> NormalizedSplit:
 
 
 def _logs(split: NormalizedSplit, seed: int) -> NDArray[np.float32]:
-    """A network that is right three times out of four or so."""
+    """Return log-probabilities, float32 `(ROWS, 10)`, of a network that is right on about three rows of four."""
     noise = np.random.default_rng(seed).normal(0, 1, (ROWS, 10))
     found: NDArray[np.float32] = log_softmax(noise + 2.2 * np.eye(10)[split.labels], axis=1).astype(np.float32)
     return found
@@ -76,7 +76,7 @@ def test_an_ensemble_is_the_average_of_all_its_networks(done: list[Run], split: 
     assert found["by_size"][-1] == pytest.approx(right.mean(), abs=1e-6)
     assert [mistake["row"] for mistake in found["mistakes"]] == np.flatnonzero(~right).tolist()
     assert found["wrong_of_all"] == (logs.argmax(2) != split.labels).all(0).sum()
-    # Two ensembles of three without a common member; the seventh network is in the whole one alone.
+    # The ensembles of three are disjoint; the seventh network belongs only to the ensemble of all.
     expected = [(logs[group].mean(0).argmax(1) == split.labels).mean() for group in (slice(0, 3), slice(3, 6))]
     assert found["ensembles"] == expected
 
@@ -87,7 +87,7 @@ def test_one_network_is_the_mean_over_all_of_them(done: list[Run], split: Normal
 
 
 def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -> None:
-    """The plan knows no result: whatever a seed scored, it is trained, and it is in the ensemble."""
+    """Check that every seed is trained and belongs to the ensemble, whatever its score."""
     bad = runs.packed(log_softmax(np.random.default_rng(0).normal(0, 9, (ROWS, 10)), axis=1).astype(np.float32))
     spoiled = [*done[:-1], replace(done[-1], intermediate={"log_probabilities": bad})]
     found = runs.conclude(spoiled, {"test": split})

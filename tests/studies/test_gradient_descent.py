@@ -1,4 +1,4 @@
-"""The lesson's equations, against finite differences, autograd and a training by hand."""
+"""Test the lesson's equations against finite differences, autograd and a training by hand."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_autograd(encoding: str) -> None:
 
 
 def test_the_gradient_of_a_batch_is_the_mean_of_its_rows_own() -> None:
-    """Equation 10."""
+    """Check equation 10."""
     network, images, targets = _problem()
     of_rows = [runs.gradient(network, images[:, [row]], targets[:, [row]]) for row in range(images.shape[1])]
     for whole, *parts in zip(runs.gradient(network, images, targets), *of_rows, strict=True):
@@ -64,7 +64,7 @@ def test_the_gradient_of_a_batch_is_the_mean_of_its_rows_own() -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_small_step_lowers_the_cost_by_rate_times_squared_gradient(encoding: str) -> None:
-    """Equation 4."""
+    """Check equation 4."""
     network, images, targets = _problem(encoding)
     before, gradients = runs.cost(network, images, targets), runs.gradient(network, images, targets)
     rate = 1e-5
@@ -74,7 +74,7 @@ def test_a_small_step_lowers_the_cost_by_rate_times_squared_gradient(encoding: s
 
 
 def test_no_direction_of_the_same_length_lowers_the_cost_more() -> None:
-    """Equation 6, to first order, against 200 random directions."""
+    """Check equation 6, to first order, against 200 random directions."""
     network, images, targets = _problem(members=1)
     gradients = runs.gradient(network, images, targets)
     length = np.sqrt(sum(np.square(slopes).sum() for slopes in gradients))
@@ -106,7 +106,7 @@ def test_an_epoch_takes_every_row_once_and_each_seed_in_its_own_order() -> None:
     assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(100), (2, 1)))
     assert not np.array_equal(*found)
     again = np.concatenate(list(runs.batches(100, 10, [1], epoch=3)), axis=1)
-    assert np.array_equal(again[0], found[1])  # whoever trains beside it
+    assert np.array_equal(again[0], found[1])  # whichever seeds train beside it
 
 
 def _splits(rows: int = 300) -> dict[str, NormalizedSplit]:
@@ -139,7 +139,7 @@ def test_a_member_is_trained_as_if_it_were_alone() -> None:
     alone = {**config, "members": config["members"][1:]}
     together, single = (runs.run(each, _splits()).figures["members"][-1] for each in (config, alone))
     for name, values in single.items():
-        np.testing.assert_allclose(values, together[name], atol=0.02)  # rounding of sums, and then of single images
+        np.testing.assert_allclose(values, together[name], atol=0.02)  # rounding of sums, and thereby single images
 
 
 def test_the_final_runs_take_the_rate_that_was_best_on_the_validation_split() -> None:

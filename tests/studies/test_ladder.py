@@ -1,4 +1,4 @@
-"""The ladder: what is counted and tested, against real modules, hand computation and exact least squares."""
+"""Test the ladder's counts and statistics against real modules, hand computation and exact least squares."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _params(**changes: Any) -> Params:
 
 
 def _split(num_rows: int, *, seed: int) -> NormalizedSplit:
-    """Slanted strokes, each of which leans and lies as its class says, in standardised grey."""
+    """Return slanted strokes whose lean and position depend on their class, in standardised grey."""
     random = np.random.default_rng(seed)
     labels = (np.arange(num_rows) % 10).astype(np.uint8)
     y, x = np.mgrid[:28, :28] - 13.5
@@ -73,7 +73,7 @@ def done(splits: dict[str, NormalizedSplit]) -> list[Run]:
 
 
 def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled: bool) -> nn.Module:
-    """The real model with a classifier for images of that side in place of its own."""
+    """Return the real model with its classifier replaced by one for images of `side` pixels."""
     model = models.build(name, **arguments).eval()
     layers = [cast(nn.Module, model.features)] if name == "convnet" else []
     body = nn.Sequential(*layers, *([nn.AdaptiveAvgPool2d(1)] if pooled else []), nn.Flatten())
@@ -88,7 +88,7 @@ def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled:
 )
 def test_counts_the_parameters_of_real_modules(name: str, arguments: dict[str, Any], side: int, pooled: bool) -> None:
     if name == "linear" and pooled:
-        return  # it has no maps
+        return  # it has no feature maps to pool
     with torch.inference_mode():
         real = _at_another_size(name, arguments, side=side, pooled=pooled)
     count = sum(parameter.numel() for parameter in real.parameters())
@@ -114,7 +114,7 @@ def test_moves_as_they_say() -> None:
 def test_the_ink_that_leaves_by_hand() -> None:
     images = np.zeros((2, 4, 4), np.float32)
     images[0, 0, 0] = images[1, 2, 1] = 1.0
-    # By 1 to the left or up goes the first; by 2 left, the second too; by 2 down, the second.
+    # A shift by 1 left or up loses the first pixel; by 2 left, the second too; by 2 down, the second.
     np.testing.assert_allclose(runs.lost_ink(images, shifts=[0, 1, 2]), [0, 2 / 8, 4 / 8])
 
 
@@ -138,7 +138,7 @@ def test_a_packed_array_comes_back() -> None:
 
 
 def _linear_task() -> tuple[DeviceSplit, NDArray[np.float32]]:
-    """Rows of noise, and targets that are linear in them but for a little noise."""
+    """Return rows of noise, and targets that are linear in them up to a little noise."""
     random = np.random.default_rng(0)
     images = np.zeros((600, 28, 28), np.float32)
     images[:, 10:13, 10:13] = random.normal(size=(600, 3, 3))
@@ -189,7 +189,7 @@ def test_an_unmoved_image_is_recognised_as_often_as_the_test_accuracy_says(done:
         if one.config["task"] == "classify":
             for kind in ("shifted", "turned"):
                 assert one.result[kind]["accuracy"][0] == one.result["test_accuracy"]
-                # The classes are of one size, so their mean is the accuracy.
+                # All classes have the same size, so the mean over classes is the accuracy.
                 np.testing.assert_allclose(np.mean(one.result[kind]["by_class"], axis=1), one.result[kind]["accuracy"])
 
 
@@ -237,10 +237,10 @@ def test_draws_every_picture(
     for name in names:
         check_rendered(tmp_path / name, drawn[name])
     ladder, *_ = drawn["figure.png"].axes
-    assert len(ladder.containers) == 3  # a mean with its deviation for each classifier
+    assert len(ladder.containers) == 3  # mean and deviation of each classifier
     labels = " ".join(text.get_text() for text in ladder.texts)
     assert "linear softmax" in labels
-    assert labels.count("p ") == 2  # of the step to the convnet, and of that to moved images
+    assert labels.count("p ") == 2  # for the step to the convnet, and for that to moved images
     shifts, turns = drawn["failure.png"].axes
     assert [points(axes.lines[0])[0].tolist() for axes in (shifts, turns)] == [[0, 1, 4], [0, 15, 45]]
     assert len(drawn["classes.png"].axes) == 2 * 3

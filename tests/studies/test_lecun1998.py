@@ -1,4 +1,4 @@
-"""The methods of 1998 against scikit-learn, closed forms and the paper's own figures."""
+"""Test the methods of 1998 against scikit-learn, closed forms and the paper's own numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def split() -> NormalizedSplit:
-    """Ten blurred blots, one a class, each 30 times with noise, as a standardised split."""
+    """Standardised split of ten blurred blots, one for each class, each 30 times with noise."""
     random = np.random.default_rng(0)
     blots = ndimage.gaussian_filter(random.random((10, 28, 28)), (0, 2, 2))
     blots = np.clip((blots - 0.5) * 12, 0, 1)
@@ -59,7 +59,7 @@ def rows(split: NormalizedSplit) -> torch.Tensor:
     return torch.from_numpy(split.images).flatten(1)
 
 
-# Figures 11 and 12, in thousands; figure 11 has 401 for LeNet-5, whose layers add up to the 341 of section II.B.
+# Figures 11 and 12, in thousands; figure 11 has 401 for LeNet-5, but its layers add up to the 341 of section II.B.
 MULTIPLY_ADDS = {
     "linear (1-layer), deslanted": 4,
     "pairwise linear, plain": 36,
@@ -129,11 +129,11 @@ def test_neighbours_are_those_that_brute_force_finds() -> None:
     found = neighbours.nearest(torch.from_numpy(queries), torch.from_numpy(templates), num_neighbours=4)
     theirs = NearestNeighbors(n_neighbors=4, algorithm="brute").fit(templates).kneighbors(queries)[0]
     ours = np.linalg.norm(templates[found.numpy()] - queries[:, None], axis=2)
-    np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # many are equally far, so that rows may differ
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)  # many are equally far, so the indices may differ
 
 
 def test_near_ties_are_ranked_in_float64() -> None:
-    # 1,000 and a little: float32 products cannot tell these apart.
+    # The differences are at most 19 in 1,000, which float32 products cannot resolve.
     templates = torch.full((20, 64), 1000.0)
     templates[:, 0] += torch.arange(20).flip(0)
     found = neighbours.nearest(torch.full((1, 64), 1000.0), templates, num_neighbours=5)
@@ -227,7 +227,7 @@ def test_tangents_are_the_derivatives_of_small_moves() -> None:
     for name, moved in moves.items():
         change = torch.from_numpy((moved - blurred).ravel())
         outside = change - basis @ (basis.T @ change)
-        assert outside.norm() < 0.25 * change.norm(), name  # differences of pixels are not quite derivatives
+        assert outside.norm() < 0.25 * change.norm(), name  # finite differences only approximate derivatives
 
 
 def test_the_distance_of_two_planes_is_that_of_their_nearest_points() -> None:
@@ -257,7 +257,7 @@ def test_a_machine_decides_as_scikit_learn_does(split: NormalizedSplit) -> None:
     )
     np.testing.assert_allclose(
         machine.decisions(images), theirs.decision_function(images), atol=0.03
-    )  # within libsvm's tolerance
+    )  # libsvm's own tolerance
     assert (machine.predict(images) == theirs.predict(images)).all()
     assert machine.rows is not None
     assert len(np.setxor1d(machine.rows, theirs.support_)) <= 0.02 * len(images)
@@ -309,7 +309,7 @@ def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
     kept = boosting.filtered(split, recipe, range(2), lambda rows: rows.labels == 3)
     assert len(kept.labels) == 60
     assert (kept.labels == 3).all()
-    assert not np.array_equal(kept.images[:30], kept.images[30:])  # another copy in each pass
+    assert not np.array_equal(kept.images[:30], kept.images[30:])  # each pass draws another distortion
     both = boosting.joined([kept, split])
     assert both.images.shape == (360, 28, 28)
     again = boosting.filtered(split, recipe, range(2), lambda rows: rows.labels == 3)
@@ -370,7 +370,7 @@ def test_every_run_can_be_done_and_every_system_is_measured(
         "test": split,
     }
     configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}))
-    skipped = {"1000 RBF + linear, plain"}  # 100 clusters of 30 rows there are none
+    skipped = {"1000 RBF + linear, plain"}  # 30 rows cannot form 100 clusters
     done = [
         _done(config, runs.run(config, splits).figures)
         for config in configs
@@ -419,7 +419,7 @@ _FIGURES: dict[str, dict[str, object]] = {
 
 
 def _measured(factor: float) -> list[Run]:
-    """The whole plan, every error `factor` times the published one."""
+    """Return the runs of the whole plan, every error `factor` times the published one."""
     published, done = Published(), []
     for config in runs.plan(PARAMS):
         variant = "plain" if config.get("images") == "regular" else "deslanted"

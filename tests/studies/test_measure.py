@@ -1,4 +1,4 @@
-"""The flow of a study: tune, plan and what follows from results in turn, and what is kept of them."""
+"""Test the flow of a study: tuning, plan, follow-up plan and conclusions, and which results it stores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEDGER = "toy-runs-0"
 
 
 class Params(Section):
-    """Of the toy study."""
+    """Parameters of the toy study."""
 
     numbers: list[int]
 
@@ -52,18 +52,18 @@ def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
 
 
 def study(**parts: Any) -> Study[Params]:
-    """The parts that are given, and nothing to show."""
+    """Return a study of the given parts, with empty tables and figures."""
     return Study(
         params=Params, run=run, title="", rows=lambda _: [], draw=lambda *_: [], render_findings=lambda *_: "", **parts
     )
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, chosen: Study[Params]) -> dict[str, Any]:
-    """What `runs.json` has when the flow's task has ended."""
+    """Run the flow's task, and return the content of `runs.json`."""
     monkeypatch.setattr(catalogue, "study_of", lambda _: chosen)
     monkeypatch.setattr(paths, "SPLITS", {})
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger(__name__))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # from there Ray's workers import this module
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Ray's workers import this module from there
     monkeypatch.chdir(folder)
     times = flow.measure.fn("toy", {"numbers": [1, 2]}, LEDGER)
     found: dict[str, Any] = json.loads((folder / "studies/toy/runs.json").read_text())
@@ -84,7 +84,7 @@ def test_results_of_the_search_and_of_the_plan_reach_what_follows_and_the_conclu
             {"config": {"number": 7}, "result": {"square": 49}},
         ],
     }
-    # Before it is forgotten the runs come from the ledger, with what the conclusions need: none is computed again.
+    # Until it is forgotten, the ledger has the runs with everything that the conclusions need: none is recomputed.
     known = ledger_of(LEDGER, storage=project_storage(tmp_path)).read()
     assert sorted(run.intermediate["number"] for run in known) == [1, 2, 7]
 

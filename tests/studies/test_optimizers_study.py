@@ -1,4 +1,4 @@
-"""The study `optimizers`: networks computed together are the networks, and the defaults are Keras's."""
+"""Test the study `optimizers`: networks computed together equal separate ones, and the defaults are Keras's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SPLITS = {
 
 
 def new(*seeds: int) -> list[nn.Module]:
-    """A LeNet-5 for each seed."""
+    """Return one LeNet-5 for each seed."""
     found = []
     for seed in seeds:
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ def gradient(model: nn.Module) -> torch.Tensor:
 
 
 def test_glorots_first_weights_are_within_their_bound_and_fill_it() -> None:
-    # A convolution's fans are its inputs and its outputs, 25 times each.
+    # A convolution's fans are its inputs and its outputs, each times its 25 kernel weights.
     fans = {"0": (25, 6 * 25), "3": (6 * 25, 16 * 25), "7": (400, 120), "9": (120, 84), "11": (84, 10)}
     torch.manual_seed(0)
     layers = dict(models.build("lenet5", initial="glorot").layers.named_children())  # type: ignore[union-attr]
@@ -201,8 +201,8 @@ def adamax(w: Array, g: Array, t: int, s: dict[str, Any]) -> Array:
     return w - 0.001 * s["m"] / ((1 - 0.9**t) * (s["u"] + 1e-7))
 
 
-# (weights, gradient, step from 1, state) to weights, as `update_step` of keras/src/optimizers has it in Keras 3.15.
-# Our Muon is not Keras's, which takes the first and the last layer to Adam.
+# Each maps (weights, gradient, step from 1, state) to weights, as `update_step` of keras/src/optimizers in Keras 3.15.
+# Muon is left out: Keras's, unlike ours, optimizes the first and the last layer with Adam.
 KERAS: dict[str, Callable[..., Array]] = {
     "sgd": sgd(0.0),
     "momentum": sgd(0.9),
@@ -231,7 +231,7 @@ def test_the_defaults_are_those_of_keras(name: str, scale: float) -> None:
         weights = KERAS[name](weights, slope, step, state)
         vector.grad = torch.tensor(slope)
         optimizer.step()
-    # Keras adds Adam's epsilon before the correction of its second moment, and torch after it.
+    # Keras adds Adam's epsilon before the bias correction of the second moment, and torch after it.
     tolerance = 0.01 if name in ("adam", "amsgrad", "adamw") else 1e-5
     error = np.linalg.norm(vector.detach().numpy() - weights)
     assert error < tolerance * np.linalg.norm(weights - start)
@@ -253,7 +253,7 @@ def trial(name: str, rate: float, accuracy: float, *, loss: float = 0.1, status:
 
 
 def searched() -> list[Run]:
-    """Three trials of each optimizer, the middle one the best."""
+    """Return three trials of each optimizer, of which the middle one is the best."""
     scores = {0.25: 0.96, 0.5: 0.97, 0.75: 0.95}
     return [
         trial(name, low * (high / low) ** part, score)
@@ -264,7 +264,7 @@ def searched() -> list[Run]:
 
 
 def computed(finals: dict[str, dict[str, float]]) -> list[Run]:
-    """A whole study whose last accuracies are `finals` of its columns, else 0.99, and 0.0004 more from seed to seed."""
+    """Return all runs of a study with the last accuracies `finals`, 0.99 by default, plus 0.0004 for each seed."""
     done = searched()
     for config in runs.plan(PARAMS, done):
         result: dict[str, Any] = {"epochs": [1, 5]}
@@ -355,7 +355,7 @@ def test_samples_without_any_difference_are_not_distinct() -> None:
 
 
 def test_holm_stops_at_the_first_pair_that_its_share_of_the_level_does_not_pass() -> None:
-    # Three pairs of p 0.0001, 0.0001 and about 0.9: two are told apart.
+    # The p-values of the three pairs are 0.0001, 0.0001 and about 0.9: two pairs are distinct.
     assert findings.num_distinct_pairs([[0.0, 0.01, 0.02], [0.0, 0.011, 0.02], [9.0, 9.01, 9.02]], level=0.05) == 2
 
 
@@ -379,7 +379,7 @@ def test_the_findings_follow_the_numbers() -> None:
     assert same.count("the default rate explains the figure") == 2
     other = told(computed({"defaults": {**reported, "sgd": 0.985, "adadelta": 0.6}, "tuned": {"adadelta": 0.97}}))
     assert "the order is not the report's" in other
-    assert other.count("the default rate explains the figure") == 1  # Adadelta's
+    assert other.count("the default rate explains the figure") == 1  # that of Adadelta
     assert "the default rate does not explain the figure, which it passes in epoch 5 of 5" in other
     assert "explains the figure in part" in told(computed({"defaults": {**reported, "sgd": 0.93}, "tuned": {}}))
     assert "nothing to explain" in told(computed({"defaults": reported, "tuned": {"sgd": 0.8}}))
@@ -404,8 +404,8 @@ def test_the_figures_show_every_optimizer_in_both_columns(tmp_path: Path, monkey
     panel, *_ = drawn["figure.png"].axes
     assert len(bars(panel)) == 2 * len(KERAS_DEFAULTS) + len(results.REPORTED)
     texts = [text.get_text() for text in panel.texts]
-    assert texts[:3] == ["85 %", "80.00 ± 0.04 %", "99.00 ± 0.04 %"]  # Adadelta, which comes first
-    # 90 % is drawn at 1 and 99 % at 2.
+    assert texts[:3] == ["85 %", "80.00 ± 0.04 %", "99.00 ± 0.04 %"]  # Adadelta, which is the first
+    # The axis has 90 % at 1 and 99 % at 2.
     assert [bar.get_width() for bar in bars(panel)[:3]] == pytest.approx([0.8239, 0.6990, 2.0], abs=1e-3)
     panels = drawn["curves.png"].axes
     assert [axes.get_title(loc="left") for axes in panels] == ["defaults", "tuned", "", ""]

@@ -1,4 +1,4 @@
-"""Published figures are found, or reported as missing in one line."""
+"""Test that published values are found, or reported as missing in one line."""
 
 from __future__ import annotations
 

@@ -1,21 +1,39 @@
-"""The section and the rows that a study writes into the READMEs."""
+"""Test the row that a study writes into the project's README."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 from studies.common import report
+from studies.common.published import Figure
 from studies.common.table import Row
 
+TIMES = {"date": "2026-11-27", "commit": "abc1234", "hardware": "2 CPU cores of X, no GPU", "torch": "2"}
+ROW = Row(system="s", variant="v", metric="test_error", values=[1.0, 1.2], unit="%", published=None)
 
-def test_a_study_renews_its_own_rows_among_the_systems_and_leaves_the_others() -> None:
-    head, rule = "| study | system |", "| --- | --- |"
-    linear, cnn, frontier = (
-        f"| [{name}](studies/README.md#{name}) | old | |" for name in ("lecun1998", "cnn", "frontier")
-    )
-    row = Row(system="s", variant="v", metric="test_error", values=[1.0, 1.2], unit="%", published=None)
-    new = "| [cnn](studies/README.md#cnn) | s, v | test error |  | 1.10 % ± 0.14 % | not published |"
-    full, without = ("\n".join([head, rule, *lines]) for lines in ([linear, cnn, frontier], [linear, frontier]))
-    for before in (full, without):
-        found = report.with_systems(before, "cnn", [row, replace(row, headline=False)])
-        assert found.splitlines() == [head, rule, linear, new, frontier]
+
+def published(value: float) -> Row:
+    """Return `ROW` compared with a published value."""
+    figure = Figure(value=value, unit="%", setting="", reference="", decimals=1)
+    return dataclasses.replace(ROW, published=figure)
+
+
+def test_a_study_renews_its_own_row_and_leaves_the_others() -> None:
+    note, blank, head, rule = "*Generated*", "", "| study |", "| --- |"
+    linear, frontier = (f"| [{name}](studies/README.md#{name}) | old |" for name in ("lecun1998", "frontier"))
+    for middle in ([], ["| [cnn](studies/README.md#cnn) | old |"]):
+        before = "\n".join([note, blank, head, rule, linear, *middle, frontier])
+        assert report.with_study(before, "cnn", "| new |").splitlines()[4:] == [linear, "| new |", frontier]
+
+
+def test_the_result_counts_what_is_reached_of_what_was_published() -> None:
+    rows = [published(2.0), published(0.1), ROW]
+    assert report.summary("cnn", "t", rows, TIMES) == (
+        "[cnn](studies/README.md#cnn)", "t", "1 of 2 published results reached",
+        "2026-11-27, 2 CPU cores of X, no GPU, `abc1234`",
+    )  # fmt: skip
+
+
+def test_without_published_results_the_best_of_ours_is_the_result() -> None:
+    worse = dataclasses.replace(ROW, system="other", values=[3.0, 3.1])
+    assert report.summary("cnn", "t", [worse, ROW], TIMES)[2] == "s: 1.10 % ± 0.14 % test error"

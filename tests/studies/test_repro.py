@@ -1,4 +1,4 @@
-"""A study through `dvc repro`, as a user runs it: whole, interrupted and gone on, asked for by a wrong name."""
+"""Test studies through `dvc repro`, as a user runs them: from nothing, resumed, and with a wrong name."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL: dict[str, Any] = {
 
 
 NUM_FIRST = 4
-"""Runs that end before the study is killed."""
+"""Number of runs that end before the study is killed."""
 GATE = """
 
 _compute = run
@@ -51,20 +51,20 @@ def run(config: Config, splits: Splits) -> Result:
             time.sleep(0.02)
     return _compute(config, splits)
 """
-"""Behind the runs of the study: the first ones compute, the others wait until the gate is open."""
+"""Code appended to the study's runs: the first ones compute, the others wait until the gate is open."""
 
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A study that was killed and run again."""
+    """Result of a study that was killed and run again."""
 
     folder: Path
     known: int
-    """Runs in its ledger when it was dead."""
+    """Number of runs in its ledger after the kill."""
     had_results: bool
-    """Whether there was a `runs.json` then."""
+    """Whether `runs.json` existed after the kill."""
     output: str
-    """Of the second `dvc repro`."""
+    """Output of the second `dvc repro`."""
 
 
 def set_study(folder: Path, study: str, changes: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ def set_study(folder: Path, study: str, changes: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Git clone with its own services, small studies that were never measured, and a gate before their runs."""
+    """Git clone with its own services, small studies that were never measured, and a gate before their runs."""
     folder = copy_tree(tmp_path_factory.mktemp("clone") / "main")
     set_study(folder, STUDY, SMALL)
     for study in STUDIES:
@@ -99,7 +99,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def interrupted(clone: Path) -> Interrupted:
-    """The study, killed when its first runs are in the ledger and the next ones wait, and then run to its end."""
+    """Study that was killed while its first runs were in the ledger and the next ones waited, then run to its end."""
     log, ledgers = clone.parent / "first.log", clone / ".state/studies"
     command = ("dvc", "repro", f"studies/dvc.yaml:{STUDY}")
     with log.open("w") as stream:
@@ -126,7 +126,7 @@ def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(interrupted
     assert stages_run(interrupted.output)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
     assert f"{STUDY}: {NUM_FIRST} runs had ended before it was interrupted" in interrupted.output
     assert interrupted.output.count(" s: phase") == 18 - NUM_FIRST  # of 9 searches and 9 final runs
-    assert not list((interrupted.folder / ".state/studies").iterdir())  # finished, it is remembered by DVC alone
+    assert not list((interrupted.folder / ".state/studies").iterdir())  # of a finished study only DVC keeps the results
 
 
 def test_the_study_is_shown_with_every_run(interrupted: Interrupted) -> None:

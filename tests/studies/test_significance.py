@@ -1,4 +1,4 @@
-"""The p-value of several tests of one claim."""
+"""Test the p-value of several tests of one claim."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ def test_the_combined_p_value_is_one_whether_the_tests_depend_or_not() -> None:
     alone, shared = random.random((20_000, 3)), np.repeat(random.random((20_000, 1)), 3, axis=1)
     for p_values in (alone, shared):
         rate = np.mean([combined(list(three)) < 0.05 for three in p_values])
-        assert rate <= 0.053  # 0.05 and two standard errors
+        assert rate <= 0.053  # 0.05 plus two standard errors

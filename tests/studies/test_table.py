@@ -1,4 +1,4 @@
-"""The table of a study: its verdicts, and how it is written."""
+"""Test the verdicts and the CSV file of a study's table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _row(values: list[float], *, published: float | None, metric: str = "test_er
         ([98.0, 98.0], 99.0, "test_accuracy", "missed by 1.00 %"),
         ([0.04, 0.04], 0.2, "train_loss", "reached"),
         ([5.0], None, "test_error", "not published"),
-        ([1.3], 1.2, "test_error", "missed by 0.10 %"),  # one value has no deviation to be within
+        ([1.3], 1.2, "test_error", "missed by 0.10 %"),  # a single value has no deviation
     ],
 )
 def test_the_verdict_follows_the_numbers(

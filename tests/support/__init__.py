@@ -3,4 +3,4 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-"""The folder of the project."""
+"""Root folder of the project."""

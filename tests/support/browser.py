@@ -1,7 +1,7 @@
-"""Chromium as a person at each dashboard: log in, find the run by its name, keep a picture.
+"""Use the dashboards in Chromium as a user does: log in, find a run by its name, take a screenshot.
 
-Every function opens a context of its own in `browser`, waits for what it looks for and raises playwright's TimeoutError
-where that does not appear.
+Every function opens its own context in `browser`, waits for what it looks for, and raises playwright's TimeoutError if
+that does not appear.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 SECONDS = 60.0
-"""How long a page may take to show what is looked for; the machine is shared."""
+"""Maximum seconds until a page shows what is expected; long, because the machine is shared."""
 HYPER_PARAMETERS = ("model", "optimizer", "learning_rate", "batch_size", "weight_decay")
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium from PATH; where there is none the test is skipped."""
+    """Yield a headless Chromium found on PATH; if there is none, skip the test."""
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium on PATH")
     expect.set_options(timeout=1000 * SECONDS)
     with sync_playwright() as playwright:
-        # As root, as in a container, Chromium has no sandbox; TensorBoard draws its curves with WebGL.
+        # Chromium has no sandbox when run as root, as in a container; TensorBoard draws its curves with WebGL.
         flags = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         try:
@@ -39,9 +39,9 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def _page(browser: Browser, screenshot: Path, *, user: str = "", password: str = "") -> Iterator[Page]:
-    """A page of a person who has never been here; what it shows in the end is kept, be it right or wrong."""
+    """Yield a page of a new user, and save its screenshot at the end, whether the block succeeds or fails."""
     credentials = {"username": user, "password": password} if user else None
-    # Wide, because MLflow's table leaves out the columns that do not fit.
+    # Wide, because MLflow's table omits the columns that do not fit.
     context = browser.new_context(viewport={"width": 3200, "height": 1200}, http_credentials=credentials)
     context.set_default_timeout(1000 * SECONDS)
     page = context.new_page()
@@ -63,10 +63,18 @@ def open_every_page(
     experiment: str,
     pictures: Path,
 ) -> None:
-    """Find what ran by its name on every dashboard, and keep a picture of each in `pictures`.
+    """Find the runs by name on every dashboard, and save a screenshot of each in `pictures`.
 
-    `urls` and `secrets` are by page, `flow_runs` by stage. The search, of `epochs` epochs a trial, is in the experiment
-    `experiment` of MLflow, whose user is `user`. A Ray job and MLflow's runs have the name of their flow run.
+    A Ray job and MLflow's runs have the name of their flow run.
+
+    Args:
+        urls: URL of each page.
+        secrets: password or token of each page.
+        user: MLflow's user.
+        flow_runs: name of the flow run of each stage.
+        epochs: number of epochs of a trial of the search.
+        experiment: MLflow's experiment with the search.
+        pictures: folder for the screenshots.
     """
     search = flow_runs["search"]
     with chromium() as browser:
@@ -91,7 +99,7 @@ def open_every_page(
 
 
 def open_prefect(browser: Browser, url: str, *, password: str, name: str, screenshot: Path) -> None:
-    """Log in to Prefect and find the flow run `name`, completed."""
+    """Log in to Prefect, and find the completed flow run `name`."""
     with _page(browser, screenshot) as page:
         page.goto(url)
         page.fill("input[type=password]", password)
@@ -105,7 +113,7 @@ def open_prefect(browser: Browser, url: str, *, password: str, name: str, screen
 
 
 def open_ray_job(browser: Browser, url: str, *, token: str, name: str, screenshot: Path) -> None:
-    """Log in to Ray's dashboard and find the job `name`, succeeded."""
+    """Log in to Ray's dashboard, and find the succeeded job `name`."""
     with _page(browser, screenshot) as page:
         _log_in_to_ray(page, f"{url}/#/jobs", token=token)
         expect(page.locator("tr").filter(has_text=name).first).to_contain_text("SUCCEEDED")
@@ -114,7 +122,7 @@ def open_ray_job(browser: Browser, url: str, *, token: str, name: str, screensho
 def open_ray_actor(
     browser: Browser, url: str, *, token: str, name: str, log: re.Pattern[str], screenshot: Path
 ) -> None:
-    """Log in to Ray's dashboard, find the actor that calls itself `name`, and `log` in what it printed."""
+    """Log in to Ray's dashboard, find the actor named `name`, and find `log` in its output."""
     with _page(browser, screenshot) as page:
         _log_in_to_ray(page, f"{url}/#/actors", token=token)
         page.get_by_label("repr").fill(name)
@@ -126,28 +134,28 @@ def open_ray_actor(
 
 
 def open_tensorboard(browser: Browser, url: str, *, name: str, screenshot: Path) -> None:
-    """Find the search `name` in TensorBoard: its curves, then validation accuracy against its hyper-parameters."""
+    """Find the search `name` in TensorBoard: its curves, then validation accuracy against its hyperparameters."""
     with _page(browser, screenshot.with_stem(f"{screenshot.stem}-curves")) as page:
         page.goto(f"{url}/#timeseries")
         expect(page.get_by_text(name).first).to_be_visible()
         expect(page.get_by_text("validation_accuracy").first).to_be_visible()
-        page.wait_for_timeout(2000)  # until the lines are drawn, for the picture alone
+        page.wait_for_timeout(2000)  # only for the screenshot: the lines are drawn late
     with _page(browser, screenshot) as page:
         page.goto(f"{url}/#hparams")
         expect(page.get_by_text(name).first).to_be_visible()
-        # TensorBoard shows the first five of each kind; the others wait for a tick.
+        # TensorBoard shows only the first five of each kind until their boxes are checked.
         for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
             box = page.get_by_role("checkbox", name=column, exact=True)
             if box.get_attribute("aria-checked") == "false":
                 box.click()
         for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
-            expect(page.get_by_text(column, exact=True).nth(1)).to_be_attached()  # the first is beside its box
+            expect(page.get_by_text(column, exact=True).nth(1)).to_be_attached()  # the first match is the box's label
 
 
 def open_mlflow(
     browser: Browser, url: str, *, user: str, password: str, experiment: str, name: str, screenshot: Path
 ) -> None:
-    """Log in to MLflow and find the runs of the search `name`: validation accuracy against its hyper-parameters."""
+    """Log in to MLflow, and find the runs of the search `name`: validation accuracy against its hyperparameters."""
     with _page(browser, screenshot, user=user, password=password) as page:
         page.goto(f"{url}/#/experiments")
         page.get_by_role("link", name=experiment, exact=True).first.click()

@@ -1,4 +1,4 @@
-"""A small copy of the project, and the commands of a person in it."""
+"""Create a small copy of the project, and run a user's commands in it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ GENERATED = {
 
 
 def environment() -> dict[str, str]:
-    """This process's, with the environment's commands first and no service but the clone's own."""
+    """Return this process's environment, with the virtual environment first in PATH and without other services."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     inherited = {
         k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_", "MNIST_PIPE_"))
     }
-    # dvc runs a stage through $SHELL, and dash, unlike bash, stays between the two.
+    # dvc runs a stage through $SHELL; dash, unlike bash, remains as a process between the two.
     return {**inherited, "PATH": path, "PYTHONPATH": ".", "SHELL": "/bin/sh"}
 
 
 def run(folder: Path, *command: str, code: int = 0) -> str:
-    """What the command printed; it must end with `code`."""
+    """Run a command, check that it exits with `code`, and return its output."""
     done = subprocess.run(
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )
@@ -66,7 +66,7 @@ def set_params(folder: Path, **changes: object) -> None:
 
 
 def copy_tree(folder: Path) -> Path:
-    """The project's files without anything generated, as an unpacked archive has them."""
+    """Copy the project's files without anything generated, as in an unpacked archive."""
 
     def ignored(parent: str, names: list[str]) -> set[str]:
         here = Path(parent).relative_to(ROOT)
@@ -79,6 +79,6 @@ def copy_tree(folder: Path) -> Path:
 
 def kill_all(process: subprocess.Popen[bytes]) -> None:
     family = psutil.Process(process.pid).children(recursive=True)
-    process.kill()  # first: a dvc that sees its stage die writes its lock, and a kill within that leaves half of it
+    process.kill()  # first: a dvc whose stage dies writes its lock file, and a kill meanwhile would truncate it
     for child in family:
         child.kill()

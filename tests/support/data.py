@@ -11,7 +11,7 @@ from mnist_pipe.data.splits import NormalizedSplit, RawSplit
 
 
 def random_split(num_rows: int, random: np.random.Generator) -> RawSplit:
-    """Random images, every class among them."""
+    """Return random images, uint8 `(num_rows, 28, 28)`, with randomly ordered labels that include every class."""
     return RawSplit(
         images=random.integers(0, 256, (num_rows, 28, 28), dtype=np.uint8),
         labels=random.permutation(np.arange(num_rows) % 10).astype(np.uint8),
@@ -22,7 +22,7 @@ def random_split(num_rows: int, random: np.random.Generator) -> RawSplit:
 def normalized_split(
     images: NDArray[np.float32], *, labels: NDArray[np.uint8] | None = None, **provenance: Any
 ) -> NormalizedSplit:
-    """A split of (rows, 28, 28) images, of class 0 unless `labels` are given, with more `provenance` than `dataset`."""
+    """Return a split of images, float32 `(rows, 28, 28)`, of class 0 by default, with the given `provenance` added."""
     return NormalizedSplit(
         images=images,
         labels=np.zeros(len(images), dtype=np.uint8) if labels is None else labels,

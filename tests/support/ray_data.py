@@ -1,4 +1,4 @@
-"""A small data set and a recipe for it, for the tests that start Ray."""
+"""Small data set and a recipe for it, for the tests that start Ray."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPE = Recipe(
 
 
 def split(num_rows: int, *, seed: int = 0) -> NormalizedSplit:
-    """Blobs as `normalize` would leave them."""
+    """Return blobs as `normalize` would standardise them."""
     data = blobs(num_rows, seed=seed)
     return NormalizedSplit(
         images=data.images[:, 0].numpy(),

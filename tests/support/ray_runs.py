@@ -1,4 +1,4 @@
-"""Trainings on Ray over the small data set."""
+"""Helpers that train on Ray over the small data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support import ray_data
 
 
 def workers(least: int, most: int = 0, *, use_gpu: bool = False, cpus_per_worker: int = 1, num_nodes: int = 1) -> Scale:
-    """So many workers, on one machine."""
+    """Return a scale of `least` to `most` workers, on one node by default."""
     return Scale(
         min_workers=least,
         max_workers=most or least,
@@ -30,7 +30,7 @@ ONE, TWO = workers(1), workers(2)
 
 
 class Recorder(Progress):
-    """Keeps what it is given."""
+    """Progress that records its calls."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
@@ -51,7 +51,7 @@ def fit(
     scale: Scale = ONE,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """A run over blobs whose checkpoints lie under `folder` and whose last state is in `folder/state`."""
+    """Train over blobs with checkpoints below `folder`, and leave the last state in `folder/state`."""
     return ray_train.fit(
         recipe,
         training=training or ray_data.split(3200),

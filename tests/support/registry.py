@@ -1,4 +1,4 @@
-"""A registry and candidates for it; `conftest.py` makes the fixtures known to every test."""
+"""Model registry and candidates for it; `conftest.py` makes the fixtures available to every test."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROWS = 1000
 BASELINE_ERRORS = 100
 
 Candidate = tuple[Path, Path]
-"""The folder of a model, and its predictions on the validation split."""
+"""Folder of a model, and the file of its predictions on the validation split."""
 MakeCandidate = Callable[[int, int], Candidate]
-"""Makes a candidate of a seed and a number of errors."""
+"""Function that creates a candidate from a seed and a number of errors."""
 
 
 def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
-    """A linear model of that seed, and predictions of which the first `errors` are wrong (the baseline's: 100)."""
-    import torch  # every test imports this module, and few need torch
+    """Write a linear model of that seed, and predictions whose first `errors` are wrong (the baseline's first 100)."""
+    import torch  # every test imports this module, but few need torch
 
     from mnist_pipe import models
     from mnist_pipe.training import checkpoint
@@ -67,14 +67,14 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
 
 
 def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
-    """Register the candidate as `NAME`, with the figures and limits above unless `changes` has others."""
+    """Register the candidate as `NAME` with the metrics and limits above, except for `changes`."""
     arguments = {"root": root, "name": NAME, "metrics": METRICS, "lineage": LINEAGE, "params": PARAMS, **changes}
     return mlflow_registry.register(candidate[0], predictions=candidate[1], **arguments)
 
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's schema and nothing else; making one takes a second or more."""
+    """Database with only MLflow's schema, shared because its creation takes a second or more."""
     root = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -84,7 +84,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def registry_root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project folder with an empty registry."""
+    """Project folder with an empty registry."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "project"
     (folder / paths.STATE).mkdir(parents=True)
@@ -94,5 +94,5 @@ def registry_root(tmp_path: Path, empty_database: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture
 def make_candidate(tmp_path: Path) -> MakeCandidate:
-    """`write_candidate` in a folder of the test."""
+    """Function that calls `write_candidate` for a folder of the test."""
     return partial(write_candidate, tmp_path / "candidates")

@@ -1,4 +1,4 @@
-"""Searches on Ray over the small data set."""
+"""Helper that runs searches on Ray over the small data set."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ RECIPE = RecipeParams(
     translation_pixels=1.0,
     test_time_augmentation=False,
 )
-"""An operating point within `SPACE`."""
+"""Operating point inside `SPACE`."""
 
 
 def run(
     available: Cluster, *, folder: Path, on_trial: Callable[[TrialRecord], None] = lambda _: None, **changes: Any
 ) -> list[TrialRecord]:
-    """A search over blobs, with its ledger and results in `folder`; `changes` are of the section `search`."""
+    """Run a search over blobs with its ledger and results in `folder`; `changes` override the section `search`."""
     params = SearchParams(
         space=SPACE,
         num_trials=NUM_TRIALS,
@@ -58,7 +58,7 @@ def run(
         seed=0,
     )
     return search(
-        params.model_copy(update=changes),  # unchecked, so that rates may diverge
+        params.model_copy(update=changes),  # not validated, so that rates may diverge
         defaults=Defaults(recipe=RECIPE, models={"convnet": {"channels": [4, 8]}}),
         training=ray_data.split(3200).first(1000),
         validation=ray_data.split(501, seed=1),

@@ -1,4 +1,4 @@
-"""Local services in tests: a project to start them in, the commands of a person, and what they have opened."""
+"""Helpers for local services: projects to start them in, a user's commands, and the processes and ports they open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mnist_pipe.local.services.process import is_free
 
 @pytest.fixture(autouse=True)
 def clean_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the person who runs the tests has set must not decide them."""
+    """Remove variables of the user who runs the tests, so that they do not change the results."""
     for name in list(os.environ):
         if name.startswith(("PREFECT_", "RAY_", "MLFLOW_", "DVC_", "DO_NOT_")) or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
@@ -36,7 +36,7 @@ def new_root(folder: Path) -> Path:
 
 
 def command(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`mnist-pipe` as a person runs it: a process that has ended before anything is looked at."""
+    """Start `mnist-pipe` as a user does, in a process of its own, and return the process."""
     program = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.Popen(program, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -49,7 +49,7 @@ def run(root: Path, *arguments: str) -> str:
 
 
 def run_twice_at_once(root: Path, name: str) -> None:
-    """Two people run the same command at once, and are told the same."""
+    """Run a command twice at once, and check that both print the same."""
     both = [command(root, name), command(root, name)]
     outputs = [process.communicate(timeout=250)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
@@ -61,7 +61,7 @@ def recorded(root: Path) -> dict[str, Service]:
 
 
 def family(*pids: int) -> list[psutil.Process]:
-    """The living processes of these sessions, and everything below them."""
+    """Return the living processes of these sessions, and all their descendants."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
         try:
@@ -80,7 +80,7 @@ def works_in(process: psutil.Process, folder: Path) -> bool:
 
 
 def request(url: str, *, authorization: str = "", data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
-    """Status and body of a GET, or of a POST where there is data."""
+    """Send a GET, or a POST if there is `data`, and return the status and the body."""
     if authorization:
         headers["Authorization"] = authorization
     if data is not None:
@@ -92,11 +92,11 @@ def request(url: str, *, authorization: str = "", data: bytes | None = None, **h
 
 @contextmanager
 def taken(*ports: int) -> Iterator[None]:
-    """Each of these loopback ports is somebody's while the block runs."""
+    """Occupy these loopback ports while the block runs."""
     with ExitStack() as stack:
         for port in filter(is_free, ports):
             listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, else it lingers
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do, or the port lingers
             listener.bind((LOOPBACK, port))
             listener.listen()
         yield
@@ -104,7 +104,7 @@ def taken(*ports: int) -> Iterator[None]:
 
 @contextmanager
 def dead_server(*, silent: bool) -> Iterator[int]:
-    """The port of a server that takes connections and never replies, or where there is none."""
+    """Yield the port of a server that accepts connections but never replies, or of no server if not `silent`."""
     with socket.socket() as listener:
         listener.bind((LOOPBACK, 0))
         if silent:

@@ -1,4 +1,4 @@
-"""What the tests of several studies share: a study as measured, and the figures that it draws."""
+"""Helpers that the tests of several studies share: a measured study, and the figures that it draws."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DPI = 200
 
 
 def measured(runs: Sequence[Run], conclusions: Mapping[str, Any] | None = None) -> Measured:
-    """The runs beside the project's published figures."""
+    """Return a measured study of these runs, with the project's published values."""
     return Measured(runs=runs, conclusions=conclusions or {}, published=Published(ROOT / paths.PUBLISHED))
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
-    """The figures that are drawn from now on, by the names of their files."""
+    """Return a dict that records the figures drawn from now on, by the names of their files."""
     found: dict[str, Figure] = {}
     drawing = plots.drawing
 
@@ -47,7 +47,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 
 def check_rendered(path: Path, figure: Figure) -> None:
-    """The file is the figure in its full size, and there is something within its frame."""
+    """Check that the file shows the figure in its full size, and that there is something inside its axes."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(np.uint32) @ (1 << 16, 1 << 8, 1)
     width, height = figure.get_size_inches()
@@ -58,21 +58,21 @@ def check_rendered(path: Path, figure: Figure) -> None:
             left, bottom, right, top = (figure.transFigure.inverted().transform_bbox(axes.get_window_extent())).extents
             rows = slice(int((1 - top) * len(pixels)), int((1 - bottom) * len(pixels)))
             inside = pixels[rows, int(left * pixels.shape[1]) : int(right * pixels.shape[1])]
-            assert len(np.unique(inside)) > 2, path  # more than the paper and its grid
+            assert len(np.unique(inside)) > 2, path  # more than background and grid
 
 
 def points(line: Line2D) -> NDArray[np.float64]:
-    """(2, points) the places of a line on both axes."""
+    """Return the coordinates of a line's points, float64 `(2, points)`."""
     return np.array([line.get_xdata(), line.get_ydata()], np.float64)
 
 
 def bars(axes: Axes) -> list[Rectangle]:
-    """The bars in the order in which they were drawn; those that only name an entry of a legend have no height."""
+    """Return the bars in drawing order, without those of no height, which only create an entry of a legend."""
     return [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_height()]
 
 
 def legend(owner: Axes | Figure) -> list[str]:
-    """The entries of its one legend."""
+    """Return the entries of the only legend."""
     found = owner.get_legend() if isinstance(owner, Axes) else owner.legends[0]
     assert found is not None
     return [text.get_text() for text in found.get_texts()]

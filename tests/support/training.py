@@ -1,4 +1,4 @@
-"""A small data set and a recipe for it, and runs of the training loop over it."""
+"""Small data set and a recipe for it, with helpers that run the training loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECIPE = Recipe(
 
 
 def blobs(num_rows: int, *, seed: int = 0) -> DeviceSplit:
-    """Ten classes, each a bright square in a place of its own with noise: learnable in a few steps."""
+    """Return noisy images, float32 `(num_rows, 1, 28, 28)`, whose class is the place of a bright square."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(num_rows) % 10
     images = 0.3 * torch.randn(num_rows, 1, 28, 28, generator=generator) - 0.4
@@ -43,7 +43,7 @@ def blobs(num_rows: int, *, seed: int = 0) -> DeviceSplit:
 def run(
     recipe: Recipe, *, training: DeviceSplit, validation: DeviceSplit, **arguments: Any
 ) -> tuple[list[dict[str, float]], torch.Tensor]:
-    """Every epoch's metrics and the final weights as one vector."""
+    """Train, and return every epoch's metrics and the final weights as one vector."""
     model, optimizer = loop.new_run(recipe, device=CPU)
     history = list(
         loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation, **arguments)
@@ -52,7 +52,7 @@ def run(
 
 
 class FirstCalls(TorchDispatchMode):
-    """How many elements each function of MKL's vector library is given first."""
+    """Dispatch mode that counts the elements in the first call of each function of MKL's vector library."""
 
     FUNCTIONS = (
         *("acos", "asin", "atan", "cos", "cosh", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma"),
@@ -72,6 +72,6 @@ class FirstCalls(TorchDispatchMode):
 
 
 def start_ranks(work: Callable[..., None], *arguments: Any, num_ranks: int) -> None:
-    """Call `work(rank, *arguments)` in a process for each rank, forked from one that has imported torch for all."""
+    """Call `work(rank, *arguments)` in one process per rank, all forked from one that has imported torch."""
     multiprocessing.set_forkserver_preload([__name__])
     start_processes(work, args=arguments, nprocs=num_ranks, start_method="forkserver")

@@ -1,9 +1,9 @@
-"""The local services: start, find, stop. All listen on loopback alone and, but for TensorBoard, ask for a secret.
+"""Start, find and stop the local services, which listen on loopback only and, except TensorBoard, require a secret.
 
-`mnist-pipe up` starts what a stage joins, Prefect and Ray; `mnist-pipe dashboards` what only shows, TensorBoard and
-MLflow. A service is a module here and one entry of `PROGRAMS`. Nothing here imports prefect, ray or mlflow. They are
-started as processes of their own session, so that they outlive the shell and never see its Ctrl-C, and are recorded in
-`.state/services.json`, so that only what was started here is ever ended.
+`mnist-pipe up` starts the services that a stage connects to, Prefect and Ray; `mnist-pipe dashboards` starts those that
+only display results, TensorBoard and MLflow. A service is a module of this package and an entry of `PROGRAMS`. No
+module here imports prefect, ray or mlflow. Each service runs in its own session, so that it outlives the shell and
+never gets its Ctrl-C, and is recorded in `.state/services.json`, so that only services started here are ever stopped.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PROGRAMS: dict[str, Program] = {
     "tensorboard": tensorboard.PROGRAM,
     "mlflow": mlflow_server.PROGRAM,
 }
-JOINED = ("prefect", "ray")  # what a stage joins
-START_SECONDS = 120.0  # a first start on a busy two-core machine takes about 20
+JOINED = ("prefect", "ray")  # the services that a stage connects to
+START_SECONDS = 120.0  # a first start on a busy two-core machine takes about 20 s
 
 _LOCK = paths.STATE / "services.lock"
 _LAUNCHES = 3  # another program can take the chosen port before the service binds it
@@ -42,12 +42,13 @@ _TAIL_LINES = 12
 
 
 def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
-    """Start what is not running yet, wait until everything answers, and return it. Calling it twice changes nothing.
+    """Start the services `names` that do not run yet, wait until all answer, and return their records.
 
-    A service that shows something else than it would now, because the storage changed, is started anew.
+    A second call changes nothing. A service that displays another location than it would now, because the storage or
+    the registry's address changed, is restarted.
 
     Raises:
-        UnavailableError: a service did not start; whatever this call had started is ended again.
+        UnavailableError: a service did not start; the services that this call had started are stopped again.
     """
     root = root.resolve()
     with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
@@ -67,7 +68,7 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
 
 
 def down(root: Path) -> list[Service]:
-    """End what was started here, with everything that it started in turn, and return what was still running."""
+    """Stop all recorded services with all their descendants, and return those that were still running."""
     root = root.resolve()
     with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
         records = read(root)
@@ -79,7 +80,7 @@ def down(root: Path) -> list[Service]:
 
 
 def status(root: Path) -> dict[str, tuple[State, Service | None]]:
-    """How Prefect and Ray are, and the others where they were started, with what was recorded of them."""
+    """Return, by name, the state and record of Prefect and Ray, and of the other services that were started."""
     records = read(root.resolve())
     found: dict[str, tuple[State, Service | None]] = dict.fromkeys(JOINED, (State.STOPPED, None))
     for name in filter(records.__contains__, PROGRAMS):
@@ -92,7 +93,7 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
 
 
 def how(name: str, state: State, service: Service | None) -> str:
-    """How a service is, in a line: where it is and how to log in, or what to do."""
+    """Describe a service in one line: its URL and login if it runs, otherwise the command to run."""
     if service is None:
         return f"{state}; start it with: {starter(name, state)}"
     if state is State.RUNNING:
@@ -101,26 +102,26 @@ def how(name: str, state: State, service: Service | None) -> str:
 
 
 def authorization(service: Service) -> str:
-    """The HTTP header that lets its owner in; empty where it asks for nothing."""
+    """Return the service's HTTP Authorization header, or an empty string if it needs no credentials."""
     return PROGRAMS[service.name].authorization(service)
 
 
 def starter(name: str, state: State) -> str:
-    """The commands that start the service of that name, in whatever state it is."""
+    """Return the commands that start the service `name` from its current `state`."""
     command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
     return f"mnist-pipe down, then {command}" if state is State.SILENT else command
 
 
 def _is_current(root: Path, service: Service) -> bool:
-    """Whether it shows what one started now would show."""
+    """Return whether a running service displays the location that it would display if it were started now."""
     shows = PROGRAMS[service.name].shows
     return shows is None or service.address == shows(root)
 
 
 def _launch(root: Path, name: str, records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Start one service in place of its record. The record is on disk before anything else can go wrong."""
+    """Start one service and replace its record, which is on disk before anything else can fail."""
     if name in records:
-        process.end(records[name])  # what a killed service left behind
+        process.end(records[name])  # a killed service may have left processes and files behind
     log = root / LOGS / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     launch = PROGRAMS[name].plan(root)
@@ -145,7 +146,11 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
 def _wait(
     root: Path, names: Sequence[str], records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]
 ) -> None:
-    """Until every service answers; one that lost its port to another program is started again on the next."""
+    """Wait until every service answers; restart one that lost its port to another program on the next port.
+
+    Raises:
+        UnavailableError: a service exited, or does not answer within `START_SECONDS`.
+    """
     deadline = time.monotonic() + START_SECONDS
     launches = dict.fromkeys(names, 1)
     waiting = set(names)

@@ -1,4 +1,4 @@
-"""What a process must set before it imports prefect or ray, so that it joins the services and tells nobody."""
+"""Variables to set before importing prefect or ray: addresses and secrets of the services, and no telemetry."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mnist_pipe.local.services.program import read
 
 QUIET = {
     **telemetry.OFF,
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a Ray Train worker prints goes to its log, and to no logger on the way
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a Ray Train worker prints goes straight to its log file
 }
-"""What every process of the project sets, the services too."""
+"""Environment variables that every process of the project sets, including the services."""
 
 
 def environment(root: Path) -> dict[str, str]:
-    """What a stage's process must set before it imports prefect or ray.
+    """Return the environment variables that a stage's process must set before it imports prefect or ray.
 
-    Without running services a stage brings its own, with the same secrets and on loopback too. A variable that the user
-    has set is left out, and with it whatever belongs to the user's own Prefect server or Ray cluster.
+    If no services run, the stage starts its own, with the same secrets and on loopback too. A variable that the user
+    has set is left out, and so are the secrets of Prefect or Ray if the user has set the address of another one.
 
     Raises:
         UnavailableError: the user's PREFECT_API_URL or RAY_ADDRESS does not answer within 3 seconds.
@@ -42,7 +42,9 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def ray_environment(root: Path) -> dict[str, str]:
-    """What a process that uses ray and not prefect must set before it imports ray; else as `environment`.
+    """Return the environment variables that a process must set before it imports ray, if it does not use prefect.
+
+    Variables are left out as in `environment`.
 
     Raises:
         UnavailableError: the user's RAY_ADDRESS does not answer within 3 seconds.
@@ -60,7 +62,7 @@ def ray_environment(root: Path) -> dict[str, str]:
 
 
 def no_proxy() -> dict[str, str]:
-    """Keep the user's proxy out of the way to loopback, which Prefect's client would otherwise ask it for."""
+    """Return the variables that exempt loopback from the user's proxy, which Prefect's client would otherwise use."""
     if not getproxies():
         return {}
     hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
@@ -82,7 +84,7 @@ def _check_api(url: str) -> None:
 def _check_cluster(address: str) -> None:
     host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
     if not host or not port.isdigit():
-        return  # `auto`, or a form that Ray itself explains better
+        return  # `auto`, or an invalid form, for which Ray's own message is better
     if not http_probe.within_seconds(lambda: connects(host.strip("[]"), int(port))):
         fix = "start that cluster or unset the variable"
         raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause="no reply", fix=fix)

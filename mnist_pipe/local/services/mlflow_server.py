@@ -1,4 +1,7 @@
-"""The MLflow server of a registry that exists: MLflow would make a missing one in place, and not whole or absent."""
+"""The MLflow server, started only for an existing registry.
+
+MLflow would create a missing database in place, and a kill during that would leave an incomplete one.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,18 @@ from mnist_pipe.local.services.process import free_port
 from mnist_pipe.local.services.program import Launch, Program, flags, new_folder, secret
 
 PORT = 5000
-"""The first that is tried."""
+"""First port to try."""
 USER = "mnist"
 
 
 def _plan(root: Path) -> Launch:
     port, folder = free_port(PORT), new_folder()
     _, password = secret(root, "mlflow")
-    # The users' own database is made anew each time, so that the password is always the one in the file.
+    # The database of users is created at each start, so that its password is always the one in the secret's file.
     settings = folder / "auth.ini"
     settings.write_text(
         f"[mlflow]\ndefault_permission = NO_PERMISSIONS\ndatabase_uri = sqlite:///{folder}/users.db\n"
-        "auth_cache_ttl_seconds = 600\n"  # otherwise each request of a page hashes the password for half a second
+        "auth_cache_ttl_seconds = 600\n"  # otherwise each request of a page hashes the password, for 0.5 s
     )
     options = {
         "--app-name": "basic-auth",
@@ -46,8 +49,8 @@ def _plan(root: Path) -> Launch:
             "MLFLOW_AUTH_ADMIN_PASSWORD": password,
             "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(32),
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # a scheduler and its workers, for what is not used here
-            # By a variable, because an address may hold a password and `ps` shows every argument.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # would start a scheduler and workers for unused features
+            # A variable, because the address may contain a password and `ps` shows every argument.
             "MLFLOW_BACKEND_STORE_URI": _store(root),
         },
         unset=("MLFLOW_TRACKING_URI",),

@@ -1,4 +1,4 @@
-"""The Prefect server: it asks for a password, and its pages for a token against forged requests."""
+"""The Prefect server, protected by a password and by CSRF tokens."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mnist_pipe.local.services.process import free_port
 from mnist_pipe.local.services.program import Launch, Program, secret
 
 PORT = 4200
-"""The first that is tried."""
+"""First port to try."""
 
 
 def settings(root: Path) -> dict[str, str]:
-    """For every process that uses Prefect."""
+    """Return the environment variables of every process that uses Prefect."""
     return {
         "PREFECT_HOME": str(root / paths.PREFECT_HOME),
         "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",  # the default is pickle
@@ -24,7 +24,10 @@ def settings(root: Path) -> dict[str, str]:
 
 
 def access(root: Path, *, origin: str = f"http://{LOOPBACK}") -> dict[str, str]:
-    """For our server, started by `up` or by a stage for itself, and for its clients."""
+    """Return the environment variables that the project's own server and its clients share.
+
+    The server is started by `mnist-pipe up`, or by a stage for itself. Only pages of `origin` may call it.
+    """
     _, password = secret(root, "prefect")
     return {
         "PREFECT_API_AUTH_STRING": password,
@@ -41,7 +44,7 @@ def _plan(root: Path) -> Launch:
         command=["prefect", "server", "start"],
         port=port,
         address=f"{url}/api",
-        # Host and port go by variables: the pages that the server hands out take the API's address from them.
+        # Variables instead of arguments, because the UI takes the API's address from them.
         variables={
             **settings(root),
             **access(root, origin=url),

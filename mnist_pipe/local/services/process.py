@@ -1,4 +1,4 @@
-"""The processes of a service: started in a session of their own, found again, and ended, they and no others."""
+"""Start the processes of a service in their own session, find them again, and stop them and no others."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
 from mnist_pipe.local.services.program import FOLDER_PREFIX, Service
 
 GRACE_SECONDS = 6.0
-"""Between asking and killing; a Ray head needs 2 to 4 to end its twenty processes."""
+"""Time between SIGTERM and SIGKILL, in seconds; a Ray head needs 2 to 4 s to stop its twenty processes."""
 
 _PORTS_TRIED = 100
-_CLOCK_SECONDS = 2.0  # the wall clock may be corrected between two readings of a process' start
+_CLOCK_SECONDS = 2.0  # the wall clock may be adjusted between two readings of a process's start time
 
 
 def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start a program of this virtual environment that outlives the shell and never sees its Ctrl-C."""
+    """Start a program of this virtual environment that outlives the shell and never gets its Ctrl-C."""
     program = Path(sys.executable).with_name(command[0])
     return subprocess.Popen(
         [sys.executable, str(program), *command[1:]],
@@ -41,19 +41,19 @@ def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: Binar
 
 
 def is_running(service: Service) -> bool:
-    """Whether its main process lives."""
+    """Return whether the service's main process is alive."""
     process = _main(service)
     return process is not None and _lives(process)
 
 
 def end(service: Service) -> None:
-    """Ask its main process to end, wait, kill whatever of it is left, and remove its temporary files."""
+    """Terminate the service's main process, wait, kill the remaining processes, and remove its temporary files."""
     family = _family(service)
     if process := _main(service):
         with suppress(psutil.NoSuchProcess):
             process.terminate()
         _await_end(family)
-    # Once more: processes that were born meanwhile, and the orphans of a main process that was killed.
+    # Searched again: processes may have started meanwhile, and a main process that was killed leaves orphans.
     family |= _family(service)
     for process in filter(_lives, family):
         with suppress(psutil.NoSuchProcess):
@@ -64,10 +64,10 @@ def end(service: Service) -> None:
 
 
 def free_port(first: int) -> int:
-    """The first free port of the loopback interface from `first` on.
+    """Return the first free port of the loopback interface, starting at `first`.
 
     Raises:
-        UnavailableError: a hundred are taken.
+        UnavailableError: a hundred consecutive ports are taken.
     """
     for port in range(first, first + _PORTS_TRIED):
         if is_free(port):
@@ -77,7 +77,7 @@ def free_port(first: int) -> int:
 
 
 def is_free(port: int) -> bool:
-    """Whether a server could listen on this port of the loopback interface."""
+    """Return whether a server could listen on this port of the loopback interface."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -89,7 +89,7 @@ def is_free(port: int) -> bool:
 
 
 def connects(host: str, port: int) -> bool:
-    """Whether something listens there."""
+    """Return whether a TCP connection to `host:port` succeeds within `http_probe.SECONDS`."""
     try:
         with socket.create_connection((host, port), timeout=SECONDS):
             return True
@@ -98,7 +98,7 @@ def connects(host: str, port: int) -> bool:
 
 
 def _main(service: Service) -> psutil.Process | None:
-    """The service's main process (possibly a zombie), or None if it exited or its pid was reused."""
+    """Return the service's main process (possibly a zombie), or None if it exited or its pid was reused."""
     try:
         process = psutil.Process(service.pid)
         return process if abs(process.create_time() - service.created) < _CLOCK_SECONDS else None
@@ -107,15 +107,17 @@ def _main(service: Service) -> psutil.Process | None:
 
 
 def _await_end(processes: Iterable[psutil.Process]) -> None:
-    # Not psutil.wait_procs, for which a zombie that nobody reaps, as in a container without init, lives until the end.
+    # psutil.wait_procs would wait the whole time for a zombie that nobody reaps, as in a container without init.
     deadline = time.monotonic() + GRACE_SECONDS
     while any(map(_lives, processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def _family(service: Service) -> set[psutil.Process]:
-    """All processes of its session, and all that those started. Nothing where the pid was reused: the kernel
-    gives out no number that a session still bears, so then the session is gone.
+    """Return all processes of the service's session and all their descendants.
+
+    The set is empty if the pid was reused: the kernel does not reuse a number that is still a session's id, so the
+    session no longer exists.
     """
     if psutil.pid_exists(service.pid) and _main(service) is None:
         return set()

@@ -1,4 +1,4 @@
-"""What is known of a service: how it is started and asked, and the record of one that was started."""
+"""The definition of a service (how to start and probe it) and the record of one that was started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER_PREFIX = "mnist-pipe-"
 
 
 def read(root: Path) -> dict[str, Service]:
-    """The services that were started and not stopped, by name."""
+    """Read the records of the services that were started and not stopped, by name."""
     path = root / paths.SERVICES
     if not path.exists():
         return {}
@@ -31,7 +31,7 @@ def read(root: Path) -> dict[str, Service]:
 
 
 def write(root: Path, records: Mapping[str, Service]) -> None:
-    """Record these services, and no others."""
+    """Replace all records on disk by `records`."""
     if records:
         content = {name: asdict(service) for name, service in records.items()}
         atomic.write_json(root / paths.SERVICES, content, mode=0o600)
@@ -40,31 +40,31 @@ def write(root: Path, records: Mapping[str, Service]) -> None:
 
 
 def secret(root: Path, name: str) -> tuple[Path, str]:
-    """The file with the password or token, made on first use, and what it holds."""
+    """Return the path of a service's secret and its content; create the secret on first use."""
     path = root / SECRETS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
     with atomic.locked(path.parent / f"{name}.lock", purpose=f"the secret of {name}", wait=True):
         if not path.exists():
             value = secrets.token_hex(32)
-            # Prefect takes `user:password`; Ray's file must hold the token and nothing else.
+            # Prefect needs `user:password`; Ray's file must contain only the token.
             atomic.write_bytes(path, (f"mnist:{value}" if name == "prefect" else value).encode(), mode=0o600)
     path.chmod(0o600)
     return path, path.read_text().strip()
 
 
 def new_folder() -> Path:
-    """A fresh folder for this user alone, removed with its service."""
+    """Create a temporary folder that only this user can access; it is removed when its service stops."""
     return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
 
 
 def flags(options: Mapping[str, object]) -> list[str]:
-    """The options as the command line has them."""
+    """Return the options as a list of command-line arguments."""
     return [str(part) for option in options.items() for part in option]
 
 
 class State(StrEnum):
-    """How a service is."""
+    """The state of a service."""
 
     RUNNING = "running"
     SILENT = "runs, but does not answer"
@@ -74,83 +74,91 @@ class State(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """A process that was started here."""
+    """The record of a service that was started here."""
 
     name: str
-    """One of `PROGRAMS`."""
+    """Name of the service, a key of `PROGRAMS`."""
     pid: int
-    """Of its main process, which is also the number of its session."""
+    """Process id of the main process, which is also its session id."""
     created: float
-    """When that process started, in seconds since 1970; tells it from a later process with the same pid."""
+    """Start time of the main process, in seconds since 1970; tells it from a later process with the same pid."""
     port: int
-    """Where clients connect."""
+    """Port for clients."""
     address: str
-    """What PREFECT_API_URL or RAY_ADDRESS is set to; for TensorBoard and MLflow, what they show."""
+    """Value for PREFECT_API_URL or RAY_ADDRESS; for TensorBoard and MLflow, the location that they display."""
     url: str
-    """The dashboard."""
+    """URL of the dashboard."""
     secret: str
-    """The file that holds the password or token; empty where none is asked for."""
+    """Path of the file with the password or token; empty if none is needed."""
     log: str
-    """The file that holds what it printed."""
+    """Path of the file with its output."""
     folder: str
-    """Its temporary files, removed with it; empty where it has none."""
+    """Path of the folder with its temporary files, removed when it stops; empty if it has none."""
 
     @property
     def ports(self) -> set[int]:
-        """Of its clients and of its dashboard."""
+        """The ports of its clients and of its dashboard."""
         return {self.port, urlsplit(self.url).port or self.port}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """How a service is started this time, on ports that are free now."""
+    """The command, ports and environment of one start of a service, on ports that are free now."""
 
     command: list[str]
-    """The name of a program of the virtual environment, and its arguments."""
+    """Name of a program of the virtual environment, followed by its arguments."""
     port: int
+    """Port for clients."""
     dashboard_port: int | None = None
-    """Where it is another than `port`."""
+    """Port of the dashboard, if it differs from `port`."""
     address: str
+    """Same as `Service.address`."""
     variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables to set in the process."""
     unset: tuple[str, ...] = ()
-    """Variables of the user's that the process must not get."""
+    """The user's environment variables that the process must not inherit."""
     folder: str = ""
+    """Same as `Service.folder`."""
 
     @property
     def url(self) -> str:
-        """The dashboard."""
+        """The URL of the dashboard."""
         return f"http://{LOOPBACK}:{self.dashboard_port or self.port}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """How one service is started and spoken to."""
+    """The definition of a service: how to start it, probe it and log in."""
 
     plan: Callable[[Path], Launch]
-    """How to start it for the project in that folder."""
+    """Function that plans a start for the project in the given folder."""
     probe: str
-    """The path below its dashboard that only the holder of the secret may read."""
+    """Path below the dashboard's URL that only the holder of the secret may read."""
     accepts: Callable[[Service, Any], bool] = lambda _service, _reply: True
-    """Whether the JSON that it replies there is that of a service that works."""
+    """Predicate: whether the JSON reply to the probe comes from a working service."""
     shows: Callable[[Path], str] | None = None
-    """What one started now would show; None for Prefect and Ray, which show what happens in them."""
+    """Function that returns the location that the service would display if started now.
+
+    None for Prefect and Ray, which display only their own data.
+    """
     has_secret: bool = True
+    """Whether the service requires a password or token."""
     asks: str = "password"
-    """What it wants of a person."""
+    """Name of what a user must enter to log in, for instance `password`."""
     header: Callable[[str], str] = http_probe.basic
-    """Makes the Authorization header of the secret."""
+    """Function that returns the HTTP Authorization header for the secret."""
 
     def answers(self, service: Service) -> bool:
-        """Whether it does its work for those who hold the secret, which no other program on that port could."""
+        """Return whether the service works and accepts its secret, which no other program on its port would."""
         reply = http_probe.get_json(f"{service.url}/{self.probe}", authorization=self.authorization(service))
         return reply is not None and self.accepts(service, reply)
 
     def authorization(self, service: Service) -> str:
-        """The HTTP header that lets its owner in; empty where it asks for nothing."""
+        """Return the service's HTTP Authorization header, or an empty string if it needs no credentials."""
         return self.header(Path(service.secret).read_text().strip()) if service.secret else ""
 
     def login(self, service: Service) -> str:
-        """How a person logs in: where the secret is, never what it is."""
+        """Return how a user logs in: where the secret is stored, never the secret itself."""
         if not service.secret:
             return "no password: on loopback alone"
         return f"{self.asks}: the line in {os.path.relpath(service.secret)}"

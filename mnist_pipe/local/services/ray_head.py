@@ -1,4 +1,4 @@
-"""The Ray head with its dashboard: both ask for a token."""
+"""The Ray head and its dashboard, both protected by a token."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from mnist_pipe.local.services.process import free_port
 from mnist_pipe.local.services.program import Launch, Program, Service, flags, new_folder, secret
 
 PORT, DASHBOARD_PORT, CLIENT_PORT = 6379, 8265, 10001
-"""The first that are tried."""
+"""First ports to try."""
 OBJECT_STORE_BYTES = 10**9
-"""Every split of MNIST fits four times; Ray's default, 30 % of the memory, is too much for a laptop."""
+"""Size of Ray's object store, in bytes, into which all splits of MNIST fit four times.
+
+Ray's default (30 % of RAM) is too much for a laptop.
+"""
 
 
 def access(root: Path) -> dict[str, str]:
-    """For our Ray, started by `up` or by a stage for itself, and for its clients."""
+    """Return the environment variables that the project's own Ray head and its clients share.
+
+    The head is started by `mnist-pipe up`, or by a stage for itself.
+    """
     path, _ = secret(root, "ray")
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(path),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes Ray listen on loopback alone
-        "AUTOSCALER_METRIC_PORT": "0",  # fixed ports otherwise, which a second Ray on the machine could not bind
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only setting that makes Ray listen on loopback only
+        "AUTOSCALER_METRIC_PORT": "0",  # the defaults are fixed ports, which a second Ray could not bind
         "DASHBOARD_METRIC_PORT": "0",
     }
 
 
 def _plan(root: Path) -> Launch:
     port, dashboard_port = free_port(PORT), free_port(DASHBOARD_PORT)
-    # Ray's sockets lie 64 characters below this folder and Linux allows them 107 in all, so the project's own path may
-    # be too long. A fresh folder is nobody else's: two checkouts, or two users, never meet in it.
+    # The paths of Ray's sockets are 64 characters longer than this folder's and Linux allows 107 in all, so a folder
+    # within the project may be too long. A new folder cannot collide with that of another checkout or user.
     folder = new_folder()
     options = {
         "--node-ip-address": LOOPBACK,
@@ -39,7 +45,7 @@ def _plan(root: Path) -> Launch:
         "--dashboard-host": LOOPBACK,
         "--dashboard-port": dashboard_port,
         "--ray-client-server-port": free_port(CLIENT_PORT),
-        "--dashboard-agent-listen-port": 0,  # 0: any free port; the fixed default allows one Ray a machine
+        "--dashboard-agent-listen-port": 0,  # 0: any free port; the fixed default allows one Ray per machine
         "--min-worker-port": 0,
         "--max-worker-port": 0,
         "--include-dashboard": "true",
@@ -48,7 +54,7 @@ def _plan(root: Path) -> Launch:
         "--log-color": "false",
     }
     return Launch(
-        # --block: the main process stays, ends the others when asked to, and takes them with it when one dies.
+        # --block: the main process keeps running, stops the others on SIGTERM, and stops all of them if one dies.
         command=["ray", "start", "--head", "--block", "--disable-usage-stats", *flags(options)],
         port=port,
         dashboard_port=dashboard_port,

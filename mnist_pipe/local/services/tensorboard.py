@@ -1,4 +1,4 @@
-"""TensorBoard: the search's curves. It has no password, and listens on loopback alone."""
+"""TensorBoard, which shows the curves of the search; it has no password and listens on loopback only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mnist_pipe.local.services.process import free_port
 from mnist_pipe.local.services.program import Launch, Program, flags
 
 PORT = 6006
-"""The first that is tried."""
+"""First port to try."""
 
 
 def _plan(root: Path) -> Launch:
@@ -21,8 +21,8 @@ def _plan(root: Path) -> Launch:
 
 
 def _curves(root: Path) -> str:
-    """The folder of Ray's results in the storage, where the search writes its curves."""
-    from mnist_pipe.cluster import storage  # which imports pyarrow: 0.1 s
+    """Return the folder or URI of Ray's results in the storage, where the search writes its curves."""
+    from mnist_pipe.cluster import storage  # imports pyarrow, which takes 0.1 s
 
     place = os.environ.get(storage.VARIABLE)
     if not place:

@@ -1,0 +1,92 @@
+"""The pages: every link leads somewhere, every command exists, and the first page is short."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+import studies
+from pipelines import STAGES, cli
+from tests.support import ROOT
+
+PAGES = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()
+)  # fmt: skip
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of its code blocks and its code spans."""
+    text = page.read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return [line.strip() for block in blocks for line in block.splitlines()] + spans
+
+
+def test_the_first_page_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://", "../../actions/")):  # the last is GitHub's own page
+            continue
+        path, _, anchor = target.partition("#")
+        where = (page.parent / path).resolve() if path else page
+        assert where.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(where), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_command_exists(page: Path) -> None:
+    for line in commands(page):
+        if found := re.match(r"make ([a-z.][\w./-]*)", line):
+            assert found[1] in TARGETS or found[1].startswith(".venv/."), line
+        if found := re.match(r"(?:\S+/)?mnist-pipe ([a-z]\w*)", line):
+            assert found[1] in cli.COMMANDS, line
+        if found := re.match(r"python -m ([\w.]+)", line):
+            assert importlib.util.find_spec(found[1]) is not None, line
+        if found := re.match(r"dvc repro (?:--?\w+ )*(?:studies/dvc.yaml:)?([a-z][\w-]*)$", line):
+            assert found[1] in {*STAGES, *studies.STAGES, *studies.STUDIES}, line
+        if found := re.match(r"bash (\S+)", line):
+            assert (ROOT / found[1]).is_file(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    tops = {path.name for path in ROOT.iterdir()} - {"data", "models", "reports"}  # what a rebuild makes
+    for span in commands(page):
+        name = span.partition(":")[0].rstrip("/")
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)+", name) and name.split("/")[0] in tops:
+            generated = {".state", ".venv"}
+            assert name.split("/")[0] in generated or (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_every_key_that_is_named_exists() -> None:
+    params = YAML(typ="safe").load(ROOT / "params.yaml")
+    key = re.compile(rf"((?:{'|'.join(params)})(?:\.[a-z_]+)+)(?!\w|\.py)")
+    for page in PAGES:
+        for span in commands(page):
+            if found := key.match(span):
+                value = params
+                for part in found[1].split("."):
+                    assert part in value, f"{page.name} names {found[1]}"
+                    value = value[part]

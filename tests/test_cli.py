@@ -72,7 +72,7 @@ def test_status_of_a_service_that_fails_says_where_to_look_and_what_to_do(projec
         ended.wait()
 
 
-def test_outside_of_a_project_the_way_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_project_the_way_back_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert mnist_pipe("status") == (
         2,

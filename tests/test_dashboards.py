@@ -350,7 +350,9 @@ def test_such_a_page_is_given_up_within_seconds(client: Path, monkeypatch: pytes
     assert isinstance(found["mlflow"], PipelineError)
 
 
-def test_an_address_that_is_none_is_told_without_its_password(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_is_none_is_reported_without_its_password(
+    client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "file://me:hidden@/etc/passwd")
     rule = "PREFECT_API_URL: the address must be http://HOST:PORT, but got 'file:///etc/passwd'"
     assert error(dashboards.check(client), "prefect") == rule

@@ -109,7 +109,7 @@ def test_more_workers_than_processors_are_refused(project: Path) -> None:
     assert "train.num_workers must be at most" in str(error("params", project))
 
 
-def test_too_little_space_is_told_with_both_numbers(tmp_path: Path) -> None:
+def test_too_little_space_is_reported_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         doctor.check_disk(tmp_path, needed_bytes=10**18)
     free = f"{shutil.disk_usage(tmp_path).free / 1e6:,.0f} MB"
@@ -197,7 +197,7 @@ def test_a_lock_that_a_killed_dvc_left_half_written_is_an_error(project: Path) -
     assert str(error).endswith("; delete it, unless a dvc is running")
 
 
-def test_a_taken_port_is_told_and_no_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_reported_and_no_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=True) as port:
         monkeypatch.setattr(prefect_server, "PORT", port)
         found = dict(doctor.examine(project))["ports"]
@@ -227,7 +227,7 @@ def test_too_few_open_files_are_an_error(project: Path) -> None:
     assert done.stdout == "this shell: open files must be at least 1024, but got 256; run: ulimit -n 4096\n"
 
 
-def test_a_storage_that_is_not_there_is_told(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_is_not_there_is_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(project / "none"))
     found = dict(doctor.examine(project))["storage"]
     assert str(found) == (f"MNIST_PIPE_STORAGE: the directory {project}/none does not exist; make the directory")

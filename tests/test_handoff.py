@@ -92,7 +92,7 @@ def test_the_worker_knows_the_clients_commit(client: Path, place: Storage, monke
     assert seen == [("0123abc", True)]
 
 
-def test_an_error_there_is_told_here_with_its_exit_code(client: Path, place: Storage) -> None:
+def test_an_error_there_is_reported_here_with_its_exit_code(client: Path, place: Storage) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     with pytest.raises(InputError), handoff.worker_workspace(f"{place.uri}/{KEY}"):
         raise InputError("params.yaml: x must be 2, but got 1")
@@ -117,7 +117,7 @@ def test_a_worker_without_a_registry_refuses(client: Path, place: Storage, monke
         work(place)
 
 
-def test_a_missing_input_is_told_before_anything_is_sent(client: Path, place: Storage) -> None:
+def test_a_missing_input_is_reported_before_anything_is_sent(client: Path, place: Storage) -> None:
     (client / "data/one.txt").unlink()
     with pytest.raises(CorruptDataError) as caught:
         handoff.upload_request("double", client, name="double-abc", storage=place)

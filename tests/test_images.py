@@ -174,7 +174,7 @@ def error(path: Path) -> str:
     return message
 
 
-def test_what_is_no_image_is_told_in_one_line(tmp_path: Path, save: Save) -> None:
+def test_what_is_no_image_is_reported_in_one_line(tmp_path: Path, save: Save) -> None:
     path = tmp_path / "a.png"
     assert error(path) == f"{path} does not exist"
     path.write_bytes(b"")

@@ -116,7 +116,7 @@ def test_each_stage_has_its_flow(name: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_flow_that_resumes_is_told_its_name_and_makes_none_of_its_own(stage: str) -> None:
+def test_a_flow_that_resumes_takes_its_name_and_makes_none_of_its_own(stage: str) -> None:
     from pipelines.__main__ import load_flow
 
     assert ("run_name" in load_flow(stage).parameters.properties) == (stage in RESUMED)

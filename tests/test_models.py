@@ -134,13 +134,15 @@ def test_a_cropped_mlp_reads_the_middle_alone() -> None:
          "known here: none"),
     ],
 )  # fmt: skip
-def test_a_wrong_name_or_argument_is_told_in_one_line(name: str, arguments: dict[str, object], message: str) -> None:
+def test_a_wrong_name_or_argument_is_reported_in_one_line(
+    name: str, arguments: dict[str, object], message: str
+) -> None:
     with pytest.raises(InputError) as caught:
         models.build(name, **arguments)
     assert str(caught.value) == message
 
 
-def test_check_tells_every_error_at_once() -> None:
+def test_check_reports_every_error_at_once() -> None:
     with pytest.raises(InputError) as caught:
         models.check({"mlp": {"hidden": [-1]}, "convnet": {"chanels": [1]}})
     assert len(str(caught.value).splitlines()) == 2

@@ -108,7 +108,7 @@ def test_the_range_of_learning_rates_is_a_range(name: str) -> None:
     assert 0 < low < high <= 10
 
 
-def test_an_unknown_optimizer_is_told_in_one_line() -> None:
+def test_an_unknown_optimizer_is_reported_in_one_line() -> None:
     with pytest.raises(InputError) as caught:
         optimizers.build("adamm", models.build("linear"), learning_rate=0.1, weight_decay=0.0)
     assert str(caught.value) == (

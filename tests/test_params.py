@@ -216,7 +216,7 @@ def test_what_is_loaded_cannot_be_changed() -> None:
         ),
     ],
 )  # fmt: skip
-def test_an_error_is_told_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
+def test_an_error_is_reported_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
     assert edited.errors(key, replacement) == message
 
 
@@ -239,7 +239,7 @@ def test_a_mirrors_password_is_in_no_message(edited: Edited) -> None:
     assert "secret" not in edited.errors("ingest.mirrors", "  mirrors: ['http://user:secret@h:x']\n  _:")
 
 
-def test_all_errors_are_told_at_once(edited: Edited) -> None:
+def test_all_errors_are_reported_at_once(edited: Edited) -> None:
     text = SHIPPED.replace("num_trials:", "num_trails:").replace("confidence: 0.95", "confidence: 2")
     edited.path.write_text(text)
     with pytest.raises(InputError) as caught:
@@ -292,7 +292,7 @@ def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edit
         ),
     ],
 )  # fmt: skip
-def test_what_is_not_yaml_is_told_in_one_line(
+def test_what_is_not_yaml_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

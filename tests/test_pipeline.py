@@ -269,7 +269,7 @@ def test_without_git_the_pipeline_runs_and_the_lineage_says_so(unpacked: Path) -
     ],
     ids=["workers", "gpu", "model", "arguments"],
 )  # fmt: skip
-def test_what_can_be_known_before_work_starts_is_told_in_one_line(
+def test_what_can_be_known_before_work_starts_is_reported_in_one_line(
     tmp_path: Path, changes: dict[str, object], stage: str, code: int, line: str
 ) -> None:
     folder = copy_tree(tmp_path / "main")
@@ -283,7 +283,7 @@ def test_what_can_be_known_before_work_starts_is_told_in_one_line(
 
 
 @pytest.mark.timing
-def test_that_is_told_within_seconds(tmp_path: Path) -> None:
+def test_that_is_reported_within_seconds(tmp_path: Path) -> None:
     folder = copy_tree(tmp_path / "main")
     set_params(folder, **{"train.num_workers": 64})
     began = time.monotonic()
@@ -291,7 +291,7 @@ def test_that_is_told_within_seconds(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_an_unknown_stage_is_told_in_one_line() -> None:
+def test_an_unknown_stage_is_reported_in_one_line() -> None:
     output = run(ROOT, sys.executable, "-m", "pipelines", "trian", code=2)
     known = ", ".join(sorted([*STAGES, *studies.STAGES]))
     assert output == f"python -m pipelines: stage must be one of {known}, but got 'trian'; did you mean 'train'?\n"

@@ -64,7 +64,7 @@ def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
     assert third == first
 
 
-def test_without_a_registry_the_way_to_one_is_told(tmp_path: Path, picture: Path) -> None:
+def test_without_a_registry_the_way_to_one_is_reported(tmp_path: Path, picture: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         classify([picture], root=tmp_path / "new")
     assert str(caught.value) == "no champion is registered yet; run: dvc repro"
@@ -124,7 +124,7 @@ def test_any_version_can_be_asked(registry_root: Path, make_candidate: MakeCandi
     assert by_number[1] != by_number[2]
 
 
-def test_a_champion_whose_files_are_gone_is_told(
+def test_a_champion_whose_files_are_gone_is_reported(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     register(registry_root, make_candidate(1, 40))

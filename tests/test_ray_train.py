@@ -151,7 +151,7 @@ def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, 
 
 
 @pytest.mark.slow
-def test_divergence_is_told_and_not_retried(tmp_path: Path) -> None:
+def test_divergence_is_reported_and_not_retried(tmp_path: Path) -> None:
     recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "model": "lenet5", "model_params": {}, "learning_rate": 1e18,
                        "optimizer": "nesterov"})  # fmt: skip
     with pytest.raises(DivergedError, match="the loss must stay finite, but got nan in epoch 1"):

@@ -221,7 +221,7 @@ def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_can
     )
 
 
-def test_a_version_that_is_not_there_is_told_with_those_that_are(
+def test_a_version_that_is_not_there_is_reported_with_those_that_are(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     register(registry_root, make_candidate(1, 40))
@@ -379,7 +379,7 @@ SILENT_STORES = ["http://user:secret@127.0.0.1:9", "file:///nowhere", "ftp://use
 
 
 @pytest.mark.parametrize("uri", [pytest.param(SILENT_STORES[0], marks=pytest.mark.services), *SILENT_STORES[1:]])
-def test_a_store_that_does_not_answer_is_told_in_one_line_and_without_credentials(
+def test_a_store_that_does_not_answer_is_reported_in_one_line_and_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -393,7 +393,9 @@ def test_a_store_that_does_not_answer_is_told_in_one_line_and_without_credential
 
 @pytest.mark.timing
 @pytest.mark.parametrize("uri", SILENT_STORES)
-def test_a_store_that_does_not_answer_is_told_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+def test_a_store_that_does_not_answer_is_reported_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with pytest.raises(UnavailableError):
@@ -408,7 +410,7 @@ def damage(root: Path) -> Path:
     return database
 
 
-def test_a_damaged_database_is_told(registry_root: Path, make_candidate: MakeCandidate) -> None:
+def test_a_damaged_database_is_reported(registry_root: Path, make_candidate: MakeCandidate) -> None:
     database = damage(registry_root)
     for call in (
         lambda: mlflow_registry.champion(NAME, root=registry_root),
@@ -423,7 +425,7 @@ def test_a_damaged_database_is_told(registry_root: Path, make_candidate: MakeCan
 
 
 @pytest.mark.timing
-def test_a_damaged_database_is_told_at_once(registry_root: Path, make_candidate: MakeCandidate) -> None:
+def test_a_damaged_database_is_reported_at_once(registry_root: Path, make_candidate: MakeCandidate) -> None:
     damage(registry_root)
     candidate = make_candidate(1, 40)
     started = time.monotonic()

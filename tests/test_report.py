@@ -269,7 +269,7 @@ def test_every_link_within_the_page_has_a_target(project: Path) -> None:
     assert labels <= targets
 
 
-def test_the_page_tells_what_was_registered_and_why(project: Path) -> None:
+def test_the_page_shows_what_was_registered_and_why(project: Path) -> None:
     text = page(project).text
     assert "Version 3 is the new champion Every gate passed. Version 2 is kept as previous ." in text
     assert "Asked: a rule of baseline. Text of baseline. p value 3 × 10⁻¹⁷ rows 200" in text

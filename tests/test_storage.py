@@ -141,7 +141,7 @@ def test_a_storage_that_is_away_for_half_a_minute_loses_nothing(outage: Path) ->
     assert place.read("a") == b"1"
 
 
-def test_a_bucket_or_directory_that_is_not_there_is_told(outage: Path, tmp_path: Path) -> None:
+def test_a_bucket_or_directory_that_is_not_there_is_reported(outage: Path, tmp_path: Path) -> None:
     assert not outage.exists()
     for uri, kind in (("s3://no-such-bucket/a", "bucket"), (f"{tmp_path}/none", "directory")):
         with pytest.raises(UnavailableError) as caught:
@@ -158,13 +158,13 @@ def failing(outage: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("failing")
-def test_a_server_that_fails_is_told() -> None:
+def test_a_server_that_fails_is_reported() -> None:
     with pytest.raises(UnavailableError, match="MNIST_PIPE_STORAGE: s3://bucket/a does not answer: "):
         storage.open_uri("s3://bucket/a").check()
 
 
 @pytest.mark.timing
-def test_a_storage_that_is_not_there_or_fails_is_told_within_seconds(outage: Path, tmp_path: Path) -> None:
+def test_a_storage_that_is_not_there_or_fails_is_reported_within_seconds(outage: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     for uri in ("s3://no-such-bucket/a", f"{tmp_path}/none", "s3://bucket/a"):
         if uri == "s3://bucket/a":
@@ -175,7 +175,7 @@ def test_a_storage_that_is_not_there_or_fails_is_told_within_seconds(outage: Pat
     assert time.monotonic() - started < 20
 
 
-def test_a_server_that_is_not_there_is_told(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_is_not_there_is_reported(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not outage.exists()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UnavailableError, match="MNIST_PIPE_STORAGE: s3://bucket/a does not answer: "):

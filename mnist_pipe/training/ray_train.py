@@ -160,20 +160,23 @@ def fit(
 def _fit(trainer: TorchTrainer) -> Result:
     """Return the result of `trainer.fit()`; on Ctrl-C or SIGTERM, let Ray abort the run and release its resources.
 
-    While Ray trains, it handles SIGINT: it aborts the run, calls `sys.exit(0)`, and leaves its handler installed.
+    While Ray trains, it handles SIGINT: it aborts the run, calls `sys.exit(0)`, and leaves its handler installed. Without
+    the abort the next elastic run waits until the reservation of this one expires, after 180 s.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)
     try:
         return trainer.fit()
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    except Exception:
+    except (ray.exceptions.RayError, TrainingFailedError):
         raise
-    except BaseException:
-        if is_main and signal.getsignal(signal.SIGINT) is not before:
+    except BaseException as stop:
+        # Ray's handler of SIGINT exits with 0 after the abort, that of SIGTERM with 15 and without one.
+        is_aborted = isinstance(stop, SystemExit) and not stop.code
+        if not is_aborted and is_main and signal.getsignal(signal.SIGINT) is not before:
             with suppress(SystemExit):
                 signal.raise_signal(signal.SIGINT)
+        if isinstance(stop, SystemExit):
+            raise KeyboardInterrupt from None
         raise
     finally:
         if is_main:

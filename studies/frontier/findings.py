@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mnist_pipe.data.splits import SIDE
 from mnist_pipe.evaluation import plots
+from studies.common.ledger import Run
 from studies.common.study import Measured
 from studies.common.table import Row
 
@@ -112,36 +114,93 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """Return the text: what an hour of training reaches, how it and the records were chosen, and what stays wrong."""
     done, conclusions = measured.runs, measured.conclusions
-    config, mistakes = done[0].config, conclusions["mistakes"]
+    return "\n\n".join(
+        [
+            _on_one_network(done),
+            _on_the_ensembles(done, conclusions),
+            _on_the_records(rows, conclusions),
+            _on_the_mistakes(conclusions),
+        ]
+    )
+
+
+def _on_one_network(done: Sequence[Run]) -> str:
     single = [run.result["test_accuracy"] for run in done]
-    low, high = conclusions["interval"]
-    pairs = Counter((mistake["label"], mistake["prediction"]) for mistake in mistakes)
-    frequent = ", ".join(f"{label} for {prediction} ({count})" for (label, prediction), count in pairs.most_common(3))
-    records = [row for row in rows if row.published is not None]
-    beaten = [f"{row.system}, {row.variant}" for row in records if row.verdict.startswith("reached")]
-    inside = [
-        f"{row.system}, {row.variant}"
-        for row in records
-        if row.published and low <= 1 - row.published.value / 100 <= high
+    results = [
+        f"- worst network: {min(single):.2%}",
+        f"- best network: {max(single):.2%}; to report only this one would overstate the method by "
+        f"{100 * (max(single) - statistics.fmean(single)):.2f} points",
+    ]
+    choices = [
+        "- recipe: `best`, which was chosen on the validation split of the main pipeline",
+        f"- epochs: {done[0].config['num_epochs']} on all 60,000 rows, fixed in advance; the last weights count",
+        f"- networks: all {len(done)}, one for each seed",
     ]
     return "\n\n".join(
         [
-            f"**What was trained.** {len(done)} networks, one a seed, each for {config['num_epochs']} epochs on all "
-            f"60,000 rows by the recipe `best`, which was chosen on the validation split of the main pipeline. The "
-            f"number of epochs was fixed before, the last weights count, and no network was left out: the test split "
-            f"chose nothing. One network: {statistics.fmean(single):.3%} ± {100 * statistics.stdev(single):.3f}, the "
-            f"worst {min(single):.2%}, the best {max(single):.2%}. To report the best of {len(single)} seeds would "
-            f"look {100 * (max(single) - statistics.fmean(single)):.2f} points better than the method is.",
-            f"**The ensembles.** {len(conclusions['ensembles'])} of {config['ensemble_size']} networks each: "
-            f"{_shown(conclusions['ensembles'])}; all {len(done)}: {conclusions['whole_ensemble']:.2%} (95 % interval "
-            f"{low:.2%} to {high:.2%} over {conclusions['num_rows']:,} images).",
-            f"**The records.** As good or better: {'; '.join(beaten) or 'none'}. Inside the interval of our whole "
-            f"ensemble, so that {conclusions['num_rows']:,} images cannot tell them from it: "
-            f"{'; '.join(inside) or 'none'}. Two of the records say of themselves that they are the best that was seen "
-            "on the test set; ours is what one attempt gives.",
-            f"**What stays wrong.** {len(mistakes)} images, {conclusions['wrong_of_all']} of which no network reads "
-            f"right; the most frequent are {frequent or 'none'}. They are below, label → prediction with its "
-            "probability.",
+            f"**One network.** One network has an accuracy of {_shown(single)}, over {len(single)} seeds.",
+            "\n".join(results),
+            "**Choices.** The test split chose nothing:",
+            "\n".join(choices),
+        ]
+    )
+
+
+def _on_the_ensembles(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str:
+    single = statistics.fmean(run.result["test_accuracy"] for run in done)
+    small, whole = conclusions["ensembles"], conclusions["whole_ensemble"]
+    size = done[0].config["ensemble_size"]
+    low, high = conclusions["interval"]
+    lines = [
+        f"- {len(small)} ensembles of {size} networks each, without a common network: {_shown(small)}",
+        f"- ensemble of all {len(done)}: {whole:.2%}, with a 95 % interval from {low:.2%} to {high:.2%} over "
+        f"{conclusions['num_rows']:,} images",
+    ]
+    return "\n\n".join(
+        [
+            f"**Ensembles.** The average of {size} networks differs from one network by "
+            f"{100 * (statistics.fmean(small) - single):+.3f} points of accuracy, the average of all {len(done)} by "
+            f"{100 * (whole - single):+.3f}.",
+            "\n".join(lines),
+        ]
+    )
+
+
+def _on_the_records(rows: Sequence[Row], conclusions: Mapping[str, Any]) -> str:
+    records = [(f"{row.system}, {row.variant}", row) for row in rows if row.published is not None]
+    reached = [name for name, row in records if row.verdict.startswith("reached")]
+    low, high = conclusions["interval"]
+    inside = [name for name, row in records if row.published and low <= 1 - row.published.value / 100 <= high]
+    verdict = f"{len(reached) or 'None'} of the {len(records)} records {'is' if len(reached) < 2 else 'are'} reached"
+    paragraphs = [f"**Records.** {verdict}{': ' if reached else ''}{'; '.join(reached)}."]
+    if inside:
+        paragraphs[0] += (
+            f" {conclusions['num_rows']:,} images cannot distinguish our ensemble of all from those in its interval:"
+        )
+        paragraphs.append("\n".join(f"- {name}" for name in inside))
+    else:
+        paragraphs[0] += " None is inside the interval of our ensemble of all."
+    paragraphs.append(
+        "Two of the records are, by their own account, the best accuracy that was seen on the test set. Ours is the "
+        "result of one attempt."
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _on_the_mistakes(conclusions: Mapping[str, Any]) -> str:
+    mistakes = conclusions["mistakes"]
+    pairs = Counter((mistake["label"], mistake["prediction"]) for mistake in mistakes).most_common(3)
+    verdict = (
+        f"**Mistakes.** The ensemble of all misreads {len(mistakes)} images. On {conclusions['wrong_of_all']} test "
+        "images no network is right."
+    )
+    if not pairs:
+        return verdict
+    return "\n\n".join(
+        [
+            f"{verdict} The most frequent mistakes, label → prediction:",
+            "\n".join(f"- {label} → {prediction}: {count}" for (label, prediction), count in pairs),
+            "The last figure shows all of them, with label, prediction and its probability.",
         ]
     )
 

@@ -86,48 +86,71 @@ def _on_the_steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping
     trained_on_moved = [name for name, runs in classifiers.items() if is_moved(runs[0].config)]
     largest = [name for name in classifiers if name not in trained_on_moved][-1]
     assert lesson.published is not None
-    told = [
-        "Every model is trained on all 60,000 rows, for as many epochs and by the same schedule; its learning rate and "
-        "label smoothing were chosen on the validation split. A step is tested on the test rows, seed by seed, by "
-        "McNemar's exact test. Its p-value is that of the median seed, enlarged so that it holds although all seeds "
-        f"share the test rows (Rüger 1978); below {SIGNIFICANCE:g} the two models differ measurably.",
-        "\n".join(f"- {_step(step, classifiers)}" for step in steps),
-        "Each step should measurably improve the test metric, says the lesson, or one should investigate. "
-        + (f"Not every step does: {'; '.join(failed)}." if failed else "Every step does.")
-        + f" It calls {lesson.published.value:g} % an honest ceiling of the linear model; here that reaches "
-        f"{lesson.shown()}.",
+    verdict = (
+        f"Not every step improves the test metric measurably: {'; '.join(failed)}."
+        if failed
+        else "Every step improves the test metric measurably."
+    )
+    header = (
+        "step",
+        "parameters",
+        "from",
+        "to",
+        "gain",
+        "better seeds",
+        "only upper right",
+        "only lower right",
+        "p",
+        "verdict",
+    )
+    paragraphs = [
+        f"**Steps.** {verdict} The lesson asks to investigate a step that does not.",
+        without_empty(header, [_step(step, classifiers) for step in steps]),
+        "Every model is trained on all 60,000 rows, for the same number of epochs and with the same schedule. The "
+        "validation split chose its learning rate and label smoothing. A step is tested on the test rows of each seed "
+        "with McNemar's exact test. The p-value is that of the median seed, enlarged because all seeds share the test "
+        f"rows (Rüger 1978); the models differ measurably if it is below {SIGNIFICANCE:g}. *Only upper right* is the "
+        "mean number of test rows that the upper model gets right and the lower does not; *only lower right* is the "
+        "reverse.",
+        f"**Linear model.** The linear model reaches {lesson.shown()}. The lesson calls {lesson.published.value:g} % "
+        "its honest ceiling.",
     ]
-    told += [_instead(pair(conclusions, lower=largest, upper=name), classifiers) for name in trained_on_moved]
-    return "\n\n".join(told)
+    paragraphs += [_instead(pair(conclusions, lower=largest, upper=name), classifiers) for name in trained_on_moved]
+    return "\n\n".join(paragraphs)
 
 
-def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> str:
+def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Return the cells of a step's row."""
     lower, upper = classifiers[step["lower"]], classifiers[step["upper"]]
     gains = [100 * gain for gain in step["gains"]]
-    growth = upper[0].result["parameters"] / lower[0].result["parameters"]
-    size = "no more parameters" if growth == 1 else f"{growth:.1f} times the parameters"
-    seeds = f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds"
-    only_upper, only_lower = fmean(step["only_upper"]), fmean(step["only_lower"])
-    verdict = "it improves measurably" if _improves(step) else "it does not improve measurably"
+    verdict = "improves measurably" if _improves(step) else "does not improve measurably"
     if step["p_value"] < SIGNIFICANCE and not _improves(step):
-        verdict = "it is measurably worse"
-    return (
-        f"**{_arrow(step)}** ({size}): {_accuracy(lower)} to {_accuracy(upper)}, {fmean(gains):+.2f} ± "
-        f"{stdev(gains):.2f} points, better with {seeds}; a seed has {only_upper:.0f} rows that only the upper model "
-        f"gets right and {only_lower:.0f} that only the lower does, {p_of(step)}: {verdict}."
-    )
+        verdict = "is measurably worse"
+    return [
+        _arrow(step),
+        f"x {upper[0].result['parameters'] / lower[0].result['parameters']:.1f}",
+        _accuracy(lower),
+        _accuracy(upper),
+        f"{fmean(gains):+.2f} ± {stdev(gains):.2f} points",
+        f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
+        f"{fmean(step['only_upper']):.0f}",
+        f"{fmean(step['only_lower']):.0f}",
+        p_of(step).removeprefix("p ").removeprefix("= "),
+        verdict,
+    ]
 
 
 def _instead(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> str:
-    """Return a sentence that compares a model trained on moved images with the largest model."""
+    """Return a finding that compares a model trained on moved images with the largest model."""
     gain, share = 100 * fmean(step["gains"]), _share(classifiers, step)
     if step["p_value"] >= SIGNIFICANCE:
-        verdict = "cannot be told apart from"
+        verdict = "does not differ measurably from"
     else:
         verdict = "is measurably better than" if gain > 0 else "is measurably worse than"
+    upper = f"{step['upper']}," if "," in step["upper"] else step["upper"]
     return (
-        f"The {step['upper']}, with {share} of the parameters, {verdict} the {step['lower']} "
-        f"({gain:+.2f} points, {p_of(step)})."
+        f"**Augmentation instead of size.** The {upper} {verdict} the {step['lower']}: {gain:+.2f} points, "
+        f"{p_of(step)}. The former has {share} of the parameters of the latter."
     )
 
 
@@ -135,16 +158,18 @@ def _on_the_templates(classifiers: Mapping[str, Sequence[Run]], conclusions: Map
     linear = next(runs for runs in classifiers.values() if is_linear(runs))
     accuracy, nearest = 100 * _mean(linear, "test_accuracy"), 100 * conclusions["nearest_mean_accuracy"]
     like = conclusions["likeness"]
-    said = (
-        "The templates are said to be averages of each digit, and the classifier to ask how much an image is like them."
-    )
-    found = f"the correlation of a template with the average of its class is {min(like):.2f} to {max(like):.2f}"
-    looks = "They resemble them" if fmean(like) > 0.7 else "They do not look it" if fmean(like) < 0.4 else "In part"
-    gap = accuracy - nearest
-    worth = f"worth {gap:.1f} points more" if gap > 0 else f"no better, by {-gap:.1f} points"
-    return (
-        f"{said} {looks}: {found}. Whoever does take the nearest average is right on {nearest:.2f} %; templates "
-        f"trained to tell each digit from its rivals are {worth}."
+    looks = "resemble" if fmean(like) > 0.7 else "do not resemble" if fmean(like) < 0.4 else "partly resemble"
+    lines = [
+        f"- correlation of a template with the average of its class: {min(like):.2f} to {max(like):.2f}",
+        f"- accuracy of the class with the nearest average: {nearest:.2f} %",
+        f"- accuracy of the trained templates: {accuracy - nearest:+.1f} points relative to that",
+    ]
+    return "\n\n".join(
+        [
+            f"**Templates.** The templates of the linear model {looks} the averages of the digits. The lesson says "
+            "that they are these averages, and that the classifier measures how much an image is like them.",
+            "\n".join(lines),
+        ]
     )
 
 
@@ -156,17 +181,18 @@ def _on_the_failures(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapp
     falls = {name: curve[0] - curve[at] for name, curve in curves.items()}
     worst, last = max(falls[name] for name in others), {name: curves[name][-1] for name in others}
     best = max(others, key=lambda name: last[name])
-    tiny = "tiny shifts break it indeed" if falls[linear] > worst else "tiny shifts break it no more than those"
-    breaks = "The others break too" if last[best] < curves[best][0] / 2 else "The others hold out longer"
+    verdict = "Small shifts break" if falls[linear] > worst else "Small shifts do not break"
+    half = "less than half" if last[best] < curves[best][0] / 2 else "at least half"
     return "\n\n".join(
         [
-            "Where they break: accuracy on test images that are moved in each of the four directions, or turned either "
-            "way; means over directions and seeds.",
+            f"**Shifts and rotations.** {verdict} the {linear} more than the others: at {shifts[at]} pixels it loses "
+            f"{falls[linear]:.1f} points, and the others lose at most {worst:.1f}. The accuracies are means over the "
+            "four directions of a shift or the two of a rotation, and over seeds; *half at* is where the accuracy "
+            "falls below 50 %.",
             _failures(classifiers),
-            f"Moved by {shifts[at]} pixels, the {linear} loses {falls[linear]:.1f} points and the others lose at most "
-            f"{worst:.1f}: {tiny}. {breaks}: a convolution moves with the image, the classifier behind it does not. "
-            f"Moved by {shifts[-1]} pixels, the best, the {best}, is right on {last[best]:.1f} %; "
-            f"{100 * conclusions['lost_ink'][-1]:.1f} % of the ink has then left the image.",
+            f"At {shifts[-1]} pixels the best model, the {best}, has {last[best]:.1f} %, {half} of its accuracy on "
+            f"images that are not moved; {100 * conclusions['lost_ink'][-1]:.1f} % of the ink is then outside the "
+            "image. The feature maps of a convolution move with the image, but the classifier behind them does not.",
         ]
     )
 
@@ -192,18 +218,23 @@ def _failures(classifiers: Mapping[str, Sequence[Run]]) -> str:
 
 def _on_the_classes(classifiers: Mapping[str, Sequence[Run]]) -> str:
     plain = {name: runs for name, runs in classifiers.items() if not is_moved(runs[0].config)}
-    told = []
+    gaps, lines = [], []
     for name in (next(iter(plain)), list(plain)[-1]):
-        parts = []
         for kind, amounts, _, unit in kinds_of(classifiers):
             rates = 100 * np.mean([one.result[kind]["by_class"][-1] for one in plain[name]], axis=0)
             low, high = int(rates.argmin()), int(rates.argmax())
-            parts.append(
-                f"at {amounts[-1]:g} {unit} it recognises {rates[high]:.0f} % of the {high}s and {rates[low]:.0f} % of "
-                f"the {low}s"
+            gaps.append(rates[high] - rates[low])
+            lines.append(
+                f"- {name}, {amounts[-1]:g} {unit}: {rates[high]:.0f} % of the {high}s and {rates[low]:.0f} % of the "
+                f"{low}s"
             )
-        told.append(f"The {name}: {', '.join(parts)}.")
-    return f"The classes do not break alike. {' '.join(told)}"
+    return "\n\n".join(
+        [
+            f"**Digits.** At the largest shift and rotation, the best and the worst digit of a model differ by "
+            f"{min(gaps):.0f} to {max(gaps):.0f} points of accuracy:",
+            "\n".join(lines),
+        ]
+    )
 
 
 def _on_the_sizes(classifiers: Mapping[str, Sequence[Run]]) -> str:
@@ -218,37 +249,47 @@ def _on_the_sizes(classifiers: Mapping[str, Sequence[Run]]) -> str:
     ratios = [size_of(plain[name], side=SIDES[-1]) / size_of(plain[linear], side=SIDES[-1]) for name in convnets]
     weights = weights_in_colour()
     per_class = weights // NUM_CLASSES
-    millions = "that is not" if per_class < 1_000_000 else "that is"
+    millions = "not millions, contrary to" if per_class < 1_000_000 else "millions, in agreement with"
+    facts = [
+        f"- convnets at {SIDES[-1]} x {SIDES[-1]}: {min(ratios):.2f} to {max(ratios):.2f} times the parameters of the "
+        "linear model",
+        "- maps averaged: the mean over each map, not the convolution, makes the number of parameters independent of "
+        "the image size. These models are only counted, not trained.",
+        f"- linear model of ten classes for a colour image of {SIDES[-1]} x {SIDES[-1]}, which has "
+        f"{count(per_class - 1)} inputs: {count(weights)} parameters. For one class this is {count(per_class)}, "
+        f"{millions} the lesson.",
+    ]
     return "\n\n".join(
         [
-            "Parameters by the side of a grey image:",
+            "**Size.** The number of parameters of the linear model grows with the square of the image side, as the "
+            "lesson says. The same holds for these convnets, because their last layer is a linear classifier of all "
+            "values of their maps. Parameters by the side of a grey image:",
             without_empty(["model", *(f"{side} x {side}" for side in SIDES)], lines),
-            "The linear model grows with the square of the side, as the lesson says. So do these convnets, for their "
-            f"last layer is a linear classifier of all values of their maps: at {SIDES[-1]} x {SIDES[-1]} they have "
-            f"{min(ratios):.2f} to {max(ratios):.2f} times its parameters. What frees a model from the size of its "
-            "images is not the convolution but the mean over each map (counted here, not trained). A colour image of "
-            f"{SIDES[-1]} x {SIDES[-1]} has {count(per_class - 1)} inputs, and a linear model of ten classes "
-            f"{count(weights)} parameters: {count(per_class)} a class, and {millions} the lesson's millions.",
+            "\n".join(facts),
         ]
     )
 
 
 def _on_the_regression(regressors: Mapping[str, Sequence[Run]]) -> str:
-    told = []
+    lines = []
     for name, runs in regressors.items():
-        r2, rmse, mae = (values_of(runs, metric) for metric in _REGRESSION)
-        told.append(
-            f"{name}: R² {fmean(r2):.4f} ± {stdev(r2):.4f}, root mean squared error {fmean(rmse):.4f} ± "
-            f"{stdev(rmse):.4f}, mean absolute error {fmean(mae):.4f} ± {stdev(mae):.4f}"
-        )
+        parts = [
+            f"{label} {fmean(values_of(runs, metric)):.4f} ± {stdev(values_of(runs, metric)):.4f}"
+            for metric, label in _REGRESSION.items()
+        ]
+        lines.append(f"- {name}: {', '.join(parts)}")
     errors = {name: _mean(runs, "rmse") for name, runs in regressors.items()}
     best = min(errors, key=lambda name: errors[name])
     spread = next(iter(regressors.values()))[0].result["spread"]
-    return (
-        "The note on regression: the same network with one linear output, trained on the mean squared error, predicts "
-        "the slant of a digit as its moments give it: its lean in pixels a row, the standard deviation of which is "
-        f"{spread:.4f} over the test rows. {'; '.join(told)}. The error of the better one, the {best}, is "
-        f"{degrees(atan(errors[best])):.1f}° about an upright digit."
+    return "\n\n".join(
+        [
+            f"**Regression.** The {best} predicts the slant of a digit best, with a root mean squared error of "
+            f"{degrees(atan(errors[best])):.1f}° for an upright digit.",
+            "\n".join(lines),
+            "Each network has one linear output and is trained on the mean squared error. The slant is the lean of the "
+            "digit in pixels a row, computed from its moments; its standard deviation over the test rows is "
+            f"{spread:.4f}.",
+        ]
     )
 
 

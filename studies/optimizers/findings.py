@@ -29,19 +29,20 @@ CONTROLS = {
     "rectified": (
         "ReLU convolutions",
         "With a ReLU behind each convolution as well",
-        "so its network probably had one, though it does not say so",
+        "The report's network probably had these ReLUs, although the report does not mention them.",
     ),
     "slower": (
         "rate of the others",
-        "At the rate of 0.001 that is the default of the adaptive optimizers",
-        "so it probably set one rate for all",
+        "At a rate of 0.001, the default of the adaptive optimizers,",
+        "The report probably used one rate for all optimizers.",
     ),
 }
-"""For each control, the change as the table and the findings name it, and the conclusion if the figure is reached."""
+"""For each control, the change as the table and the findings name it, and the conclusion if it closes the gap."""
 _TRIED = (  # by hand
-    "**Tried as well**, with one seed and all else as at the defaults: batches of 512, which give SGD 96.3 %, Adadelta "
-    "75.2 % and Adagrad 92.0 %, and squared error for the cross-entropy, which gives 91.8 %, 25.7 % and 62.0 %: "
-    "neither is the report's."
+    "**Other settings.** Neither larger batches nor squared error gives the report's numbers. Each was tried with one "
+    "seed and all else at the defaults:\n\n"
+    "- batches of 512: SGD 96.3 %, Adadelta 75.2 %, Adagrad 92.0 %\n"
+    "- squared error instead of cross-entropy: SGD 91.8 %, Adadelta 25.7 %, Adagrad 62.0 %"
 )
 _LEVEL = 0.05
 _EXPLAINED = 0.8  # share of a difference: at least this explains it, at most 1 minus this does not
@@ -105,13 +106,17 @@ def num_distinct_pairs(samples: Sequence[Sequence[float]], *, level: float) -> i
 
 def _ranking(defaults: Mapping[str, list[float]], published: Mapping[str, float]) -> str:
     ours = sorted(REPORTED, key=lambda name: statistics.fmean(defaults[name]))
-    order = " < ".join(f"{NAMES[name]} {shown(defaults[name])}" for name in ours)
-    if ours == list(REPORTED):
-        verdict = "the report's order, from the worst to the best, comes out again"
-    else:
-        verdict = f"the order is not the report's, {' < '.join(NAMES[name] for name in REPORTED)}"
-    gaps = ", ".join(f"{NAMES[name]} {statistics.fmean(defaults[name]) - published[name]:+.1f}" for name in ours)
-    return f"**At the defaults** {verdict}: {order}. Points from the report: {gaps}."
+    verdict = (
+        "The order of the report's five optimizers, from the worst to the best, is the report's."
+        if ours == list(REPORTED)
+        else f"The order is not the report's, {' < '.join(NAMES[name] for name in REPORTED)}."
+    )
+    lines = [
+        f"- {NAMES[name]}: {shown(defaults[name])}, {statistics.fmean(defaults[name]) - published[name]:+.1f} points "
+        f"from the report's {published[name]:g} %"
+        for name in ours
+    ]
+    return "\n\n".join([f"**Default rates.** {verdict} From the worst to the best, here:", "\n".join(lines)])
 
 
 def _spread(defaults: Mapping[str, list[float]], tuned: Mapping[str, list[float]]) -> str:
@@ -120,67 +125,92 @@ def _spread(defaults: Mapping[str, list[float]], tuned: Mapping[str, list[float]
     samples = list(tuned.values())
     deviation = math.sqrt(statistics.fmean(statistics.variance(values) for values in samples))
     ratio, p_value = f_oneway(*samples)
-    told_apart, num_pairs = num_distinct_pairs(samples, level=_LEVEL), math.comb(len(samples), 2)
+    num_distinct, num_pairs = num_distinct_pairs(samples, level=_LEVEL), math.comb(len(samples), 2)
     best, worst = (pick(tuned, key=lambda name: statistics.fmean(tuned[name])) for pick in (max, min))
-    what_is_left = (
-        "what is left cannot be told from chance"
+    verdict = (
+        "could be chance"
         if p_value > _LEVEL
-        else f"what is left is {everyone[1] / deviation:.0f} standard deviations of a seed"
-        if told_apart
-        else "what is left shows over all of them together, but in no pair by itself"
+        else f"are measurable: their range is {everyone[1] / deviation:.0f} standard deviations over seeds"
+        if num_distinct
+        else "are measurable over all of them together, but not in any single pair"
     )
-    return (
-        f"**At its best rate** each of the five ends within {reported[1]:.2f} points of the others, where the defaults "
-        f"put {reported[0]:.2f} between the best and the worst. Of all {len(samples)}, {NAMES[best]} is the best with "
-        f"{shown(tuned[best])} and {NAMES[worst]} the worst with {shown(tuned[worst])}: a range of {everyone[1]:.2f} "
-        f"points, {everyone[0]:.2f} at the defaults. A seed makes ± {deviation:.2f}; {what_is_left} "
-        f"(F = {ratio:.1f}, p = {_probability(p_value)}). Of {num_pairs} pairs, Welch's test with Holm's correction "
-        f"tells {told_apart} apart at {100 * _LEVEL:g} %."
+    lines = [
+        f"- best: {NAMES[best]}, {shown(tuned[best])}",
+        f"- worst: {NAMES[worst]}, {shown(tuned[worst])}",
+        f"- range: {everyone[1]:.2f} points, and {everyone[0]:.2f} points at the defaults",
+        f"- standard deviation over seeds, pooled over the optimizers: {deviation:.2f} points",
+        f"- F test that all have the same mean: F = {ratio:.1f}, {_probability(p_value)}",
+        f"- pairs that differ by Welch's test with Holm's correction, at {100 * _LEVEL:g} %: {num_distinct} of "
+        f"{num_pairs}",
+    ]
+    return "\n\n".join(
+        [
+            f"**Tuned rates.** With the rates that the search chose, the report's five optimizers end within "
+            f"{reported[1]:.2f} points of each other; at the defaults the range is {reported[0]:.2f} points. The "
+            f"differences that remain between all {len(samples)} optimizers {verdict}.",
+            "\n".join(lines),
+        ]
     )
 
 
 def _explanation(name: str, done: Sequence[Run], published: float) -> str:
-    """Return a paragraph: how much of the gap from the published to the best rate's accuracy the default explains."""
+    """Return a finding: how much of the gap from the published to the best rate's accuracy the default explains."""
     default, rate = accuracies(done, "defaults")[name], rates(done, "defaults")[name]
     tuned, best = accuracies(done, "tuned")[name], rates(done, "tuned")[name]
     best_mean, default_mean = statistics.fmean(tuned), statistics.fmean(default)
-    told = (
-        f"**{NAMES[name]}'s {published:g} %.** At {best:.2g}, the best of its search, it ends at {shown(tuned)}; at "
-        f"the default of {rate:g} at {shown(default)}."
-    )
+    lines = [
+        f"- at the default rate, {rate:g}: {shown(default)}",
+        f"- at the best rate of the search, {best:.2g}: {shown(tuned)}",
+    ]
     if best_mean <= published:
-        return f"{told} Neither rate reaches the report's figure, so there is nothing to explain."
-    share = (best_mean - default_mean) / (best_mean - published)
-    if share >= _EXPLAINED:
-        verdict = "the default rate explains the figure, which says nothing of the method"
-    elif share <= 1 - _EXPLAINED:
-        epochs, curves = histories(done, "defaults", name)
-        passed = [
-            int(epoch) for epoch, value in zip(epochs, curves["test_accuracy"], strict=True) if 100 * value > published
-        ]
-        verdict = "the default rate does not explain the figure"
-        verdict += f", which it passes in epoch {passed[0]} of {epochs[-1]}" if passed else ""
-        verdict += ": the report must have trained with another rate, for a shorter time or another network"
+        verdict = "Neither rate reaches the report's number, so there is nothing to explain."
     else:
-        verdict = "the default rate explains the figure in part"
+        share = (best_mean - default_mean) / (best_mean - published)
+        verdict = _verdict(share, _first_epoch_above(name, done, published))
+        lines.append(
+            f"- the default explains {100 * share:.0f} % of the {best_mean - published:.1f} points between the report "
+            "and the best rate"
+        )
+    return "\n\n".join([f"**{NAMES[name]}'s {published:g} %.** {verdict}", "\n".join(lines)])
+
+
+def _verdict(share: float, passed: str) -> str:
+    """Return the conclusion from the share of a gap that the default rate explains."""
+    if share >= _EXPLAINED:
+        return "The default rate explains the report's number. The number says nothing about the method."
+    if share > 1 - _EXPLAINED:
+        return "The default rate explains the report's number in part."
     return (
-        f"{told} That is {100 * share:.0f} % of the {best_mean - published:.1f} points between the report and the best "
-        f"rate: {verdict}."
+        f"The default rate does not explain the report's number{passed}. The report must have used another rate, "
+        "fewer epochs or another network."
     )
+
+
+def _first_epoch_above(name: str, done: Sequence[Run], published: float) -> str:
+    """Return a clause on the epoch in which the default rate first exceeds a published accuracy, or an empty one."""
+    epochs, curves = histories(done, "defaults", name)
+    above = [
+        int(epoch) for epoch, value in zip(epochs, curves["test_accuracy"], strict=True) if 100 * value > published
+    ]
+    return f", which training at that rate exceeds in epoch {above[0]} of {epochs[-1]}" if above else ""
 
 
 def _control(phase: str, done: Sequence[Run], published: Mapping[str, float]) -> str:
-    """Return a paragraph: whether a control's change closes the gap between an optimizer's default and the report."""
+    """Return a finding: whether a control's change closes the gap between an optimizer's default and the report."""
     (name, changed), *_ = accuracies(done, phase).items()
-    default, figure = accuracies(done, "defaults")[name], published[name]
-    _, change, conclusion = CONTROLS[phase]
+    default, target = accuracies(done, "defaults")[name], published[name]
+    label, change, conclusion = CONTROLS[phase]
     mean, default_mean = statistics.fmean(changed), statistics.fmean(default)
-    reached = mean >= figure if default_mean <= figure else mean <= figure
-    verdict = f"is reached, {conclusion}" if reached else f"is missed by {abs(mean - figure):.2f} points even so"
+    closed = mean >= target if default_mean <= target else mean <= target
+    verdict = (
+        f"This change closes the gap to the report. {conclusion}"
+        if closed
+        else f"This change does not close the gap to the report: {abs(mean - target):.2f} points remain."
+    )
     return (
-        f"**{NAMES[name]}'s {figure:g} %.** {change}, all else as at the defaults, {NAMES[name]} ends at "
-        f"{shown(changed)} in place of {shown(default)}, {mean - default_mean:+.2f} points "
-        f"(p = {_probability(welch(default, changed))}): the report's figure {verdict}."
+        f"**{NAMES[name]}'s {target:g} %, {label}.** {verdict} {change} and all else at the defaults, {NAMES[name]} "
+        f"ends at {shown(changed)} instead of {shown(default)}: {mean - default_mean:+.2f} points, "
+        f"{_probability(welch(default, changed))}."
     )
 
 
@@ -189,30 +219,38 @@ def _searched(done: Sequence[Run]) -> str:
     one = trials[0].config
     number = len(trials) // len(rates(done, "tuned"))
     diverged = sum(run.result["status"] == "diverged" for run in trials)
-    chosen = ", ".join(f"{NAMES[name]} {rate:.2g}" for name, rate in rates(done, "tuned").items())
     edges = [NAMES[name] for name, rate in best_rates(done).items() if _is_extreme(name, rate, trials)]
-    edge = f" At an end of what was tried: {listed(edges)}; wider ranges may give these more." if edges else ""
+    edge = f" {listed(edges)} chose an end of the range; a wider one may give more." if edges else ""
     defaults, tuned = (accuracies(done, phase) for phase in PHASES)
     lower = [NAMES[name] for name in tuned if statistics.fmean(tuned[name]) < statistics.fmean(defaults[name])]
-    short = (
-        f" A search so short prefers rates that are fast: {listed(lower)} ended below what the default rate gave."
+    verdict = (
+        f"So short a search favours rates that learn fast: {listed(lower)} "
+        f"{'ends' if len(lower) == 1 else 'end'} lower at the chosen rate than at the default."
         if lower
-        else ""
+        else "No optimizer ends lower at the chosen rate than at the default."
     )
     return (
-        f"**The search** gave each optimizer {number} rates of {one['num_epochs']} epochs over {one['num_rows']:,} "
-        f"training rows; {diverged} of {len(trials)} trials diverged. Chosen on the validation split: {chosen}."
-        f"{edge}{short}"
+        f"**Search.** The search tried {number} rates for each optimizer, {one['num_epochs']} epochs each, on "
+        f"{one['num_rows']:,} training rows. {verdict} {diverged} of {len(trials)} trials diverged. The validation "
+        f"split chose the rates, which are in the notes of the table.{edge}"
     )
 
 
 def _network(done: Sequence[Run]) -> str:
     trained = next(run.config for run in done if run.config["phase"] in PHASES)
-    return (
-        "**The network** is as the report describes it: average pooling, ReLU in the dense layers, and nothing between "
-        "a convolution and its pool, for it names nothing there and Keras puts nothing there unless it is told to. "
-        "What it does not say is Keras's, or its example's: first weights by Glorot's rule with biases of zero, pixels "
-        f"from 0 to 1, batches of {trained['batch_size']}, a constant rate."
+    lines = [
+        "- between a convolution and its pooling layer: nothing, since the report names nothing and Keras adds nothing",
+        "- first weights: Glorot's rule, and biases of zero",
+        "- pixels: from 0 to 1",
+        f"- batches: {trained['batch_size']} images",
+        "- learning rate: constant",
+    ]
+    return "\n\n".join(
+        [
+            "**Network.** The network has the report's average pooling and the report's ReLU in the dense layers. "
+            "What the report leaves open is as in Keras or its example:",
+            "\n".join(lines),
+        ]
     )
 
 
@@ -232,4 +270,4 @@ def _range(column: Mapping[str, list[float]]) -> float:
 
 
 def _probability(p_value: float) -> str:
-    return f"{p_value:.2g}" if p_value >= 0.0001 else "under 0.0001"
+    return f"p = {p_value:.2g}" if p_value >= 0.0001 else "p < 0.0001"

@@ -29,7 +29,7 @@ ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}
 WITHOUT_TOKEN = [ONCE | {"RAY_AUTH_MODE": "disabled"}, ONCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong"}]
 
 
-def test_a_node_with_a_wrong_token_is_told_so_in_one_line(bed: Bed, tmp_path: Path) -> None:
+def test_a_node_with_a_wrong_token_is_refused_in_one_line(bed: Bed, tmp_path: Path) -> None:
     settings = bed.write_settings(tmp_path / "join.env", bed.settings("storage") | {"RAY_AUTH_TOKEN": "wrong"})
     done = bed.run("storage", [ROOT / "deploy/node"], env={"MNIST_PIPE_ENV": str(settings)}, timeout=20)
     assert done.returncode == 2

@@ -95,7 +95,7 @@ def test_a_worker_that_hangs_costs_no_run(reference: pd.DataFrame, bed: Bed, rea
 
 
 @pytest.mark.usefixtures("nodes")
-def test_a_node_that_is_told_to_go_leaves_a_checkpoint(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
+def test_a_node_that_is_asked_to_go_leaves_a_checkpoint(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training("preempted") as run:
         run.wait_for("epoch 1/4")
         bed.processes["node2"].send_signal(signal.SIGTERM)

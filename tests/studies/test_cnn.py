@@ -200,7 +200,7 @@ def test_a_study_without_pytorch_examples_is_shown_too(
     assert labels[:2] == ["without augmentation, 5 epochs", "the report's training, 5 epochs"]
 
 
-def _told(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], **known: float) -> str:
+def _rendered(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], **known: float) -> str:
     done = _done(splits["test"].labels, wrong, known={runs.UNMOVED: known.get("unmoved", 0.02)})
     conclusions = runs.conclude(done, splits)
     found = measured(
@@ -210,34 +210,32 @@ def _told(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], 
 
 
 def test_what_is_said_of_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
-    first = _told(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
-    assert (
-        "Of the 9 mistakes of 3 augmented networks, 9 as 4 is the most frequent of them: 6 (2, 2, 2 by seed)" in first
-    )
-    assert "the report's observation holds in every seed" in first
-    second = _told(splits, {runs.CONTROL: {9: 4, 5: 3, 15: 3}})
-    assert "9 as 4 is not the most frequent of them but number 2: 3" in second
-    assert "the report's observation holds in no seed" in second
+    first = _rendered(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
+    assert "Of the 9 mistakes of 3 augmented networks, 9 as 4 is the most frequent: 6 (2, 2, 2 by seed)" in first
+    assert "than a 9 read as a 4, holds in every seed." in first
+    second = _rendered(splits, {runs.CONTROL: {9: 4, 5: 3, 15: 3}})
+    assert "9 as 4 is not the most frequent but number 2: 3" in second
+    assert "than a 9 read as a 4, holds in no seed." in second
 
 
 def test_what_is_said_of_overfitting_follows_the_losses(splits: dict[str, NormalizedSplit]) -> None:
-    assert "Augmentation reduces it in every seed" in _told(splits, {}, unmoved=0.001)
-    text = _told(splits, {}, unmoved=0.2)
-    assert "Augmentation does not reduce it in every seed" in text
-    assert "is lowest after epoch 3, 0.0500, and 0.0700 after epoch 5" in text
+    assert "Augmentation reduces overfitting in every seed." in _rendered(splits, {}, unmoved=0.001)
+    text = _rendered(splits, {}, unmoved=0.2)
+    assert "Augmentation does not reduce overfitting in every seed." in text
+    assert "is lowest after epoch 3, at 0.0500, and 0.0700 after epoch 5" in text
 
 
 def test_what_is_said_of_an_improvement_follows_its_test(splits: dict[str, NormalizedSplit]) -> None:
     labels = splits["test"].labels
     many = {row: (labels[row] + 1) % 10 for row in range(20)}
-    text = _told(
+    text = _rendered(
         splits, {runs.CONTROL: many, "resnet": {**many, 30: 9}, "decay": {**many, **dict.fromkeys(range(50, 90), 0)}}
     )
     lines = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
     assert "measurably better" in lines["- dropout, 5 epochs"]
     assert "no measurable difference, better in 0 of 3 seeds" in lines["- ResNet, 5 epochs"]
     assert "measurably worse" in lines["- falling learning rate, 8 epochs"]
-    assert "**The proposed improvements.** 3 of 5 trainings are measurably better" in text
+    assert "**Proposed improvements.** 3 of 5 trainings are measurably better" in text
 
 
 def test_the_projects_numbers_are_a_valid_section() -> None:

@@ -202,22 +202,22 @@ def test_the_table_has_the_published_row_and_every_model(splits: dict[str, Norma
     assert all(len(row.values) == 3 for row in rows)
 
 
-def test_what_is_told_follows_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+def test_what_is_reported_follows_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     conclusions = runs.conclude(done, splits)
     rows = findings.rows(measured(done, conclusions))
 
-    def told(**step: Any) -> str:
+    def rendered(**step: Any) -> str:
         steps = [{**one, **step} for one in conclusions["steps"]]
         return findings.render_findings(measured(done, {**conclusions, "steps": steps}), rows)
 
-    better = told(gains=[0.01, 0.02, 0.03], p_value=1e-9)
-    assert "Every step does." in better
-    assert better.count("it improves measurably") == 2
-    unclear = told(gains=[0.01, 0.02, -0.03], p_value=0.4)
-    assert "Not every step does: " in unclear
-    assert "better with 2 of 3 seeds" in unclear
-    assert "it improves measurably" not in unclear
-    assert told(gains=[-0.01, -0.02, -0.03], p_value=1e-9).count("it is measurably worse") == 2
+    better = rendered(gains=[0.01, 0.02, 0.03], p_value=1e-9)
+    assert "Every step improves the test metric measurably." in better
+    assert better.count("| improves measurably |") == 2
+    unclear = rendered(gains=[0.01, 0.02, -0.03], p_value=0.4)
+    assert "Not every step improves the test metric measurably: " in unclear
+    assert "| 2 of 3 |" in unclear
+    assert "| improves measurably |" not in unclear
+    assert rendered(gains=[-0.01, -0.02, -0.03], p_value=1e-9).count("| is measurably worse |") == 2
 
 
 @pytest.mark.parametrize(

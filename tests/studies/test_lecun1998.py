@@ -450,14 +450,14 @@ def test_every_published_row_of_the_paper_is_shown() -> None:
 
 
 def test_the_findings_follow_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
+    texts = []
     for factor in (0.9, 1.5):
         done = _measured(factor)
         found = measured(done, runs.conclude(done, {}))
-        told.append(findings.render_findings(found, findings.rows(found)))
-    assert told[0].startswith("27 of the 27 systems of figure 9 are at the published error or below it.")
-    assert told[1].startswith("0 of the 27")
-    assert "LeNet-5 0.86 → 0.72 %" in told[0]
+        texts.append(findings.render_findings(found, findings.rows(found)))
+    assert texts[0].startswith("**Figure 9.** 27 of the 27 systems of figure 9 have at most the published error.\n")
+    assert texts[1].startswith("**Figure 9.** 0 of the 27")
+    assert "- LeNet-5: 0.86 → 0.72 %" in texts[0]
     drawn = recorded(monkeypatch)
     assert findings.draw(tmp_path, found) == list(drawn) == ["figure.png", "cost.png"]
     for name, figure in drawn.items():

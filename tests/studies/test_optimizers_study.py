@@ -275,7 +275,7 @@ def computed(finals: dict[str, dict[str, float]]) -> list[Run]:
     return done
 
 
-def told(done: Sequence[Run]) -> str:
+def rendered(done: Sequence[Run]) -> str:
     found = measured(done)
     return findings.render_findings(found, findings.rows(found))
 
@@ -323,7 +323,7 @@ def test_the_search_tries_the_same_even_places_of_every_optimizers_range(
     assert runs.best_rates(found).keys() == places.keys()
 
 
-def test_a_run_is_deterministic_and_what_it_tells_last_is_the_networks_own_accuracy() -> None:
+def test_a_run_is_deterministic_and_its_last_metric_is_the_networks_own_accuracy() -> None:
     config: dict[str, Any] = {
         "phase": "defaults",
         "learning_rates": {"adam": 0.001, "muon": 0.001, "rmsprop": 0.001},
@@ -373,26 +373,34 @@ def test_every_published_figure_has_a_row_in_both_columns() -> None:
 
 def test_the_findings_follow_the_numbers() -> None:
     reported = {"adadelta": 0.85, "sgd": 0.858, "adagrad": 0.94, "rmsprop": 0.98, "adam": 0.991}
-    same = told(computed({"defaults": reported, "tuned": {}}))
-    assert "the report's order, from the worst to the best, comes out again" in same
-    assert "cannot be told from chance" in same
-    assert same.count("the default rate explains the figure") == 2
-    other = told(computed({"defaults": {**reported, "sgd": 0.985, "adadelta": 0.6}, "tuned": {"adadelta": 0.97}}))
-    assert "the order is not the report's" in other
-    assert other.count("the default rate explains the figure") == 1  # that of Adadelta
-    assert "the default rate does not explain the figure, which it passes in epoch 5 of 5" in other
-    assert "explains the figure in part" in told(computed({"defaults": {**reported, "sgd": 0.93}, "tuned": {}}))
-    assert "nothing to explain" in told(computed({"defaults": reported, "tuned": {"sgd": 0.8}}))
-    assert "Adadelta the worst with 97" in other
-    assert "standard deviations of a seed" in other
-    assert "is reached, so its network probably had one" in told(
+    same = rendered(computed({"defaults": reported, "tuned": {}}))
+    assert "from the worst to the best, is the report's." in same
+    assert "between all 11 optimizers could be chance." in same
+    assert same.count("The default rate explains the report's number. ") == 2
+    other = rendered(computed({"defaults": {**reported, "sgd": 0.985, "adadelta": 0.6}, "tuned": {"adadelta": 0.97}}))
+    assert "The order is not the report's" in other
+    assert other.count("The default rate explains the report's number. ") == 1  # that of Adadelta
+    assert "does not explain the report's number, which training at that rate exceeds in epoch 5 of 5" in other
+    assert "explains the report's number in part" in rendered(
+        computed({"defaults": {**reported, "sgd": 0.93}, "tuned": {}})
+    )
+    assert "nothing to explain" in rendered(computed({"defaults": reported, "tuned": {"sgd": 0.8}}))
+    assert "worst: Adadelta, 97" in other
+    assert "are measurable: their range is" in other
+    assert "closes the gap to the report. The report's network probably had these ReLUs" in rendered(
         computed({"defaults": {"adam": 0.98}, "rectified": {"adam": 0.992}})
     )
-    assert "is missed by 0.30 points even so" in told(computed({"rectified": {"adam": 0.987}}))
-    assert "is reached, so it probably set one rate for all" in told(computed({"slower": {"sgd": 0.857}}))
-    assert "is missed by 4.20 points even so" in told(computed({"slower": {"sgd": 0.9}}))
-    assert "prefers rates that are fast: Adam ended below" in told(computed({"tuned": {"adam": 0.987}}))
-    assert "ended below" not in told(computed({}))
+    assert "does not close the gap to the report: 0.30 points remain" in rendered(
+        computed({"rectified": {"adam": 0.987}})
+    )
+    assert "closes the gap to the report. The report probably used one rate for all" in rendered(
+        computed({"slower": {"sgd": 0.857}})
+    )
+    assert "does not close the gap to the report: 4.20 points remain" in rendered(computed({"slower": {"sgd": 0.9}}))
+    assert "favours rates that learn fast: Adam ends lower at the chosen rate" in rendered(
+        computed({"tuned": {"adam": 0.987}})
+    )
+    assert "No optimizer ends lower" in rendered(computed({}))
 
 
 def test_the_figures_show_every_optimizer_in_both_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

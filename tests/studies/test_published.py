@@ -23,7 +23,7 @@ def test_every_published_figure_has_a_source_and_can_be_found() -> None:
         assert (found.value, found.reference) == (float(row["value"]), row["reference"])
 
 
-def test_a_missing_figure_is_told_with_the_nearest_name() -> None:
+def test_a_missing_figure_is_reported_with_the_nearest_name() -> None:
     with pytest.raises(InputError) as caught:
         PUBLISHED.find("LeNet-6", "plain", "test_error")
     assert str(caught.value) == (
@@ -46,7 +46,7 @@ def test_figures_that_only_their_setting_tells_apart_are_asked_for_by_it() -> No
         ("system,value\na,1\n", "the table must have the columns source, system"),
     ],
 )
-def test_a_damaged_table_is_told_in_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+def test_a_damaged_table_is_reported_in_one_line(tmp_path: Path, content: str | None, message: str) -> None:
     path = tmp_path / "published.csv"
     if content is not None:
         path.write_text(content)

@@ -149,7 +149,7 @@ def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(interr
     assert measured.read_bytes() == before
 
 
-def test_a_figure_that_nobody_published_is_told_and_nothing_is_written(interrupted: Interrupted) -> None:
+def test_a_figure_that_nobody_published_is_reported_and_nothing_is_written(interrupted: Interrupted) -> None:
     clone = interrupted.folder
     path, page = clone / "studies/published.csv", (clone / "studies/README.md").read_bytes()
     before = path.read_text()
@@ -168,14 +168,14 @@ def test_a_figure_that_nobody_published_is_told_and_nothing_is_written(interrupt
     [("studies", "gradient-descent"), ("pipelines", "gradient_descent-run")],
     ids=["show", "measure"],
 )
-def test_a_wrong_name_is_told_with_the_nearest(module: str, name: str) -> None:
+def test_a_wrong_name_is_reported_with_the_nearest(module: str, name: str) -> None:
     output = run(ROOT, sys.executable, "-m", module, name, code=2)
     assert output.startswith(f"python -m {module}: {'study' if module == 'studies' else 'stage'} must be one of ")
     assert "did you mean 'gradient_descent" in output
     assert len(output.splitlines()) == 1
 
 
-def test_a_wrong_param_is_told_with_its_line(tmp_path: Path) -> None:
+def test_a_wrong_param_is_reported_with_its_line(tmp_path: Path) -> None:
     folder = copy_tree(tmp_path / "main")
     set_study(folder, STUDY, {"num_seed": 3})
     number = next(

@@ -160,8 +160,8 @@ def fit(
 def _fit(trainer: TorchTrainer) -> Result:
     """Return the result of `trainer.fit()`; on Ctrl-C or SIGTERM, let Ray abort the run and release its resources.
 
-    While Ray trains, it handles SIGINT: it aborts the run, calls `sys.exit(0)`, and leaves its handler installed. Without
-    the abort the next elastic run waits until the reservation of this one expires, after 180 s.
+    While Ray trains, it handles SIGINT: it aborts the run, calls `sys.exit(0)`, and leaves its handler installed.
+    Without the abort the next elastic run waits until the reservation of this one expires, after 180 s.
     """
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGINT)

@@ -99,7 +99,7 @@ def study(study: str, params: dict[str, Any]) -> None:
         times = measure(study, params, name)
         table = [{"run": run["config"], "seconds": run["seconds"]} for run in times["runs"]]
         create_table_artifact(key="runs", table=table, description=f"The runs of {study}")
-        get_run_logger().info("%s: %d runs, %.0f s of a processor", study, len(table), times["processor_seconds"])
+        get_run_logger().info("%s: %d runs, %.0f s of CPU time", study, len(table), times["processor_seconds"])
         forget(name)
 
 

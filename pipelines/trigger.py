@@ -165,9 +165,9 @@ def _start(
 
 def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
     state = run.state
-    if state is None or state.is_completed():
-        return state is None or handoff.has_outputs(place, key)
-    return not state.is_final() and not state.is_cancelling()  # what is being stopped produces nothing
+    if state is not None and state.is_completed():
+        return handoff.has_outputs(place, key)
+    return state is None or not (state.is_final() or state.is_cancelling())
 
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:

@@ -77,7 +77,7 @@ def connected(name: str) -> Iterator[Cluster]:
         grows = address != "local" and bool(os.environ.get(VARIABLE))
         resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
-        # On a single machine no node can be pre-empted, so the watcher, one more process, is not started.
+        # On a single machine no node can be preempted, so the watcher, one more process, is not started.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(grows or len(nodes) > 1)))
         yield Cluster(
             num_cpus=sum(nodes),

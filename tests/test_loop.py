@@ -195,6 +195,7 @@ def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.services  # three processes that import torch
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
 def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, tmp_path: Path) -> None:
     # Ranks have 22, 21 and 21 of 64 rows; without weights, the gradient would be off by a sixtieth of the rows'

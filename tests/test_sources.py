@@ -436,11 +436,13 @@ FAULTS = {
     "hops-4": "more than 3 redirects",
     "private": "HTTP 401 Unauthorized",
 }
+SLOW = ("silent", "drip", "drip_headers")
+"""The ways that only a time-out ends."""
 
 
-@pytest.mark.parametrize("way", FAULTS)
+@pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.services) if w in SLOW else w for w in FAULTS])
 def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
-    timeout_seconds = 0.5 if way in ("silent", "drip", "drip_headers") else 30
+    timeout_seconds = 0.5 if way in SLOW else 30
     with pytest.raises(NoMirrorError) as caught:
         fetch(f"{server.url}/{way}", timeout_seconds=timeout_seconds)
     assert str(caught.value) == no_mirror(f"{server.url}/{way} ({FAULTS[way]})")
@@ -453,7 +455,7 @@ def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(se
 def test_a_faulty_server_is_given_up_in_seconds(server: Server, way: str) -> None:
     started = time.monotonic()
     with pytest.raises(NoMirrorError):
-        fetch(f"{server.url}/{way}", timeout_seconds=2 if way in ("silent", "drip", "drip_headers") else 30)
+        fetch(f"{server.url}/{way}", timeout_seconds=2 if way in SLOW else 30)
     assert time.monotonic() - started < 10
 
 

@@ -32,7 +32,7 @@ def deploy(root: Path) -> list[str]:
     """
     for variable in ("PREFECT_API_URL", WORK_POOL):
         if not os.environ.get(variable):
-            raise InputError.missing(variable, state="is not set", fix="see deploy/README.md")
+            raise InputError.missing(variable, state="is not set", fix="see docs/cluster.md")
     pool, server = os.environ[WORK_POOL], public_url(os.environ["PREFECT_API_URL"])
     try:
         with get_client(sync_client=True) as client:

@@ -75,6 +75,13 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
             assert name.split("/")[0] in generated or (ROOT / name).exists(), f"{page.name} names {name}"
 
 
+@pytest.mark.parametrize("top", ["mnist_pipe", "pipelines", "studies", "deploy"])
+def test_every_page_that_the_code_names_exists(top: str) -> None:
+    for path in (ROOT / top).rglob("*.py"):
+        for name in re.findall(r"\b(?:docs|deploy|studies|benchmarks)/[\w./-]*\.md\b", path.read_text()):
+            assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
+
+
 def test_every_key_that_is_named_exists() -> None:
     params = YAML(typ="safe").load(ROOT / "params.yaml")
     key = re.compile(rf"((?:{'|'.join(params)})(?:\.[a-z_]+)+)(?!\w|\.py)")

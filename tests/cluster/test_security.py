@@ -20,7 +20,7 @@ from tests.cluster.bed import HOSTS, POOL, ROOT, Bed, basic
 
 pytestmark = pytest.mark.cluster
 
-# Ray binds these on every interface, and no option changes it (see deploy/README.md). Of 6400 to 6499 it uses one.
+# Ray binds these on every interface, and no option changes it (see docs/cluster.md). Of 6400 to 6499 it uses one.
 RAY_EVERYWHERE = {6379, *range(6400, 6500), 6381, 6383, 6385, 6386, 6387}
 # Every worker process of Ray listens on one of these.
 RAY_WORKERS = range(10002, 11000)

@@ -32,9 +32,8 @@ def render_accuracies(results: Mapping[str, Any]) -> str:
     rows = []
     for part, name in (("training", "99.00 %"), ("training", "99.50 %"), ("accuracy", "99.75 %")):
         point, when = results[part]["result"]["points"][name], stamp.line(results[part], where=part)
-        accuracy = f"{point['mean_accuracy']:.2%} ± {100 * point['deviation']:.2f} ({len(point['seconds'])} seeds)"
         size, seconds = f"{point['num_parameters']:,}", f"{point['median_seconds']:.1f} s"
-        rows.append((f"`recipe: {point['recipe']}`", size, accuracy, seconds, when))
+        rows.append((f"`recipe: {point['recipe']}`", size, _accuracy(point), seconds, when))
     peer = results["training"]["result"]["peer"]
     total, accuracy = sum(seconds for seconds, _ in peer), f"{peer[-1][1]:.2%} (1 seed)"
     rows.append((f"pytorch/examples, {len(peer)} epochs", "1,199,882", accuracy, f"{total:.0f} s", rows[0][-1]))
@@ -54,8 +53,7 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
             yield (
                 f"`{point['recipe']}`{_epochs(point)}, {point['num_parameters']:,} parameters",
                 f"{name.replace(' ', '&nbsp;')} in {point['seconds_goal']:g} s",
-                f"{point['mean_accuracy']:.2%} ± {100 * point['deviation']:.2f} ({len(point['seconds'])} seeds) "
-                f"in {point['median_seconds']:.1f} s",
+                f"{_accuracy(point)} in {point['median_seconds']:.1f} s",
                 beside,
                 ratio,
             )
@@ -109,6 +107,10 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         yield "a stage's fixed cost", "2.5 s", _range(fixed, "s"), "", ""
         peak = max(stage["peak_bytes"] for stage in stages)
         yield "most memory of any stage", "1.5 GB", f"{peak / 1e9:.2f} GB", "", ""
+
+
+def _accuracy(point: Mapping[str, Any]) -> str:
+    return f"{point['mean_accuracy']:.2%} ± {100 * point['deviation']:.2f} ({len(point['seconds'])} seeds)"
 
 
 def _epochs(point: Mapping[str, Any]) -> str:

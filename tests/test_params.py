@@ -277,7 +277,7 @@ def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edit
         ),
         ("a: *b", "params.yaml:1:4: the file must be YAML, but got found undefined alias 'b'"),
         ("a: &a [*a]", "params.yaml: the file must be YAML, but got bottomless nesting"),
-        ("a: " + "[" * 3000, "params.yaml: the file must be YAML, but got bottomless nesting"),
+        ("a: " + "[" * 500, "params.yaml: the file must be YAML, but got bottomless nesting"),
         ("a: !!int x", "params.yaml: the file must be YAML, but got invalid literal for int() with base 10: 'x'"),
         ("a: !!bool x", "params.yaml: the file must be YAML, but got 'x'"),
         (

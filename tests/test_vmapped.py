@@ -79,14 +79,22 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
 
 
 @pytest.mark.parametrize(
-    ("model", "optimizer"), [*((name, "nesterov") for name in MODELS), ("linear", "adamw"), ("lenet5", "muon")]
+    ("model", "optimizer"),
+    [
+        *(
+            pytest.param(name, "nesterov", marks=[pytest.mark.long] if name == "cnn" else [])  # 600,000 weights
+            for name in MODELS
+        ),
+        ("linear", "adamw"),
+        ("lenet5", "muon"),
+    ],
 )
 def test_a_pack_of_any_model_is_its_members_one_by_one(model: str, optimizer: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
-    check(members(dataclasses.replace(recipe, num_epochs=1 if model == "cnn" else 2)))  # 600,000 weights take seconds
+    check(members(recipe))
 
 
-@pytest.mark.parametrize("model", ["mlp", "convnet"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("convnet", marks=pytest.mark.long)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_pack_with_any_optimizer_is_its_members_one_by_one(optimizer: str, model: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)

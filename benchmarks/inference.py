@@ -1,6 +1,6 @@
 """Measure how many images a second a recipe's model and pytorch/examples classify, from memory.
 
-The training images go through `training.loop.logits`, as in `evaluate` and `register`, in float32 and with the weights
+The training images go through `models.forward.logits`, as in `evaluate` and `register`, in float32 and with the weights
 of a new run, which do not change the time. The peer's network takes the same tensor in batches of 1,000, without its
 DataLoader. The two alternate; the first round of each is not counted.
 
@@ -20,6 +20,7 @@ import torch
 from benchmarks import example
 from mnist_pipe import paths, preflight
 from mnist_pipe.data.splits import read_normalized
+from mnist_pipe.models import forward
 from mnist_pipe.training import loop
 from mnist_pipe.training.recipe import recipe_of
 
@@ -42,7 +43,7 @@ def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    ways = {"ours": lambda: loop.logits(model, images), "pytorch/examples": of_peer}
+    ways = {"ours": lambda: forward.logits(model, images), "pytorch/examples": of_peer}
     rounds: list[dict[str, float]] = []
     for _ in range(repeats + 1):
         rates = {}

@@ -22,6 +22,7 @@ import torch
 
 from mnist_pipe import paths, preflight
 from mnist_pipe.data.splits import NormalizedSplit, read_normalized
+from mnist_pipe.models import forward
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import ema, loop
 from mnist_pipe.training.batches import to_device
@@ -118,7 +119,7 @@ def _run(point: Point, splits: dict[str, NormalizedSplit], *, seed: int, device:
     test = splits["test"]
     scored = ShiftAveraged(model, background=training.background) if chosen.test_time_augmentation else model
     with ema.averaged(optimizer):
-        correct = loop.logits(scored, test.images).argmax(1) == test.labels
+        correct = forward.logits(scored, test.images).argmax(1) == test.labels
     return seconds, float(correct.mean())
 
 

@@ -15,6 +15,7 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     import torch
 
     from mnist_pipe.data.splits import read_normalized
+    from mnist_pipe.models import saved
     from mnist_pipe.training import checkpoint, loop
     from mnist_pipe.training.batches import to_device
     from mnist_pipe.training.recipe import Recipe
@@ -25,7 +26,7 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     model, optimizer = loop.new_run(recipe, device=cpu)
     *_, metrics = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
     card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=paths.TRAINING_SPLITS)
-    checkpoint.save_model(paths.BASELINE, model, card=card)
+    saved.save_model(paths.BASELINE, model, card=card)
     return metrics
 
 

@@ -6,7 +6,7 @@ No other stage evaluates a model on the test split, and nothing is chosen by the
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -15,7 +15,12 @@ from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.params.schema import EvaluateParams
 
+if TYPE_CHECKING:
+    from mnist_pipe.evaluation.metrics import CalibrationBins
+
 SPLITS = ("validation", "test")
+THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
+"""Smallest confidences whose coverage and accuracy the report lists."""
 Figures = dict[str, Any]
 
 
@@ -25,7 +30,7 @@ def evaluate(params: EvaluateParams) -> None:
     with workspace():
         by_split = {split: score_split(split, params) for split in SPLITS}
         evaluation = summarise(by_split, params)
-        draw(params)
+        draw(params, by_split["test"]["uncalibrated_bins"])
         test, baseline = evaluation["test"], evaluation["baseline"]["test"]
         headline = (
             f"{evaluation['model']} on the test split of {evaluation['dataset']}: {test['accuracy']:.2%} "
@@ -39,24 +44,41 @@ def evaluate(params: EvaluateParams) -> None:
 
 @task
 def score_split(split: str, params: EvaluateParams) -> Figures:
-    """Evaluate both models on a split, write every prediction, and return the metrics and McNemar's test."""
+    """Evaluate both models on a split, and write every prediction.
+
+    Returns:
+        The metrics of both models, McNemar's test, and the candidate's metrics and reliability at temperature 1.
+    """
+    import numpy as np
+
+    from mnist_pipe import atomic
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
     from mnist_pipe.evaluation.significance import mcnemar
-    from mnist_pipe.training import checkpoint, loop
+    from mnist_pipe.models import forward, saved
 
     data = read_normalized(paths.NORMALIZED / f"{split}.parquet")
     models = {"candidate": paths.CANDIDATE, "baseline": paths.BASELINE}
-    logits = {name: loop.logits(checkpoint.load_model(folder)[0], data.images) for name, folder in models.items()}
+    logits = {name: forward.logits(saved.load_model(folder)[0], data.images) for name, folder in models.items()}
+    temperature = atomic.read_json(paths.CANDIDATE / paths.CARD).get("temperature", 1.0)
     predictions = predict(
         logits["candidate"], logits["baseline"], labels=data.labels, index=data.index, provenance=data.provenance
     )
     write_predictions(paths.PREDICTIONS / f"{split}.parquet", predictions)
     options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
     comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
-    figures = {name: asdict(metrics.compute_metrics(output, data.labels, **options)) for name, output in logits.items()}
-    return {**figures, "mcnemar": asdict(comparison)}
+    raw = logits["candidate"] * temperature
+    figures = {
+        name: asdict(metrics.compute_metrics(output, data.labels, **options))
+        for name, output in {**logits, "uncalibrated": raw}.items()
+    }
+    bins = metrics.calibration_bins(
+        np.exp(metrics.log_probabilities(raw, where="the candidate's output").max(axis=1)),
+        predictions.correct,
+        num_bins=params.num_calibration_bins,
+    )
+    return {**figures, "uncalibrated_bins": bins, "mcnemar": asdict(comparison)}
 
 
 @task
@@ -72,14 +94,25 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
     provenance = read_provenance(paths.NORMALIZED / "test.parquet")
     test = read_predictions(paths.PREDICTIONS / "test.parquet")
     matrix = metrics.confusion_matrix(test.label, test.prediction)
+    card = atomic.read_json(paths.CANDIDATE / paths.CARD)
     evaluation = {
         "dataset": provenance["dataset"],
         "fallback_for": provenance.get("fallback_for"),
-        "model": atomic.read_json(paths.CANDIDATE / paths.CARD)["model"],
+        "model": card["model"],
         "confidence": params.confidence,
         **{split: figures["candidate"] for split, figures in by_split.items()},
         "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
         "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
+        "calibration": {
+            "temperature": card.get("temperature", 1.0),
+            **{
+                split: {key: figures["uncalibrated"][key] for key in ("nll", "calibration_error")}
+                for split, figures in by_split.items()
+            },
+        },
+        "coverage": [
+            asdict(one) for one in metrics.compute_coverage(test.probability, test.correct, thresholds=THRESHOLDS)
+        ],
         "per_class": [asdict(one) for one in metrics.compute_class_metrics(matrix)],
     }
     atomic.write_json(paths.EVALUATION, evaluation)
@@ -89,23 +122,26 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
 
 
 @task
-def draw(params: EvaluateParams) -> None:
-    """Draw every plot of `reports/plots`."""
+def draw(params: EvaluateParams, uncalibrated: CalibrationBins) -> None:
+    """Draw every plot of `reports/plots`; `uncalibrated` is the candidate's reliability on test at temperature 1."""
     import numpy as np
     import pandas as pd
 
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics, plots
     from mnist_pipe.evaluation.predictions import read_predictions
-    from mnist_pipe.training import checkpoint
+    from mnist_pipe.models import saved
 
     test = read_predictions(paths.PREDICTIONS / "test.parquet")
     matrix = metrics.confusion_matrix(test.label, test.prediction)
     bins = metrics.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
-    weights = next(p for p in checkpoint.load_model(paths.BASELINE)[0].parameters() if p.ndim == 2)
+    weights = next(p for p in saved.load_model(paths.BASELINE)[0].parameters() if p.ndim == 2)
     plots.draw_confusion(paths.PLOTS / "confusion.png", matrix)
     plots.draw_classes(paths.PLOTS / "classes.png", metrics.compute_class_metrics(matrix), confidence=params.confidence)
-    plots.draw_reliability(paths.PLOTS / "reliability.png", bins, confidence=params.confidence)
+    plots.draw_reliability(
+        paths.PLOTS / "reliability.png", bins, uncalibrated=uncalibrated, confidence=params.confidence
+    )
+    plots.draw_coverage(paths.PLOTS / "coverage.png", test.probability, test.correct)
     plots.draw_templates(paths.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
     plots.draw_curves(paths.PLOTS / "curves.png", pd.read_csv(paths.CURVES))
     plots.draw_search(paths.PLOTS / "search.png", pd.read_csv(paths.TRIALS))

@@ -102,7 +102,7 @@ def write_candidate(
     num_workers: int,
     tta: bool,
 ) -> None:
-    """Write `models/candidate`, the learning curves and the metrics of the training.
+    """Write `models/candidate`, calibrated on the validation split, the learning curves and the training's metrics.
 
     Args:
         recipe: the fields of the `Recipe` that was trained.
@@ -115,6 +115,9 @@ def write_candidate(
     import torch
 
     from mnist_pipe.atomic import atomic_file, write_json
+    from mnist_pipe.data.splits import read_normalized
+    from mnist_pipe.evaluation.calibration import fit_temperature
+    from mnist_pipe.models import forward, saved
     from mnist_pipe.training import checkpoint, ema, loop
     from mnist_pipe.training.recipe import Recipe
 
@@ -128,8 +131,11 @@ def write_candidate(
         data=paths.TRAINING_SPLITS,
         tta=tta,
     )
+    validation = read_normalized(paths.TRAINING_SPLITS["validation"])
     with ema.averaged(optimizer):
-        checkpoint.save_model(paths.CANDIDATE, model, card=card)
+        logits = forward.logits(saved.for_inference(model, card=card), validation.images)
+        card["temperature"] = fit_temperature(logits, validation.labels)
+        saved.save_model(paths.CANDIDATE, model, card=card)
     with atomic_file(paths.CURVES) as temporary:
         pd.DataFrame(history).to_csv(temporary, index=False)
     write_json(paths.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})

@@ -23,7 +23,7 @@ from mnist_pipe.data.splits import RawSplit, write_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
 from mnist_pipe.inference.batch import Model
-from mnist_pipe.training import loop
+from mnist_pipe.models import forward
 from tests.support.data import normalized_split
 from tests.support.registry import NAME, MakeCandidate, register
 
@@ -82,7 +82,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 ) -> None:
     monkeypatch.setattr(batch, "_SHARD_ROWS", 900)
     monkeypatch.setattr(batch, "_BLOCK_ROWS", 100)
-    expected = loop.logits(model.network, standardised(pixels))
+    expected = forward.logits(model.network, standardised(pixels))
     labels = [None if row % 7 == 0 else int(digit) ^ (row % 5 == 0) for row, digit in enumerate(expected.argmax(1))]
     ids = [f"row {row}" for row in range(ROWS)]
     (tmp_path / "in").mkdir()
@@ -127,7 +127,7 @@ def test_standardised_images_without_labels_are_scored_alike(
     assert done.accuracy is None
     found = read(tmp_path / "out")
     assert found.column_names == ["prediction", "probability", "probabilities"]
-    assert found["prediction"].to_pylist() == loop.logits(model.network, split.images).argmax(1).tolist()
+    assert found["prediction"].to_pylist() == forward.logits(model.network, split.images).argmax(1).tolist()
 
 
 @pytest.mark.ray

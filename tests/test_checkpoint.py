@@ -10,6 +10,7 @@ import torch
 
 from mnist_pipe import models
 from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.models import saved
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
@@ -20,32 +21,32 @@ CARD = {"model": "convnet", "model_params": {"channels": [4, 8]}}
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Path:
+def stored(tmp_path: Path) -> Path:
     torch.manual_seed(3)
-    checkpoint.save_model(tmp_path / "model", models.build("convnet", channels=[4, 8]), card=CARD)
+    saved.save_model(tmp_path / "model", models.build("convnet", channels=[4, 8]), card=CARD)
     return tmp_path / "model"
 
 
-def test_a_loaded_model_is_the_saved_one(saved: Path) -> None:
+def test_a_loaded_model_is_the_saved_one(stored: Path) -> None:
     torch.manual_seed(3)
     original = models.build("convnet", channels=[4, 8]).eval()
-    loaded, card = checkpoint.load_model(saved)
+    loaded, card = saved.load_model(stored)
     assert card == CARD
     assert not loaded.training
     images = torch.randn(4, 1, 28, 28)
     assert torch.equal(loaded(images), original(images))
 
 
-def test_saving_twice_gives_the_same_bytes(saved: Path, tmp_path: Path) -> None:
-    model, card = checkpoint.load_model(saved)
-    checkpoint.save_model(tmp_path / "again", model, card=card)
-    assert {p.name: p.read_bytes() for p in saved.iterdir()} == {
+def test_saving_twice_gives_the_same_bytes(stored: Path, tmp_path: Path) -> None:
+    model, card = saved.load_model(stored)
+    saved.save_model(tmp_path / "again", model, card=card)
+    assert {p.name: p.read_bytes() for p in stored.iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()
     }
 
 
-def test_no_single_flipped_bit_is_loaded(saved: Path) -> None:
-    weights = saved / checkpoint.WEIGHTS
+def test_no_single_flipped_bit_is_loaded(stored: Path) -> None:
+    weights = stored / saved.WEIGHTS
     content = bytearray(weights.read_bytes())
     draw = random.Random(0)
     for _ in range(200):
@@ -53,32 +54,32 @@ def test_no_single_flipped_bit_is_loaded(saved: Path) -> None:
         content[position] ^= bit
         weights.write_bytes(content)
         with pytest.raises(CorruptDataError, match="sha256"):
-            checkpoint.load_model(saved)
+            saved.load_model(stored)
         content[position] ^= bit
 
 
-def test_no_truncation_is_loaded(saved: Path) -> None:
-    weights = saved / checkpoint.WEIGHTS
+def test_no_truncation_is_loaded(stored: Path) -> None:
+    weights = stored / saved.WEIGHTS
     content = weights.read_bytes()
     for length in range(0, len(content), len(content) // 50):
         weights.write_bytes(content[:length])
         with pytest.raises(CorruptDataError):
-            checkpoint.load_model(saved)
+            saved.load_model(stored)
 
 
-def test_a_folder_without_a_manifest_is_unfinished(saved: Path) -> None:
-    (saved / "manifest.json").unlink()
+def test_a_folder_without_a_manifest_is_unfinished(stored: Path) -> None:
+    (stored / "manifest.json").unlink()
     with pytest.raises(CorruptDataError) as caught:
-        checkpoint.load_model(saved)
-    assert str(caught.value) == f"{saved}/manifest.json does not exist"
+        saved.load_model(stored)
+    assert str(caught.value) == f"{stored}/manifest.json does not exist"
 
 
-def test_weights_of_another_architecture_are_refused(saved: Path, tmp_path: Path) -> None:
-    model, card = checkpoint.load_model(saved)
+def test_weights_of_another_architecture_are_refused(stored: Path, tmp_path: Path) -> None:
+    model, card = saved.load_model(stored)
     other = tmp_path / "other"
-    checkpoint.save_model(other, model, card={**card, "model": "lenet5", "model_params": {}})
+    saved.save_model(other, model, card={**card, "model": "lenet5", "model_params": {}})
     with pytest.raises(CorruptDataError, match=r"model.safetensors: the weights must fit .*model.json"):
-        checkpoint.load_model(other)
+        saved.load_model(other)
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
@@ -108,6 +109,6 @@ def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: fl
 )
 def test_a_model_looks_at_shifts_where_its_card_says_so(key: str, averaged: bool, tmp_path: Path) -> None:
     card = {"model": "linear", "model_params": {}, "mean": 0.1, "std": 0.3, key: True}
-    checkpoint.save_model(tmp_path, models.build("linear"), card=card)
-    model, _ = checkpoint.load_model(tmp_path)
+    saved.save_model(tmp_path, models.build("linear"), card=card)
+    model, _ = saved.load_model(tmp_path)
     assert isinstance(model, ShiftAveraged) is averaged

@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mnist_pipe import models
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.training import loop, numerics, optimizers, sync_batchnorm
+from mnist_pipe.models import forward, numerics
+from mnist_pipe.training import loop, optimizers, sync_batchnorm
 from mnist_pipe.training.batches import Ranks, to_device
 from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.recipe import Recipe, recipe_of
@@ -229,7 +230,7 @@ def test_auto_precision_is_bfloat16_only_where_the_processor_computes_in_it() ->
 def test_logits_of_arrays_are_the_models() -> None:
     data = blobs(600)
     model, _ = loop.new_run(RECIPE, device=CPU)
-    got = loop.logits(model, data.images[:, 0].numpy())
+    got = forward.logits(model, data.images[:, 0].numpy())
     torch.testing.assert_close(torch.tensor(got), model.eval()(data.images), rtol=1e-4, atol=1e-5)
 
 
@@ -248,5 +249,5 @@ def test_no_two_threads_make_the_first_call_of_a_function_of_mkl(model: str, opt
         list(loop.train(recipe, model=net, optimizer=its_optimizer, training=data, validation=data))
     assert set(first.num_elements.values()) == {1}, first.num_elements
     with FirstCalls() as first:
-        loop.logits(net, data.images[:, 0].numpy())
+        forward.logits(net, data.images[:, 0].numpy())
     assert set(first.num_elements.values()) == {1}, first.num_elements

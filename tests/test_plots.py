@@ -57,7 +57,7 @@ def mistakes(path: Path, *, num_wrong: int) -> None:
 
 def reliability(path: Path, *, confidences: NDArray[np.float64]) -> None:
     bins = metrics.calibration_bins(confidences, np.ones(len(confidences), dtype=bool), num_bins=15)
-    plots.draw_reliability(path, bins, confidence=0.95)
+    plots.draw_reliability(path, bins, uncalibrated=bins, confidence=0.95)
 
 
 DRAWINGS: dict[str, Draw] = {
@@ -80,6 +80,10 @@ DRAWINGS: dict[str, Draw] = {
     "templates, zero": lambda path: plots.draw_templates(path, np.zeros((10, 784), dtype=np.float32)),
     "reliability": lambda path: reliability(path, confidences=np.linspace(0.1, 1, 300)),
     "reliability, always sure": lambda path: reliability(path, confidences=np.ones(9)),
+    "coverage": lambda path: plots.draw_coverage(
+        path, np.linspace(0.1, 1, 300, dtype=np.float32), np.arange(300) % 7 > 0
+    ),
+    "coverage, all right": lambda path: plots.draw_coverage(path, np.ones(9, dtype=np.float32), np.ones(9, dtype=bool)),
     "classes": lambda path: plots.draw_classes(
         path, metrics.compute_class_metrics(matrix(num_wrong=30)), confidence=0.95
     ),

@@ -25,8 +25,8 @@ import torch
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
+from mnist_pipe.models import saved
 from mnist_pipe.registry import mlflow_registry, store
-from mnist_pipe.training import checkpoint
 from tests.support.registry import BASELINE_ERRORS, LINEAGE, METRICS, NAME, PARAMS, MakeCandidate, register
 
 
@@ -258,14 +258,14 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(
         register(registry_root, (folder, predictions))
         champion = mlflow_registry.champion(NAME, root=registry_root)
         assert champion is not None
-        model, card = checkpoint.load_model(mlflow_registry.download(champion, root=registry_root))
+        model, card = saved.load_model(mlflow_registry.download(champion, root=registry_root))
         seen = list(_unpickled)
         pickle.loads(pickle.dumps(Path("x")))  # the audit hook itself works
         assert _unpickled != seen
     finally:
         _unpickled = None
     assert seen == []
-    original, original_card = checkpoint.load_model(folder)
+    original, original_card = saved.load_model(folder)
     assert card == original_card
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, original.state_dict()[name])
@@ -492,7 +492,7 @@ def test_whoever_comes_after_a_kill_completes_the_registration(
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
     assert state(registry_root) == (2, {"champion": 2, "previous": 1})
     assert [run.info.status for run in runs(registry_root)] == ["FINISHED", "FINISHED"]
-    checkpoint.load_model(
+    saved.load_model(
         mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=registry_root), root=registry_root)
     )
 
@@ -661,6 +661,6 @@ assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
 
 
 def test_the_name_of_the_card_is_the_checkpoints(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path, models.build("linear"), card={"model": "linear", "model_params": {}})
+    saved.save_model(tmp_path, models.build("linear"), card={"model": "linear", "model_params": {}})
     assert read_json(tmp_path / paths.CARD)["model"] == "linear"
     assert issubclass(CorruptDataError, PipelineError)

@@ -23,9 +23,8 @@ from mnist_pipe.data.splits import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation import report
 from mnist_pipe.evaluation.predictions import read_predictions
-from mnist_pipe.models import build
+from mnist_pipe.models import build, saved
 from mnist_pipe.params.schema import EvaluateParams
-from mnist_pipe.training import checkpoint
 from pipelines import STAGES
 from pipelines import evaluate as stage
 from pipelines import report as report_stage
@@ -58,8 +57,8 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter[:, :10] = 5 * torch.eye(10)
     recipe = {"optimizer": "adam", "learning_rate": 0.0015, "batch_size": 256, "num_epochs": 2, "schedule": "one_cycle"}
     card = {"model": "linear", "model_params": {}, "recipe": recipe, "num_parameters": 7850}
-    for folder, model in ((paths.CANDIDATE, candidate), (paths.BASELINE, baseline)):
-        checkpoint.save_model(root / folder, model, card=card)
+    saved.save_model(root / paths.CANDIDATE, candidate, card={**card, "temperature": 0.5})
+    saved.save_model(root / paths.BASELINE, baseline, card=card)
     write_csv(root / paths.CURVES, CURVES)
     write_csv(root / paths.TRIALS, TRIALS)
     with chdir(root):
@@ -103,8 +102,9 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def run_stage() -> None:
     """Run the tasks of the stage without Prefect."""
-    stage.summarise.fn({split: stage.score_split.fn(split, PARAMS) for split in stage.SPLITS}, PARAMS)
-    stage.draw.fn(PARAMS)
+    by_split = {split: stage.score_split.fn(split, PARAMS) for split in stage.SPLITS}
+    stage.summarise.fn(by_split, PARAMS)
+    stage.draw.fn(PARAMS, by_split["test"]["uncalibrated_bins"])
 
 
 def gate(name: str, *, passed: bool, **figures: float) -> dict[str, Any]:
@@ -209,8 +209,11 @@ def test_the_figures_of_both_models_are_those_counted_by_hand(evaluated: Path) -
         assert paired["p_value"] == pytest.approx(0.5 ** (180 - num_wrong))
     assert [one["num_correct"] for one in found["per_class"]] == [20, 20, 20, 16, 20, 20, 20, 20, 20, 20]
     assert found["per_class"][4]["precision"] == 20 / 24
-    probability = np.exp(5) / (np.exp(5) + 9)
-    assert found["test"]["calibration_error"] == pytest.approx(abs(probability - 0.98))
+    calibrated, raw = (np.exp(logit) / (np.exp(logit) + 9) for logit in (10, 5))
+    assert found["test"]["calibration_error"] == pytest.approx(abs(calibrated - 0.98))
+    assert found["calibration"]["temperature"] == 0.5
+    assert found["calibration"]["test"]["calibration_error"] == pytest.approx(abs(raw - 0.98))
+    assert found["coverage"][0] == {"min_confidence": 0.0, "coverage": 1.0, "accuracy": 0.98}
 
 
 def test_every_prediction_is_recorded(evaluated: Path) -> None:
@@ -218,7 +221,7 @@ def test_every_prediction_is_recorded(evaluated: Path) -> None:
     assert found.provenance["dataset"] == "mnist"
     assert found.correct.sum() == 196
     assert (found.baseline_prediction == 0).all()
-    np.testing.assert_allclose(found.true_probability[3], 1 / (np.exp(5) + 9), rtol=1e-5)
+    np.testing.assert_allclose(found.true_probability[3], 1 / (np.exp(10) + 9), rtol=1e-5)
     with (evaluated / paths.CONFUSION).open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 200
@@ -231,7 +234,7 @@ def test_a_second_evaluation_gives_the_same_bytes(evaluated: Path, tmp_path: Pat
     with chdir(tmp_path / "again"):
         run_stage()
     files = [path.relative_to(evaluated) for path in (evaluated / paths.REPORTS).rglob("*") if path.is_file()]
-    assert len([path for path in files if path.suffix == ".png"]) == 7
+    assert len([path for path in files if path.suffix == ".png"]) == 8
     for path in files:
         assert (evaluated / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
 
@@ -254,9 +257,9 @@ def test_the_page_is_whole_and_loads_nothing(project: Path) -> None:
 
 def test_every_picture_is_there_and_described(project: Path) -> None:
     pictures = page(project).all("img")
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     assert all(len(picture["alt"] or "") > 40 for picture in pictures)
-    assert len({picture["src"] for picture in pictures}) == 7
+    assert len({picture["src"] for picture in pictures}) == 8
 
 
 def test_every_link_within_the_page_has_a_target(project: Path) -> None:

@@ -6,6 +6,7 @@ Every metric is a sum divided once by a count: a mean of batch means would give 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +69,24 @@ def calibration_bins(
         num_correct=np.bincount(bins, weights=correct, minlength=num_bins).astype(np.int64),
         confidence_sums=np.bincount(bins, weights=confidences, minlength=num_bins).astype(np.float64),
     )
+
+
+def compute_coverage(
+    confidences: NDArray[np.floating[Any]], correct: NDArray[np.bool_], *, thresholds: Sequence[float]
+) -> list[Coverage]:
+    """Return, for each threshold, how many rows a model answers that abstains below it, and how well.
+
+    Args:
+        confidences: the probability of the predicted class, floating point `(N,)`, 0 to 1.
+        correct: whether the prediction is right, bool `(N,)`.
+        thresholds: the smallest confidences at which the model answers, 0 to 1.
+    """
+    found = []
+    for threshold in thresholds:
+        answered = confidences >= threshold
+        accuracy = float(correct[answered].mean()) if answered.any() else None
+        found.append(Coverage(min_confidence=threshold, coverage=float(answered.mean()), accuracy=accuracy))
+    return found
 
 
 def confusion_matrix(labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -171,6 +190,18 @@ class ClassMetrics:
     """Share of the rows of the class that are predicted as it; None if the class has no rows."""
     f1: float | None
     """Harmonic mean of precision and recall; None if the class is neither present nor predicted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """The result of a model that abstains below a confidence."""
+
+    min_confidence: float
+    """Smallest probability of the predicted class at which the model answers, 0 to 1."""
+    coverage: float
+    """Share of rows that it answers, 0 to 1."""
+    accuracy: float | None
+    """Share of the answered rows that are predicted right; None if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -246,10 +246,14 @@ def draw_search(path: Path, trials: pd.DataFrame) -> None:
         legend(others, "outside lower right")
 
 
-def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) -> None:
+def draw_reliability(path: Path, bins: CalibrationBins, *, uncalibrated: CalibrationBins, confidence: float) -> None:
     """Draw the accuracy against the predicted probability by bin, with Wilson intervals, and the rows of each bin.
 
-    `confidence` is that of the intervals, 0 to 1.
+    Args:
+        path: the file of the picture.
+        bins: the reliability of the model.
+        uncalibrated: its reliability before calibration, drawn as hollow markers.
+        confidence: the confidence of the intervals, 0 to 1.
     """
     with drawing(path, height=4.9) as figure:
         upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
@@ -259,7 +263,18 @@ def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) ->
                 low, high = wilson_interval(int(correct), num_rows=int(count), confidence=confidence)
                 upper.plot([total / count] * 2, [low, high], color=BLUE, alpha=0.45)
                 upper.plot(total / count, correct / count, "o", color=BLUE, markersize=5)
-        upper.set_title(f"calibration error {bins.error:.4f}")
+        filled = uncalibrated.counts > 0
+        upper.plot(
+            (uncalibrated.confidence_sums / uncalibrated.counts.clip(1))[filled],
+            (uncalibrated.num_correct / uncalibrated.counts.clip(1))[filled],
+            "o",
+            color=MUTED,
+            markersize=5,
+            markerfacecolor="none",
+            label=f"before calibration, error {uncalibrated.error:.4f}",
+        )
+        upper.plot([], [], "o", color=BLUE, markersize=5, label=f"calibrated, error {bins.error:.4f}")
+        upper.legend(loc="upper left")
         upper.set_ylabel("accuracy")
         upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
         lower.bar(bins.edges[:-1], bins.counts, width=np.diff(bins.edges) * 0.86, align="edge", color=BLUE, alpha=0.75)
@@ -270,6 +285,25 @@ def draw_reliability(path: Path, bins: CalibrationBins, *, confidence: float) ->
         lower.minorticks_off()
         lower.set_ylabel("rows")
         lower.set_xlabel("probability of the predicted class")
+
+
+def draw_coverage(path: Path, confidences: NDArray[np.float32], correct: NDArray[np.bool_]) -> None:
+    """Draw the accuracy of the most confident rows against their share of all rows.
+
+    Args:
+        path: the file of the picture.
+        confidences: the probability of the predicted class, float32 `(N,)`.
+        correct: whether the prediction is right, bool `(N,)`.
+    """
+    order = np.argsort(-confidences, kind="stable")
+    answered = np.arange(1, len(order) + 1)
+    errors = 1 - np.cumsum(correct[order]) / answered
+    with drawing(path, height=3.4) as figure:
+        axes = figure.subplots()
+        axes.plot(100 * answered / len(order), 100 * errors, color=BLUE)
+        axes.set(xlim=(0, 101), ylim=(0, None))
+        axes.set_xlabel("rows answered, the most confident first, %")
+        axes.set_ylabel("wrong answers, %")
 
 
 def draw_classes(path: Path, classes: Sequence[ClassMetrics], *, confidence: float) -> None:

@@ -32,7 +32,7 @@ from mnist_pipe.data import parquet, splits
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError
-from mnist_pipe.training.loop import logits
+from mnist_pipe.models.forward import logits
 
 if TYPE_CHECKING:
     import ray.data
@@ -97,8 +97,8 @@ def load(spec: str | None, *, root: Path) -> Model:
         CorruptDataError: the model's files are damaged.
     """
     from mnist_pipe.inference import predict
+    from mnist_pipe.models.saved import load_model
     from mnist_pipe.registry import mlflow_registry
-    from mnist_pipe.training.checkpoint import load_model
 
     found = predict.registered(spec, root=root)
     network, card = load_model(mlflow_registry.download(found, root=root))

@@ -13,9 +13,9 @@ from mnist_pipe import paths
 from mnist_pipe.data.images import load_image
 from mnist_pipe.errors import InputError, PipelineError, UnavailableError
 from mnist_pipe.evaluation.metrics import log_probabilities
+from mnist_pipe.models.forward import logits
+from mnist_pipe.models.saved import load_model
 from mnist_pipe.registry import mlflow_registry
-from mnist_pipe.training.checkpoint import load_model
-from mnist_pipe.training.loop import logits
 
 
 def classify(pictures: Sequence[Path], *, root: Path, model: str | None = None) -> list[Prediction | PipelineError]:

@@ -1,8 +1,6 @@
-"""Models and checkpoints on disk, without pickle: safetensors for tensors, JSON for the rest, a manifest for both.
+"""Checkpoints on disk, and the card of a trained model.
 
-`torch.load` does not check the CRC of its zip file (measured: 291 of 300 single-bit flips loaded wrong weights without
-an error), and an unpickler executes code from the file that it reads. Tensors are therefore stored as safetensors, and
-a folder is valid only if its manifest matches.
+A checkpoint is stored as a model is (`models.saved`): safetensors, JSON and a manifest, without pickle.
 """
 
 from __future__ import annotations
@@ -16,51 +14,12 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from mnist_pipe import models, paths
 from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
 from mnist_pipe.data.parquet import read_provenance
-from mnist_pipe.errors import CorruptDataError, PipelineError, one_line
-from mnist_pipe.models.tta import ShiftAveraged
+from mnist_pipe.errors import CorruptDataError, one_line
 
-WEIGHTS = "model.safetensors"
 STATE = "state.safetensors"
 PROGRESS = "progress.json"
-
-
-def save_model(folder: Path, model: nn.Module, *, card: dict[str, Any]) -> None:
-    """Write `model.safetensors`, `model.json` and, last, `manifest.json` to `folder`.
-
-    `card` names the architecture (`model`, `model_params`) and holds everything else that is needed to use the weights.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_bytes(folder / WEIGHTS, safetensors.torch.save(tensors))
-    write_json(folder / paths.CARD, card)
-    write_manifest(folder)
-
-
-def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model in `folder`, in evaluation mode, and its card.
-
-    If the card sets `test_time_augmentation`, the model is wrapped in `ShiftAveraged`.
-
-    Raises:
-        CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
-    """
-    verify_manifest(folder)
-    card: dict[str, Any] = read_json(folder / paths.CARD)
-    try:
-        model = models.build(card["model"], **card["model_params"])
-        model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        # Cards of version 0.1 call it test_shifts; without this name such a model would silently be scored wrongly.
-        if card.get("test_time_augmentation", card.get("test_shifts")):
-            model = ShiftAveraged(model, background=-card["mean"] / card["std"])
-    except (PipelineError, KeyError, RuntimeError) as error:
-        got = one_line(error)[:200]
-        raise CorruptDataError.invalid(
-            folder / WEIGHTS, "the weights", f"fit {folder / paths.CARD}", got=got
-        ) from error
-    return model.eval(), card
 
 
 def save_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]) -> None:

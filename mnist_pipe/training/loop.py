@@ -13,14 +13,15 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.errors import PipelineError
-from mnist_pipe.training import ema, numerics, optimizers
+from mnist_pipe.models import numerics
+from mnist_pipe.models.forward import ROWS_AT_ONCE, chunks, forward
+from mnist_pipe.training import ema, optimizers
 from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks, derived_seed, generators
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.schedules import SCHEDULES
@@ -28,9 +29,6 @@ from mnist_pipe.training.schedules import SCHEDULES
 
 class DivergedError(PipelineError):
     """Error of a run whose loss is no longer a finite number."""
-
-
-_ROWS_AT_ONCE = {"cpu": 250, "cuda": 4096}  # without gradients; more rows would not fit the CPU's caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,38 +285,10 @@ def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tu
     """
     images, labels = data.images[ranks.rank_slice], data.labels[ranks.rank_slice]
     sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
-    for rows in chunks(len(labels), _ROWS_AT_ONCE[labels.device.type]):
-        sums += _score(_forward(model, images[rows]), labels[rows])
+    for rows in chunks(len(labels), ROWS_AT_ONCE[labels.device.type]):
+        sums += _score(forward(model, images[rows]), labels[rows])
     loss, correct, seen = ranks.all_reduce(sums).tolist()
     return loss / seen, correct / seen
-
-
-def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return logits, float32 `(n, 10)`, of standardised images, float32 `(n, 28, 28)`.
-
-    They are computed in float32 on the model's device.
-    """
-    numerics.choose_kernels()
-    device = next(model.parameters()).device
-    parts = []
-    for rows in chunks(len(images), _ROWS_AT_ONCE[device.type]):
-        parts.append(_forward(model, torch.tensor(images[rows], device=device).unsqueeze(1)).cpu())
-    return torch.cat(parts).numpy()
-
-
-def chunks(num_rows: int, size: int) -> Iterator[slice]:
-    """Return the slices that cut `num_rows` rows into chunks of `size`; the last may be shorter."""
-    return (slice(start, start + size) for start in range(0, num_rows, size))
-
-
-@torch.inference_mode()
-def _forward(model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits, float32 `(rows, 10)`, of images, float32 `(rows, 1, 28, 28)`, in evaluation mode."""
-    # Not the DDP wrapper: its forward broadcasts buffers, and ranks may have different numbers of batches.
-    inner: nn.Module = getattr(model, "module", model)
-    inner.eval()
-    output: Tensor = inner(images)
-    return output
 
 
 def _score(outputs: Tensor, labels: Tensor) -> Tensor:

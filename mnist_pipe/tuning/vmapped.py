@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from mnist_pipe import models
 from mnist_pipe.data import augment
 from mnist_pipe.errors import InputError
-from mnist_pipe.training import loop, numerics
+from mnist_pipe.models import forward, numerics
+from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
 
@@ -122,7 +123,7 @@ class Pack:
         """Return float64 `(members, 2)`: mean negative log-likelihood in nats and accuracy, as `loop.evaluate` does."""
         self._model.eval()
         sums = torch.zeros(*self.shape, 3, device=self.device, dtype=torch.float64)
-        for rows in loop.chunks(data.num_rows, 1000):
+        for rows in forward.chunks(data.num_rows, 1000):
             logits = _forward(self._model, self._weights, self._buffers, data.images[rows])
             sums += _score(logits, data.labels[rows])
         return sums[..., :2] / sums[..., 2:]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mnist_pipe.data.splits import NormalizedSplit
+from mnist_pipe.models import forward
 from mnist_pipe.training import ema, loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
@@ -66,5 +67,5 @@ def fit(
 
 def predicted(model: nn.Module, split: NormalizedSplit) -> NDArray[np.uint8]:
     """Return the digits, uint8 `(N,)`, that `model` predicts for the images of `split`."""
-    digits: NDArray[np.uint8] = loop.logits(model, split.images).argmax(1).astype(np.uint8)
+    digits: NDArray[np.uint8] = forward.logits(model, split.images).argmax(1).astype(np.uint8)
     return digits

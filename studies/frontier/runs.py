@@ -18,9 +18,9 @@ from pydantic import Field
 
 from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation.metrics import wilson_interval
+from mnist_pipe.models import forward
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.params.schema import Epochs, Section
-from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import Splits, device, fit, pixels, whole
@@ -79,8 +79,8 @@ def run(config: Config, splits: Splits) -> Result:
     watched = splits["validation"].first(1000)  # rows that it is trained on: they choose nothing
     model, history = fit(recipe_of(config), training=training, watched=watched)
     background = to_device(test, device=device()).background
-    one = loop.logits(model, test.images)
-    five = loop.logits(ShiftAveraged(model, background=background), test.images)
+    one = forward.logits(model, test.images)
+    five = forward.logits(ShiftAveraged(model, background=background), test.images)
     figures = {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from mnist_pipe.data import augment
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, NormalizedSplit
 from mnist_pipe.evaluation.significance import mcnemar
+from mnist_pipe.models import forward, numerics
 from mnist_pipe.params.schema import (
     BatchSize,
     Degrees,
@@ -31,7 +32,7 @@ from mnist_pipe.params.schema import (
     Seed,
     Smoothing,
 )
-from mnist_pipe.training import loop, numerics, optimizers
+from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.deskew import slant
@@ -315,7 +316,7 @@ def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSpl
     centre, spread = known.mean(), known.std()
     targets = torch.tensor((known - centre) / spread, dtype=torch.float32)
     model = regress(recipe, training=to_device(training, device=device()), targets=targets)
-    found = loop.logits(model, test.images)[:, 0] * spread + centre
+    found = forward.logits(model, test.images)[:, 0] * spread + centre
     errors = found - wanted
     figures = {
         "parameters": _count(model),

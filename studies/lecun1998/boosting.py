@@ -12,7 +12,7 @@ from torch import nn
 
 from mnist_pipe.data import augment
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.training import loop
+from mnist_pipe.models import forward
 from mnist_pipe.training.batches import generators, to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import fit, predicted
@@ -56,7 +56,7 @@ def train(
 
 def added(networks: Sequence[nn.Module], split: NormalizedSplit) -> NDArray[np.float64]:
     """Return the sum of the networks' output probabilities, float64 `(N, 10)`, for the images of `split`."""
-    outputs = [torch.from_numpy(loop.logits(network, split.images)).double().softmax(1) for network in networks]
+    outputs = [torch.from_numpy(forward.logits(network, split.images)).double().softmax(1) for network in networks]
     total: NDArray[np.float64] = torch.stack(outputs).sum(0).numpy()
     return total
 

@@ -26,8 +26,9 @@ from pydantic import Field
 from torch import nn
 
 from mnist_pipe.data.splits import NormalizedSplit
+from mnist_pipe.models import numerics
 from mnist_pipe.params.schema import BatchSize, Epochs, RecipeParams, SearchParams, Section, Seed
-from mnist_pipe.training import loop, numerics, optimizers
+from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_pipe.models import forward
 from mnist_pipe.training import loop
 from mnist_pipe.training.batches import DeviceSplit
 from mnist_pipe.training.recipe import Recipe
@@ -114,6 +115,6 @@ class _SideBySide:
 def accuracies(nets: Networks, data: DeviceSplit) -> list[float]:
     """Return each member's accuracy on the rows of `data`, in [0, 1]."""
     hits = torch.zeros(len(nets.weights), device=nets.weights.device)
-    for rows in loop.chunks(data.num_rows, _ROWS_AT_ONCE):
+    for rows in forward.chunks(data.num_rows, _ROWS_AT_ONCE):
         hits += (nets.logits(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
     return (hits / data.num_rows).tolist()

@@ -14,7 +14,7 @@ from torch import nn
 
 from mnist_pipe import models
 from mnist_pipe.data.splits import NormalizedSplit
-from mnist_pipe.training import loop
+from mnist_pipe.models import forward
 from mnist_pipe.training.batches import DeviceSplit, to_device
 from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Result, Run
@@ -156,7 +156,7 @@ def test_the_linear_regressor_finds_the_least_squares_solution() -> None:
     model = runs.regress(recipe, training=data, targets=torch.tensor(targets))
     inputs = np.hstack([data.images.flatten(1).numpy(), np.ones((600, 1), np.float32)])
     exact = inputs @ np.linalg.lstsq(inputs, targets, rcond=None)[0]
-    np.testing.assert_allclose(loop.logits(model, data.images[:, 0].numpy())[:, 0], exact, atol=0.03)
+    np.testing.assert_allclose(forward.logits(model, data.images[:, 0].numpy())[:, 0], exact, atol=0.03)
 
 
 def test_a_regressor_has_one_output_and_the_features_of_the_classifier() -> None:

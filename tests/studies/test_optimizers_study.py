@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from mnist_pipe import models
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import connected
+from mnist_pipe.models import numerics
 from mnist_pipe.models.lenet5 import AveragedConv2d
-from mnist_pipe.training import loop, numerics
+from mnist_pipe.training import loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run

@@ -35,7 +35,7 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
     import torch  # every test imports this module, but few need torch
 
     from mnist_pipe import models
-    from mnist_pipe.training import checkpoint
+    from mnist_pipe.models import saved
 
     torch.manual_seed(seed)
     model = models.build("linear")
@@ -49,7 +49,7 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
         "std": 0.3081,
         "data_sha256": {"train": "aa", "validation": "bb"},
     }
-    checkpoint.save_model(folder / f"model-{seed}", model, card=card)
+    saved.save_model(folder / f"model-{seed}", model, card=card)
     rows = np.arange(ROWS)
     label = (rows % 10).astype(np.uint8)
     predictions = Predictions(

@@ -41,17 +41,18 @@ def main() -> None:
 
     from mnist_pipe import models
     from mnist_pipe.data import splits
-    from mnist_pipe.inference import batch
+    from mnist_pipe.inference import batch, registered
+    from mnist_pipe.inference.classifier import Classifier
 
     test: dict[str, Any] = {"raw": splits.read_raw(options.data / "raw/test.parquet")}
     test["normalized"] = splits.read_normalized(options.data / "normalized/test.parquet")
     if options.model:
-        model = batch.load(options.model, root=Path.cwd())
+        model = registered.load(options.model, root=Path.cwd())
     else:
         torch.manual_seed(0)
         network = models.build("convnet", channels=[16, 32, 64]).eval()
         card = {key: test["normalized"].provenance[key] for key in ("mean", "std")}
-        model = batch.Model(name="untrained/0", content_sha256="", network=network, card=card)
+        model = Classifier(network, card=card, name="untrained/0")
     whole: dict[str, list[float]] = {"raw": [], "normalized": []}
     steady: dict[str, list[float]] = {"raw": [], "normalized": []}
     with tempfile.TemporaryDirectory() as folder:

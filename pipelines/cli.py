@@ -89,9 +89,9 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     os.environ.update(services.ray_environment(root))
     with nullcontext() if options.debug else _errors_to(root / services.LOGS / "score.log"):
         from mnist_pipe.cluster import storage
-        from mnist_pipe.inference import batch
+        from mnist_pipe.inference import batch, registered
 
-        model = batch.load(options.model, root=root)
+        model = registered.load(options.model, root=root)
         place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
         done = batch.score(
             place.root if place else Path(options.input),

@@ -22,7 +22,7 @@ from mnist_pipe import models
 from mnist_pipe.data.splits import RawSplit, write_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
-from mnist_pipe.inference.batch import Model
+from mnist_pipe.inference.classifier import Classifier
 from mnist_pipe.models import forward
 from tests.support.data import normalized_split
 from tests.support.registry import NAME, MakeCandidate, register
@@ -32,12 +32,12 @@ ROWS = 2500
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model() -> Classifier:
     torch.manual_seed(3)
     network = models.build("convnet", channels=[4, 8]).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)  # so that all ten digits occur
-    return Model(name="toy/1", content_sha256="ab", network=network, card={"mean": MEAN, "std": STD})
+    return Classifier(network, card={"mean": MEAN, "std": STD}, name="toy/1", content_sha256="ab")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def refused(kind: type[Exception], *arguments: Any, **keywords: Any) -> str:
 
 @pytest.mark.ray
 def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
-    model: Model, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch, "_SHARD_ROWS", 900)
     monkeypatch.setattr(batch, "_BLOCK_ROWS", 100)
@@ -116,7 +116,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 @pytest.mark.ray
 @pytest.mark.long
 def test_standardised_images_without_labels_are_scored_alike(
-    model: Model, pixels: NDArray[np.uint8], tmp_path: Path
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     split = normalized_split(standardised(pixels), mean=MEAN, std=STD)
     write_normalized(tmp_path / "labelled.parquet", split)
@@ -131,7 +131,7 @@ def test_standardised_images_without_labels_are_scored_alike(
 
 
 @pytest.mark.ray
-def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp_path: Path) -> None:
+def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Classifier, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
     write_normalized(tmp_path / "in.parquet", normalized_split(images, mean=MEAN, std=STD))
@@ -141,7 +141,9 @@ def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Model, tmp
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_a_damaged_page_ends_it_and_leaves_nothing(
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
     path = write(tmp_path / "in.parquet", image=images_of(pixels))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -150,7 +152,7 @@ def test_a_damaged_page_ends_it_and_leaves_nothing(model: Model, pixels: NDArray
     assert line.startswith(f"{path}: every page must match its checksum, but got ")
 
 
-def test_an_input_that_is_not_one_is_named(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_an_input_that_is_not_one_is_named(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     where, out = tmp_path / "in.parquet", tmp_path / "out"
     assert refused(InputError, where, out, model=model) == f"{where} does not exist"
     where.write_text("hello")
@@ -179,7 +181,7 @@ def test_an_input_that_is_not_one_is_named(model: Model, pixels: NDArray[np.uint
         assert refused(InputError, where, out, model=model) == f"{where}: {expected}"
 
 
-def test_files_of_one_input_have_the_same_columns(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_files_of_one_input_have_the_same_columns(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet", image=images_of(pixels[:1]))
     write(tmp_path / "in" / "b.parquet", image=images_of(pixels[:1]), id=[1])
@@ -187,7 +189,7 @@ def test_files_of_one_input_have_the_same_columns(model: Model, pixels: NDArray[
     assert line.startswith(f"{tmp_path / 'in' / 'b.parquet'}: the columns must be those of ")
 
 
-def test_images_standardised_by_other_figures_are_refused(model: Model, tmp_path: Path) -> None:
+def test_images_standardised_by_other_figures_are_refused(model: Classifier, tmp_path: Path) -> None:
     split = normalized_split(np.zeros((5, 28, 28), dtype=np.float32), mean=0.5, std=STD)
     where = tmp_path / "in.parquet"
     write_normalized(where, split)
@@ -199,7 +201,7 @@ def test_images_standardised_by_other_figures_are_refused(model: Model, tmp_path
     assert line == f"{where}: the metadata must carry mnist_pipe's provenance, but got none; score the raw images"
 
 
-def test_an_output_that_exists_is_never_touched(model: Model, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_an_output_that_exists_is_never_touched(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     where = write(tmp_path / "in.parquet", image=images_of(pixels))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -31,8 +31,8 @@ from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.data import parquet, splits
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
-from mnist_pipe.errors import BusyError, CorruptDataError, InputError
-from mnist_pipe.models.forward import logits
+from mnist_pipe.errors import BusyError, InputError
+from mnist_pipe.inference.classifier import Classifier
 
 if TYPE_CHECKING:
     import ray.data
@@ -76,37 +76,7 @@ class _Input:
     is_raw: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A registered model that is ready for inference."""
-
-    name: str
-    """The version, `NAME/VERSION`; it is written to the output with `content_sha256`."""
-    content_sha256: str
-    network: nn.Module
-    card: dict[str, Any]
-    """The model card, with at least `mean` and `std` of the training pixels, on the [0, 1] scale."""
-
-
-def load(spec: str | None, *, root: Path) -> Model:
-    """Load the registered version that `spec` stands for, which `predict.registered` finds.
-
-    Raises:
-        InputError: there is no such version, or several champions are registered.
-        UnavailableError: there is no champion yet, or the registry does not answer.
-        CorruptDataError: the model's files are damaged.
-    """
-    from mnist_pipe.inference import predict
-    from mnist_pipe.models.saved import load_model
-    from mnist_pipe.registry import mlflow_registry
-
-    found = predict.registered(spec, root=root)
-    network, card = load_model(mlflow_registry.download(found, root=root))
-    name = f"{found.name}/{found.version}"
-    return Model(name=name, content_sha256=found.content_sha256, network=network, card=card)
-
-
-def score(location: str | Path, output: Path, *, model: Model, filesystem: fs.FileSystem | None = None) -> Scored:
+def score(location: str | Path, output: Path, *, model: Classifier, filesystem: fs.FileSystem | None = None) -> Scored:
     """Predict every row of the Parquet files at `location` and write the results to the folder `output`.
 
     Each row is a `(28, 28)` image in the column `image`: either uint8, `fixed_size_binary[784]`, which is standardised
@@ -186,7 +156,7 @@ def _is_plain(field: pa.Field) -> bool:
     return all(_is_plain(field.type.field(number)) for number in range(field.type.num_fields))
 
 
-def _check_figures(groups: Iterable[RowGroup], card: dict[str, Any], *, filesystem: fs.FileSystem | None) -> None:
+def _check_figures(groups: Iterable[RowGroup], card: Mapping[str, Any], *, filesystem: fs.FileSystem | None) -> None:
     for file in sorted({group.file for group in groups}):
         provenance = parquet.read_provenance(file, filesystem=filesystem, fix="score the raw images")
         for key in ("mean", "std"):
@@ -198,7 +168,7 @@ def _check_figures(groups: Iterable[RowGroup], card: dict[str, Any], *, filesyst
 
 def _scored(
     found: _Input,
-    model: Model,
+    model: Classifier,
     *,
     available: Cluster,
     filesystem: fs.FileSystem | None,
@@ -213,7 +183,7 @@ def _scored(
     def with_scores(dataset: ray.data.Dataset) -> ray.data.Dataset:
         return dataset.map_batches(
             _Scorer,
-            fn_constructor_args=(model.network, float(model.card["mean"]), float(model.card["std"]), found.is_raw),
+            fn_constructor_args=(model.network, dict(model.card), found.is_raw),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0 if kind == "GPU" else 1,
@@ -249,28 +219,21 @@ def _images(rows: pa.Table, dtype: np.dtype[Any]) -> NDArray[Any]:
 class _Scorer:
     """The predictor of blocks of rows; each actor has one instance."""
 
-    def __init__(self, network: nn.Module, mean: float, std: float, is_raw: bool) -> None:
+    def __init__(self, network: nn.Module, card: dict[str, Any], is_raw: bool) -> None:
         self._is_raw = is_raw
         torch.set_num_threads(1)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Channels-last is 2.5 times as fast on a CPU as the default layout.
-        self._network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._grey_levels = ((np.arange(256) / 255 - mean) / std).astype(np.float32)  # as in `normalize`
+        self._classifier = Classifier(network, card=card)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return `rows` with `RESULTS` in place of the column `image`."""
-        images = _images(rows, np.dtype(np.uint8 if self._is_raw else "<f4"))
         if self._is_raw:
-            images = self._grey_levels.take(images, mode="clip")
-        outputs = logits(self._network, images)
-        if not np.isfinite(outputs).all():
-            raise CorruptDataError.invalid("the model", "every logit", "be finite", got=outputs.sum())
-        # Not `evaluation.metrics`: its import of scipy would delay the start of every actor by 0.2 s.
-        probabilities = torch.softmax(torch.from_numpy(outputs).double(), dim=1).float().numpy()
-        digits = outputs.argmax(1)
+            probabilities = self._classifier.probabilities(_images(rows, np.dtype(np.uint8)))
+        else:
+            probabilities = self._classifier.probabilities_of_standardised(_images(rows, np.dtype("<f4")))
+        digits = probabilities.argmax(1)
         results = [
             pa.array(digits.astype(np.uint8)),
-            pa.array(probabilities[np.arange(len(digits)), digits]),
+            pa.array(probabilities.max(1)),
             pa.FixedSizeListArray.from_arrays(probabilities.ravel(), type=RESULTS.field("probabilities").type),
         ]
         carried = rows.drop_columns(["image"])

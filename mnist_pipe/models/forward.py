@@ -23,7 +23,7 @@ def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]
     numerics.choose_kernels()
     device = next(model.parameters()).device
     parts = []
-    for rows in chunks(len(images), ROWS_AT_ONCE[device.type]):
+    for rows in chunks(max(len(images), 1), ROWS_AT_ONCE[device.type]):
         parts.append(forward(model, torch.tensor(images[rows], device=device).unsqueeze(1)).cpu())
     return torch.cat(parts).numpy()
 

@@ -18,13 +18,13 @@ def _image() -> torch.Tensor:
     return image
 
 
-def test_no_move_changes_nothing() -> None:
+def test_the_identity_keeps_the_image() -> None:
     image = _image()
     torch.testing.assert_close(augment.affine(image, torch.zeros(1, 3), background=0.0), image, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("right", "down"), [(2, 0), (0, 3), (-4, 1)])
-def test_a_whole_shift_moves_the_pixels(right: int, down: int) -> None:
+def test_a_shift_by_whole_pixels_moves_the_pixels(right: int, down: int) -> None:
     image = _image()
     moved = augment.affine(image, torch.tensor([[0.0, right, down]]), background=0.0)
     torch.testing.assert_close(moved, torch.roll(image, (down, right), dims=(2, 3)), atol=1e-5, rtol=0)
@@ -47,7 +47,7 @@ def test_agrees_with_torchvision(degrees: float, right: int, down: int) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
-def test_what_comes_in_from_outside_is_background() -> None:
+def test_pixels_from_outside_the_image_are_background() -> None:
     image = torch.full((1, 1, 28, 28), -0.4242)
     moved = augment.affine(image, torch.tensor([[0.5, 6.0, -6.0]]), background=-0.4242)
     torch.testing.assert_close(moved, image)
@@ -62,7 +62,7 @@ def test_draws_stay_within_their_bounds_and_fill_them() -> None:
     assert (moves.mean(0).abs() < 0.05 * bounds).all()
 
 
-def test_each_image_gets_its_own_move() -> None:
+def test_each_image_gets_its_own_transformation() -> None:
     images = _image().expand(5, 1, 28, 28)
     moves = torch.tensor([[0.0, shift, 0.0] for shift in range(5)])
     moved = augment.affine(images, moves, background=0.0)

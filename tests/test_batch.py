@@ -115,7 +115,7 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_standardised_images_without_labels_are_scored_alike(
+def test_standardised_images_without_labels_get_the_same_scores(
     model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     split = normalized_split(standardised(pixels), mean=MEAN, std=STD)
@@ -131,7 +131,7 @@ def test_standardised_images_without_labels_are_scored_alike(
 
 
 @pytest.mark.ray
-def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Classifier, tmp_path: Path) -> None:
+def test_a_non_finite_pixel_is_refused_and_leaves_no_output(model: Classifier, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
     write_normalized(tmp_path / "in.parquet", normalized_split(images, mean=MEAN, std=STD))
@@ -141,7 +141,7 @@ def test_a_pixel_that_is_not_finite_ends_it_and_leaves_nothing(model: Classifier
 
 @pytest.mark.ray
 @pytest.mark.long
-def test_a_damaged_page_ends_it_and_leaves_nothing(
+def test_a_damaged_page_is_refused_and_leaves_no_output(
     model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "in.parquet", image=images_of(pixels))
@@ -152,7 +152,9 @@ def test_a_damaged_page_ends_it_and_leaves_nothing(
     assert line.startswith(f"{path}: every page must match its checksum, but got ")
 
 
-def test_an_input_that_is_not_one_is_named(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_an_invalid_input_is_refused_with_its_path(
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
     where, out = tmp_path / "in.parquet", tmp_path / "out"
     assert refused(InputError, where, out, model=model) == f"{where} does not exist"
     where.write_text("hello")
@@ -181,7 +183,9 @@ def test_an_input_that_is_not_one_is_named(model: Classifier, pixels: NDArray[np
         assert refused(InputError, where, out, model=model) == f"{where}: {expected}"
 
 
-def test_files_of_one_input_have_the_same_columns(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_files_of_one_input_must_have_the_same_columns(
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.parquet", image=images_of(pixels[:1]))
     write(tmp_path / "in" / "b.parquet", image=images_of(pixels[:1]), id=[1])
@@ -189,7 +193,7 @@ def test_files_of_one_input_have_the_same_columns(model: Classifier, pixels: NDA
     assert line.startswith(f"{tmp_path / 'in' / 'b.parquet'}: the columns must be those of ")
 
 
-def test_images_standardised_by_other_figures_are_refused(model: Classifier, tmp_path: Path) -> None:
+def test_images_standardised_with_another_mean_are_refused(model: Classifier, tmp_path: Path) -> None:
     split = normalized_split(np.zeros((5, 28, 28), dtype=np.float32), mean=0.5, std=STD)
     where = tmp_path / "in.parquet"
     write_normalized(where, split)
@@ -201,7 +205,7 @@ def test_images_standardised_by_other_figures_are_refused(model: Classifier, tmp
     assert line == f"{where}: the metadata must carry mnist_pipe's provenance, but got none; score the raw images"
 
 
-def test_an_output_that_exists_is_never_touched(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_an_existing_output_is_refused(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
     where = write(tmp_path / "in.parquet", image=images_of(pixels))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
@@ -257,7 +261,7 @@ def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path,
         ),
     ],
 )
-def test_without_a_model_the_command_says_so(project: Path, arguments: list[str], code: int, line: str) -> None:
+def test_a_missing_model_is_reported_in_one_line(project: Path, arguments: list[str], code: int, line: str) -> None:
     process = command(project, *arguments)
     assert process.communicate(timeout=60) == ("", line + "\n")
     assert process.returncode == code
@@ -296,7 +300,7 @@ def test_a_signal_ends_the_command_and_leaves_no_process_and_no_file(
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_soon(project: Path, make_candidate: MakeCandidate, number: int) -> None:
+def test_a_signal_ends_the_command_within_seconds(project: Path, make_candidate: MakeCandidate, number: int) -> None:
     register(project, make_candidate(1, 40))
     _, seconds, _ = interrupt(project, number)
     assert seconds < 15  # 5 s on an otherwise idle machine

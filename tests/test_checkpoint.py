@@ -27,7 +27,7 @@ def stored(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_a_loaded_model_is_the_saved_one(stored: Path) -> None:
+def test_a_model_survives_the_round_trip(stored: Path) -> None:
     torch.manual_seed(3)
     original = models.build("convnet", channels=[4, 8]).eval()
     loaded, card = saved.load_model(stored)
@@ -45,7 +45,7 @@ def test_saving_twice_gives_the_same_bytes(stored: Path, tmp_path: Path) -> None
     }
 
 
-def test_no_single_flipped_bit_is_loaded(stored: Path) -> None:
+def test_every_flipped_bit_is_refused(stored: Path) -> None:
     weights = stored / saved.WEIGHTS
     content = bytearray(weights.read_bytes())
     draw = random.Random(0)
@@ -58,7 +58,7 @@ def test_no_single_flipped_bit_is_loaded(stored: Path) -> None:
         content[position] ^= bit
 
 
-def test_no_truncation_is_loaded(stored: Path) -> None:
+def test_every_truncation_is_refused(stored: Path) -> None:
     weights = stored / saved.WEIGHTS
     content = weights.read_bytes()
     for length in range(0, len(content), len(content) // 50):
@@ -84,7 +84,7 @@ def test_weights_of_another_architecture_are_refused(stored: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: float, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(name: str, average_decay: float, tmp_path: Path) -> None:
     changes = {"optimizer": name, "learning_rate": OPTIMIZERS[name].learning_rate[0], "average_decay": average_decay}
     recipe = Recipe(**{**RECIPE.to_dict(), **changes, "num_epochs": 2})
     training, validation = blobs(160), blobs(50, seed=1)
@@ -107,7 +107,7 @@ def test_a_restored_run_goes_on_as_if_never_stopped(name: str, average_decay: fl
 @pytest.mark.parametrize(
     ("key", "averaged"), [("test_time_augmentation", True), ("test_shifts", True), ("none", False)]
 )
-def test_a_model_looks_at_shifts_where_its_card_says_so(key: str, averaged: bool, tmp_path: Path) -> None:
+def test_a_models_card_decides_on_test_time_augmentation(key: str, averaged: bool, tmp_path: Path) -> None:
     card = {"model": "linear", "model_params": {}, "mean": 0.1, "std": 0.3, key: True}
     saved.save_model(tmp_path, models.build("linear"), card=card)
     model, _ = saved.load_model(tmp_path)

@@ -43,13 +43,13 @@ def mnist_pipe(*arguments: str) -> tuple[int, list[str], list[str]]:
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def test_status_works_from_a_folder_below_and_exits_3_when_nothing_runs(project: Path) -> None:
+def test_status_works_in_a_subfolder_and_exits_3_when_nothing_runs(project: Path) -> None:
     assert mnist_pipe("status") == (3, NO_SERVICES, [])
     assert {path.name for path in project.iterdir()} == {"params.yaml", "dvc.yaml", "some"}
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_status_of_a_service_that_fails_says_where_to_look_and_what_to_do(project: Path, alive: bool) -> None:
+def test_status_of_a_failed_service_names_its_log_and_a_remedy(project: Path, alive: bool) -> None:
     ended = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
     try:
         created = psutil.Process(ended.pid).create_time()
@@ -72,7 +72,9 @@ def test_status_of_a_service_that_fails_says_where_to_look_and_what_to_do(projec
         ended.wait()
 
 
-def test_outside_of_a_project_the_way_back_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_of_a_project_the_error_names_the_folder_to_change_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert mnist_pipe("status") == (
         2,
@@ -95,7 +97,7 @@ def test_an_unknown_command_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["summary"], ["--debug", "summary"], ["summary", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(project: Path, arguments: list[str]) -> None:
+def test_debug_shows_the_traceback_before_or_after_the_command(project: Path, arguments: list[str]) -> None:
     _, _, lines = mnist_pipe(*arguments)
     message = f"{project / paths.REGISTRATION} does not exist; run: dvc repro"
     if "--debug" in arguments:
@@ -106,7 +108,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(project: Path, arguments: 
 
 
 @pytest.mark.usefixtures("project")
-def test_nothing_heavy_is_imported_for_a_quick_command() -> None:
+def test_a_quick_command_imports_nothing_heavy() -> None:
     code = (
         "import sys; from pipelines.cli import main; main(['status'])\n"
         "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules))"
@@ -128,7 +130,7 @@ def test_status_takes_half_a_second_at_most() -> None:
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closed_pipe_causes_no_traceback(unbuffered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     script = (
         f'"{sys.executable}" -c "import sys, time; time.sleep(0.5); from pipelines.cli import main; sys.exit(main())"'
@@ -137,7 +139,7 @@ def test_a_reader_that_leaves_is_no_traceback(unbuffered: str, monkeypatch: pyte
     assert done.stderr == ""
 
 
-def test_ctrl_c_is_130(project: Path) -> None:
+def test_ctrl_c_exits_with_130(project: Path) -> None:
     # `down` waits for the lock that this test holds, so that the signal arrives while it runs.
     from mnist_pipe.atomic import locked
 
@@ -162,7 +164,7 @@ def is_waiting_for_a_lock(pid: int) -> bool:
     return any(f" {pid} " in line and "->" in line for line in Path("/proc/locks").read_text().splitlines())
 
 
-def test_a_path_that_is_in_the_way_is_named(project: Path) -> None:
+def test_a_file_in_place_of_the_state_folder_is_reported(project: Path) -> None:
     (project / ".state").touch()
     code, _, [line] = mnist_pipe("down")
     assert code == 3
@@ -170,7 +172,7 @@ def test_a_path_that_is_in_the_way_is_named(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_doctor_lists_every_check_and_exits_as_its_errors() -> None:
+def test_doctor_lists_every_check_and_exits_with_the_code_of_its_errors() -> None:
     code, lines, errors = mnist_pipe("doctor")
     assert (code, errors) == (3, [])
     assert [line[6:19].strip() for line in lines] == [
@@ -213,7 +215,7 @@ def finished(project: Path) -> Path:
     return project
 
 
-def test_the_summary_says_what_was_registered_how_good_it_is_and_where_to_look(finished: Path) -> None:
+def test_the_summary_names_the_model_its_accuracy_and_the_dashboards(finished: Path) -> None:
     code, lines, errors = mnist_pipe("summary")
     assert (code, errors) == (0, [])
     assert lines == [
@@ -229,7 +231,7 @@ def test_the_summary_says_what_was_registered_how_good_it_is_and_where_to_look(f
     ]
 
 
-def test_the_summary_of_a_fallback_says_so_first_and_last(finished: Path) -> None:
+def test_the_summary_announces_a_fallback_first_and_last(finished: Path) -> None:
     evaluation = {
         "dataset": "digits",
         "fallback_for": "mnist",
@@ -244,7 +246,7 @@ def test_the_summary_of_a_fallback_says_so_first_and_last(finished: Path) -> Non
     assert "test         accuracy 100.00 %, 90 % interval 70.00 to 100.00 %, 10 images" in lines
 
 
-def test_the_summary_of_a_candidate_that_failed_says_why(finished: Path) -> None:
+def test_the_summary_of_a_failed_candidate_gives_the_reason(finished: Path) -> None:
     write_json(
         finished / paths.REGISTRATION,
         {
@@ -275,7 +277,7 @@ def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
 # --- predict
 
 
-def test_predict_prints_the_digit_and_all_probabilities_and_goes_on_after_a_file_that_is_none(
+def test_predict_prints_digit_and_probabilities_and_skips_invalid_files(
     registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -307,14 +309,14 @@ def test_predict_without_a_champion_is_one_line() -> None:
 
 
 @pytest.mark.usefixtures("project")
-def test_predict_without_a_picture_is_one_line() -> None:
+def test_predict_without_an_image_is_one_line() -> None:
     code, _, lines = mnist_pipe("predict")
     line = "mnist-pipe predict: the following arguments are required: IMAGE; see mnist-pipe predict --help"
     assert (code, lines) == (2, [line])
 
 
 @pytest.mark.usefixtures("project")
-def test_the_installed_command_is_this_one() -> None:
+def test_the_installed_command_runs_this_code() -> None:
     command = Path(sys.executable).with_name("mnist-pipe")
     done = subprocess.run([command, "status"], capture_output=True, text=True, check=False, env=os.environ)
     assert (done.returncode, done.stdout.splitlines()) == (3, NO_SERVICES)

@@ -50,7 +50,7 @@ def test_the_pool_before_the_relu_changes_neither_outputs_nor_gradients() -> Non
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
-def test_without_padding_and_with_dropout_it_is_the_network_of_pytorch_examples() -> None:
+def test_unpadded_with_dropout_it_is_the_network_of_pytorch_examples() -> None:
     torch.manual_seed(0)
     model = models.build("cnn", dropout=0.5, padding=False)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_199_882
@@ -69,7 +69,7 @@ def test_dropout_is_where_its_argument_says(name: str, drops: list[float]) -> No
     assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == drops
 
 
-def test_batch_norm_follows_each_convolution_and_takes_the_place_of_its_bias() -> None:
+def test_batch_norm_follows_each_convolution_and_replaces_its_bias() -> None:
     model = models.build("cnn", batch_norm=True)
     assert [module.num_features for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == [32, 64]
     plain = sum(parameter.numel() for parameter in models.build("cnn").parameters())
@@ -78,14 +78,14 @@ def test_batch_norm_follows_each_convolution_and_takes_the_place_of_its_bias() -
     )  # a scale and a shift instead of a bias
 
 
-def test_a_block_that_changes_nothing_passes_its_input_on() -> None:
+def test_a_block_with_zero_weights_is_the_identity() -> None:
     block = Block(8, 8, stride=1)
     nn.init.zeros_(block.conv2.weight)
     features = torch.randn(4, 8, 14, 14)
     assert torch.equal(block(features.clone()), features)
 
 
-def test_a_block_is_the_sum_of_its_two_ways() -> None:
+def test_a_block_is_the_sum_of_its_two_branches() -> None:
     torch.manual_seed(0)
     block = Block(4, 6, stride=2).eval()
     features = torch.randn(2, 4, 14, 14)
@@ -107,6 +107,6 @@ def test_the_sizes_of_the_resnet_are_arguments() -> None:
 
 
 @pytest.mark.parametrize("name", ["cnn", "resnet"])
-def test_to_drop_everything_is_refused(name: str) -> None:
+def test_a_dropout_of_1_is_refused(name: str) -> None:
     with pytest.raises(InputError, match=r"dropout must be < 1, but got 1\.0"):
         models.build(name, dropout=1.0)

@@ -75,7 +75,7 @@ def secret(root: Path, name: str) -> str:
     return Path(recorded(root)[name].secret).read_text()
 
 
-def test_each_page_is_a_line_with_its_address_and_where_the_secret_is(root: Path) -> None:
+def test_each_page_is_a_line_with_its_address_and_the_file_of_its_secret(root: Path) -> None:
     found = recorded(root)
     line = "ok    {:13}  {}   {}".format
     assert run(root, "dashboards").splitlines() == [
@@ -86,14 +86,14 @@ def test_each_page_is_a_line_with_its_address_and_where_the_secret_is(root: Path
     ]
 
 
-def test_asking_again_changes_nothing(root: Path) -> None:
+def test_a_second_check_changes_nothing(root: Path) -> None:
     before = (root / paths.SERVICES).read_bytes()
     run(root, "dashboards")
     assert (root / paths.SERVICES).read_bytes() == before
 
 
 @pytest.mark.timing
-def test_asking_again_takes_a_second(root: Path) -> None:
+def test_a_second_check_takes_a_second(root: Path) -> None:
     seconds = []
     for _ in range(3):
         began = time.monotonic()
@@ -102,7 +102,7 @@ def test_asking_again_takes_a_second(root: Path) -> None:
     assert min(seconds) < 2
 
 
-def test_the_pages_that_only_show_listen_on_loopback_beside_taken_ports(root: Path) -> None:
+def test_tensorboard_and_mlflow_listen_on_free_loopback_ports(root: Path) -> None:
     shown = [recorded(root)[name] for name in ("tensorboard", "mlflow")]
     assert shown[0].port > tensorboard.PORT
     assert shown[1].port > mlflow_server.PORT
@@ -116,7 +116,7 @@ def test_the_pages_that_only_show_listen_on_loopback_beside_taken_ports(root: Pa
     assert {ip for ip, _ in listeners} == {"127.0.0.1"}
 
 
-def test_mlflow_lets_in_only_those_with_the_password(root: Path) -> None:
+def test_mlflow_requires_the_password(root: Path) -> None:
     server = recorded(root)["mlflow"]
     user = mlflow_server.USER
     for path in ("/", "/version", "/api/2.0/mlflow/experiments/search?max_results=1", "/ajax-api/2.0/mlflow/users/get"):
@@ -126,7 +126,7 @@ def test_mlflow_lets_in_only_those_with_the_password(root: Path) -> None:
         assert request(server.url + path, authorization=services.authorization(server))[0] == 200, path
 
 
-def test_a_web_page_cannot_reach_mlflow_under_another_name(root: Path) -> None:
+def test_mlflow_refuses_another_host_or_origin(root: Path) -> None:
     server = recorded(root)["mlflow"]
     ours = services.authorization(server)
     assert request(server.url, authorization=ours, Host="evil.example")[0] == 403
@@ -135,7 +135,7 @@ def test_a_web_page_cannot_reach_mlflow_under_another_name(root: Path) -> None:
     assert request(path, authorization=ours, data=data, Origin="http://evil.example")[0] == 403
 
 
-def test_the_secret_of_mlflow_is_for_its_owner_alone(root: Path) -> None:
+def test_mlflows_secret_is_readable_only_by_its_owner(root: Path) -> None:
     server = recorded(root)["mlflow"]
     assert Path(server.secret).stat().st_mode & 0o777 == 0o600
     assert Path(server.folder).stat().st_mode & 0o777 == 0o700
@@ -146,12 +146,14 @@ def test_the_secret_of_mlflow_is_for_its_owner_alone(root: Path) -> None:
         assert password not in text
 
 
-def test_status_shows_them_too(root: Path) -> None:
+def test_status_shows_all_four_services(root: Path) -> None:
     assert [line.split()[0] for line in run(root, "status").splitlines()] == list(NAMES)
     assert [state for state, _ in services.status(root).values()] == [State.RUNNING] * 4
 
 
-def test_tensorboard_moves_with_the_storage(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_restarts_when_the_storage_changes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tensorboardX import SummaryWriter
 
     before = recorded(root)
@@ -249,7 +251,7 @@ def publish(root: Path, value: object) -> None:
         assert request(f"{server.address}/variables/", authorization=header, data=data, **csrf)[0] == 201
 
 
-def test_a_clusters_pages_are_found_by_the_variables_of_their_own_programs(root: Path, client: Path) -> None:
+def test_pages_of_a_cluster_are_found_by_environment_variables(root: Path, client: Path) -> None:
     servers = recorded(root)
     found = dashboards.check(client)
     assert {name: getattr(page, "url", page) for name, page in found.items()} == {
@@ -263,7 +265,9 @@ def test_a_clusters_pages_are_found_by_the_variables_of_their_own_programs(root:
     assert not (client / paths.SERVICES).exists()
 
 
-def test_what_a_client_has_not_set_prefect_knows(root: Path, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_addresses_are_read_from_the_prefect_variable(
+    root: Path, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     servers = recorded(root)
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -297,7 +301,7 @@ def test_what_a_client_has_not_set_prefect_knows(root: Path, client: Path, monke
         ),
     ],
 )
-def test_a_wrong_secret_is_that_pages_line_alone(
+def test_a_wrong_secret_fails_only_its_own_page(
     root: Path, client: Path, monkeypatch: pytest.MonkeyPatch, name: str, variable: str, answer: str, login: str
 ) -> None:
     monkeypatch.setenv(variable, "0" * 64)
@@ -307,7 +311,7 @@ def test_a_wrong_secret_is_that_pages_line_alone(
     assert [other for other, page in found.items() if isinstance(page, PipelineError)] == [name]
 
 
-def test_without_a_secret_the_variable_that_lacks_is_named(
+def test_a_missing_secret_is_reported_with_its_variable(
     root: Path, client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PREFECT_API_AUTH_STRING")
@@ -328,7 +332,9 @@ def test_without_a_secret_the_variable_that_lacks_is_named(
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
 @pytest.mark.usefixtures("root")
-def test_a_page_that_cannot_be_reached_is_a_line(client: Path, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+def test_an_unreachable_page_is_reported_in_one_line(
+    client: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
     with dead_server(silent=silent) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hidden@{LOOPBACK}:{port}")
         found = dashboards.check(client)
@@ -341,7 +347,9 @@ def test_a_page_that_cannot_be_reached_is_a_line(client: Path, monkeypatch: pyte
 @pytest.mark.timing
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
 @pytest.mark.usefixtures("root")
-def test_such_a_page_is_given_up_within_seconds(client: Path, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+def test_an_unreachable_page_times_out_within_seconds(
+    client: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
     with dead_server(silent=silent) as port:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{LOOPBACK}:{port}")
         began = time.monotonic()
@@ -350,17 +358,13 @@ def test_such_a_page_is_given_up_within_seconds(client: Path, monkeypatch: pytes
     assert isinstance(found["mlflow"], PipelineError)
 
 
-def test_an_address_that_is_none_is_reported_without_its_password(
-    client: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_invalid_address_is_reported_without_its_password(client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "file://me:hidden@/etc/passwd")
     rule = "PREFECT_API_URL: the address must be http://HOST:PORT, but got 'file:///etc/passwd'"
     assert error(dashboards.check(client), "prefect") == rule
 
 
-def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
-    root: Path, client: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redirect_is_not_followed_with_credentials(root: Path, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = (
         "from http.server import *\n"
         "class Elsewhere(BaseHTTPRequestHandler):\n"
@@ -421,7 +425,7 @@ def flow_run(log: str) -> str:
 # --- shutdown
 
 
-def test_down_ends_them_and_what_was_not_started_says_how(root: Path) -> None:
+def test_down_stops_all_and_dashboards_name_the_command_to_restart(root: Path) -> None:
     found = recorded(root)
     assert run(root, "down") == "stopped prefect, ray, tensorboard and mlflow\n"
     assert family(*(service.pid for service in found.values())) == []

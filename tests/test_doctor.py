@@ -79,7 +79,7 @@ def error_free_packages() -> str:
     return f"{len(pinned)} packages pinned, none differs"
 
 
-def test_another_version_than_the_locked_one_is_named(project: Path) -> None:
+def test_another_version_than_the_locked_one_is_reported(project: Path) -> None:
     (project / "requirements.lock").write_text("# numpy==0 is a comment\nnumpy==1.0\nabsent-and-optional==3\n")
     assert str(error("packages", project)) == (
         f"requirements.lock: the packages must have the pinned versions, but got numpy {metadata.version('numpy')} "
@@ -102,14 +102,14 @@ def test_params_are_checked_with_the_names_that_exist(project: Path) -> None:
     assert str(found).endswith("but got 'mnits'; did you mean 'mnist'?")
 
 
-def test_more_workers_than_processors_are_refused(project: Path) -> None:
+def test_more_workers_than_cpus_are_refused(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     assert "num_workers: auto" in text
     (project / "params.yaml").write_text(text.replace("num_workers: auto", "num_workers: 999"))
     assert "train.num_workers must be at most" in str(error("params", project))
 
 
-def test_too_little_space_is_reported_with_both_numbers(tmp_path: Path) -> None:
+def test_too_little_disk_space_is_reported_with_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         doctor.check_disk(tmp_path, needed_bytes=10**18)
     free = f"{shutil.disk_usage(tmp_path).free / 1e6:,.0f} MB"
@@ -125,7 +125,7 @@ CHECK = "from pathlib import Path; from mnist_pipe.local import doctor; doctor.c
 @pytest.mark.parametrize(
     ("prepare", "reason"), [(READ_ONLY, "read-only file system"), (FULL, "no space left on device")]
 )
-def test_a_folder_that_cannot_be_written_is_named(
+def test_a_folder_that_is_not_writable_is_reported(
     mounted: MiniMount, tmp_path: Path, prepare: str, reason: str
 ) -> None:
     done = mounted(CHECK, prepare=prepare)
@@ -136,7 +136,7 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_somebody_elses_folder_is_not_writable(tmp_path: Path) -> None:
+def test_another_users_folder_is_not_writable(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir(mode=0o500)
     with pytest.raises(UnavailableError, match="permission denied"):
         doctor.check_writable(tmp_path / "theirs")
@@ -151,7 +151,7 @@ def test_a_check_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "reason"), [(READ_ONLY, "read-only file system"), (FULL, "no space left on device")]
 )
-def test_services_in_such_a_folder_are_one_line_and_no_process(
+def test_services_in_an_unwritable_folder_are_one_line(
     mounted: MiniMount, command: str, prepare: str, reason: str
 ) -> None:
     if command == "down" and prepare == FULL:
@@ -162,7 +162,7 @@ def test_services_in_such_a_folder_are_one_line_and_no_process(
     assert line.endswith(f": the path must be readable and writable, but got {reason}")
 
 
-def test_neither_git_nor_no_scm_is_an_error_with_its_fix(project: Path) -> None:
+def test_a_project_without_git_and_no_scm_is_an_error_with_its_remedy(project: Path) -> None:
     (project / ".git").rmdir()
     if any((parent / ".git").exists() for parent in project.parents):
         pytest.skip("the temporary folder lies in a Git repository")
@@ -173,13 +173,13 @@ def test_neither_git_nor_no_scm_is_an_error_with_its_fix(project: Path) -> None:
     assert dict(doctor.examine(project))["versioning"] == "DVC without Git; the lineage says so"
 
 
-def test_git_that_is_not_installed_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_git_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     fix = "install it, or run: dvc config --local core.no_scm true"
     assert str(error("versioning", project)) == f"git is not installed; {fix}"
 
 
-def test_no_dvc_repository_is_an_error(project: Path) -> None:
+def test_a_missing_dvc_repository_is_an_error(project: Path) -> None:
     shutil.rmtree(project / ".dvc")
     assert str(error("versioning", project)) == (
         f"{project / '.dvc'}: the DVC repository does not exist; "
@@ -197,7 +197,7 @@ def test_a_lock_that_a_killed_dvc_left_half_written_is_an_error(project: Path) -
     assert str(error).endswith("; delete it, unless a dvc is running")
 
 
-def test_a_taken_port_is_reported_and_no_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_taken_port_is_reported_without_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=True) as port:
         monkeypatch.setattr(prefect_server, "PORT", port)
         found = dict(doctor.examine(project))["ports"]
@@ -227,7 +227,7 @@ def test_too_few_open_files_are_an_error(project: Path) -> None:
     assert done.stdout == "this shell: open files must be at least 1024, but got 256; run: ulimit -n 4096\n"
 
 
-def test_a_storage_that_is_not_there_is_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_storage_is_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(project / "none"))
     found = dict(doctor.examine(project))["storage"]
     assert str(found) == (f"MNIST_PIPE_STORAGE: the directory {project}/none does not exist; make the directory")

@@ -15,7 +15,7 @@ DECAY = 0.8
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_average_is_that_of_the_formula(name: str) -> None:
+def test_the_average_agrees_with_the_formula(name: str) -> None:
     recipe = dataclasses.replace(RECIPE, optimizer=name, learning_rate=OPTIMIZERS[name].learning_rate[0])
     model, optimizer = loop.new_run(recipe, device=CPU)
     parameter, expected = next(model.parameters()), None
@@ -30,7 +30,7 @@ def test_the_average_is_that_of_the_formula(name: str) -> None:
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_weights_are_back_after_the_block_and_training_goes_on_from_them() -> None:
+def test_the_weights_are_restored_after_the_block() -> None:
     model, optimizer = loop.new_run(RECIPE, device=CPU)
     model(blobs(32).images).sum().backward()
     for _ in range(2):
@@ -49,7 +49,7 @@ def test_without_an_average_the_block_changes_nothing() -> None:
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), before, strict=True))
 
 
-def test_it_is_the_average_that_is_validated() -> None:
+def test_validation_uses_the_average() -> None:
     recipe = dataclasses.replace(RECIPE, average_decay=0.9, num_epochs=1)
     model, optimizer = loop.new_run(recipe, device=CPU)
     validation = blobs(50, seed=1)

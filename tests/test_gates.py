@@ -54,7 +54,7 @@ def against_champion(candidate: Predictions, opponent: gates.Champion | None, *,
     return gates.beats_champion(candidate, content_sha256=content, champion=opponent, max_p_value=0.05)
 
 
-def test_the_baseline_gate_counts_the_rows_that_one_alone_gets_right() -> None:
+def test_the_baseline_gate_counts_the_rows_that_only_one_model_gets_right() -> None:
     # Only the candidate is right on 8 rows, only the baseline on 1, both on 1: 10 of 512 outcomes are at least as good.
     gate = gates.beats_baseline(predictions([1] * 9 + [0], baseline=[0] * 8 + [1, 1]), max_p_value=0.02)
     assert gate == gates.Gate(
@@ -72,13 +72,13 @@ def test_a_p_value_at_the_limit_does_not_pass() -> None:
     assert gates.beats_baseline(candidate, max_p_value=0.2501).passed
 
 
-def test_a_candidate_that_is_as_right_as_the_baseline_does_not_pass() -> None:
+def test_a_candidate_as_accurate_as_the_baseline_does_not_pass() -> None:
     gate = gates.beats_baseline(predictions([1, 0, 1], baseline=[1, 0, 1]), max_p_value=0.9)
     assert not gate.passed
     assert gate.figures["p_value"] == 1
 
 
-def test_a_candidate_that_is_much_worse_than_the_baseline_does_not_pass() -> None:
+def test_a_candidate_worse_than_the_baseline_does_not_pass() -> None:
     gate = gates.beats_baseline(predictions([0] * 50, baseline=[1] * 50), max_p_value=0.01)
     assert not gate.passed
     assert gate.figures["p_value"] == 1
@@ -102,7 +102,7 @@ def test_the_calibration_gate_compares_confidence_with_accuracy() -> None:
 
 @pytest.mark.parametrize("column", ["probability", "true_probability"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_the_calibration_gate_refuses_what_is_not_finite(column: str, value: float) -> None:
+def test_the_calibration_gate_refuses_non_finite_values(column: str, value: float) -> None:
     candidate = predictions([1] * 10, probability=1.0)
     getattr(candidate, column)[[2, 5]] = value
     gate = gates.is_calibrated(candidate, max_error=1)
@@ -141,7 +141,7 @@ def test_the_champion_gate_joins_by_the_raw_row() -> None:
     )
 
 
-def test_only_rows_that_both_held_out_count() -> None:
+def test_only_rows_that_both_models_held_out_count() -> None:
     # The candidate wins on 100 rows that the champion was trained on; of the 10 common rows the champion wins on 1.
     ours = predictions([1] * 100 + [1] * 9 + [0], index=list(range(110)))
     theirs = predictions([1] * 10 + [0] * 40, index=list(range(100, 150)))
@@ -150,14 +150,14 @@ def test_only_rows_that_both_held_out_count() -> None:
     assert gate.figures == {"rows": 10, "only_candidate_right": 0, "only_other_right": 1, "p_value": 1}
 
 
-def test_without_a_common_row_nobody_is_shown_to_be_better() -> None:
+def test_without_a_common_row_the_candidate_does_not_pass() -> None:
     gate = against_champion(predictions([1] * 9), champion(predictions([0] * 9, index=list(range(50, 59)))))
     assert not gate.passed
     assert gate.figures["rows"] == 0
 
 
 @pytest.mark.parametrize("sources", [("raw", "other"), (None, None), ("raw", None)])
-def test_a_champion_of_other_source_data_is_not_compared_and_the_gate_says_so(sources: tuple[str, str]) -> None:
+def test_a_champion_of_other_data_is_reported_and_not_compared(sources: tuple[str, str]) -> None:
     ours, theirs = (predictions([1] * 9, source=source) for source in sources)
     gate = against_champion(ours, champion(theirs))
     assert (gate.passed, gate.figures) == (True, {})
@@ -167,7 +167,7 @@ def test_a_champion_of_other_source_data_is_not_compared_and_the_gate_says_so(so
     )
 
 
-def test_judge_asks_each_gate_with_its_own_limit() -> None:
+def test_judge_applies_each_gates_own_limit() -> None:
     verdicts = gates.judge(predictions([1] * 7, probability=1.0), content_sha256="new", champion=None, params=PARAMS)
     assert [(gate.name, gate.passed) for gate in verdicts] == [
         ("baseline", True),  # p = 1/128

@@ -52,7 +52,7 @@ def work(place: Storage) -> None:
         Path("reports/double.json").write_text(Path("data/one.txt").read_text() * 2)
 
 
-def test_inputs_go_out_and_outputs_come_back(client: Path, place: Storage) -> None:
+def test_inputs_are_uploaded_and_outputs_downloaded(client: Path, place: Storage) -> None:
     before = Path.cwd()
     request = handoff.upload_request("double", client, name="double-abc", storage=place)
     assert not handoff.has_outputs(place, KEY)
@@ -70,7 +70,7 @@ def test_inputs_go_out_and_outputs_come_back(client: Path, place: Storage) -> No
     assert list((client / paths.STATE).iterdir()) == []
 
 
-def test_the_name_of_a_run_changes_with_what_it_is_made_from_and_only_then(client: Path) -> None:
+def test_the_name_of_a_run_changes_only_with_its_inputs(client: Path) -> None:
     name = handoff.run_name("double", client, params={"a": 1})
     assert name == handoff.run_name("double", client, params={"a": 1})
     assert name.startswith("double-")
@@ -81,7 +81,7 @@ def test_the_name_of_a_run_changes_with_what_it_is_made_from_and_only_then(clien
     assert name != handoff.run_name("double", client, params={"a": 1})
 
 
-def test_the_worker_knows_the_clients_commit(client: Path, place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_receives_the_clients_commit(client: Path, place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "source_revision", lambda _: ("0123abc", True))
     handoff.upload_request("double", client, name="double-abc", storage=place)
     monkeypatch.undo()
@@ -92,7 +92,7 @@ def test_the_worker_knows_the_clients_commit(client: Path, place: Storage, monke
     assert seen == [("0123abc", True)]
 
 
-def test_an_error_there_is_reported_here_with_its_exit_code(client: Path, place: Storage) -> None:
+def test_a_workers_error_reaches_the_client_with_its_exit_code(client: Path, place: Storage) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     with pytest.raises(InputError), handoff.worker_workspace(f"{place.uri}/{KEY}"):
         raise InputError("params.yaml: x must be 2, but got 1")
@@ -126,7 +126,7 @@ def test_a_missing_input_is_reported_before_anything_is_sent(client: Path, place
 
 
 @pytest.mark.parametrize("path", ["../outside.txt", "data/one.txt", "models/out/../../../x"])
-def test_an_output_that_was_not_asked_for_is_refused(path: str, client: Path, place: Storage) -> None:
+def test_an_unrequested_output_is_refused(path: str, client: Path, place: Storage) -> None:
     request = handoff.upload_request("double", client, name="double-abc", storage=place)
     work(place)
     made = place.read_json(f"{KEY}/outputs.json")

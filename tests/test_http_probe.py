@@ -48,7 +48,7 @@ def server() -> Iterator[str]:
         (":", "", 0, "an address or credentials that HTTP does not allow"),
     ],
 )
-def test_the_reply_is_the_servers_own_or_says_why_there_is_none(
+def test_a_reply_has_the_servers_status_or_a_reason(
     server: str, path: str, authorization: str, status: int, reason: str
 ) -> None:
     reply = http_probe.get(server + path, authorization=authorization)
@@ -63,19 +63,19 @@ def test_the_reply_is_the_servers_own_or_says_why_there_is_none(
         pytest.param(False, "connection refused", id="closed"),
     ],
 )
-def test_no_server_is_a_reason(silent: bool, reason: str) -> None:
+def test_an_unreachable_server_is_a_reason(silent: bool, reason: str) -> None:
     with dead_server(silent=silent) as port:
         reply = http_probe.get(f"http://{LOOPBACK}:{port}")
     assert (reply.status, reply.reason) == (0, reason)
 
 
-def test_only_json_that_was_granted_is_returned(server: str) -> None:
+def test_json_is_returned_only_for_a_successful_request(server: str) -> None:
     assert http_probe.get_json(f"{server}/json", authorization="Bearer secret") == {"works": True}
     assert http_probe.get_json(f"{server}/json") is None
     assert http_probe.get_json(server, authorization="Bearer secret") is None
 
 
-def test_a_proxy_is_not_asked_for_loopback(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_bypasses_the_proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=False) as port:
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)

@@ -36,7 +36,7 @@ def error(path: Path, *, kind: idx.Kind = "images", max_bytes: int = 10_000) -> 
     return str(caught.value).replace(f"{path}", path.name)
 
 
-def test_a_file_assembled_by_hand_is_what_encode_writes() -> None:
+def test_encode_writes_a_file_that_was_assembled_by_hand() -> None:
     by_hand = bytes.fromhex("00000801 00000003 070201")
     assert idx.encode(LABELS) == by_hand
     assert idx.decode(by_hand, where="hand").tolist() == [7, 2, 1]
@@ -57,7 +57,7 @@ def test_random_bytes_are_decoded_or_refused(content: bytes) -> None:
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=255), st.binary(max_size=16))
-def test_a_header_that_lies_allocates_nothing(dimensions: list[int], rest: bytes) -> None:
+def test_a_false_header_allocates_no_memory(dimensions: list[int], rest: bytes) -> None:
     content = struct.pack(f">HBB{len(dimensions)}I", 0, 8, len(dimensions), *dimensions) + rest
     tracemalloc.start()
     try:
@@ -88,7 +88,7 @@ def test_a_header_that_lies_allocates_nothing(dimensions: list[int], rest: bytes
         ),
     ],
 )
-def test_a_faulty_header_is_named(content: str, message: str) -> None:
+def test_an_invalid_header_is_reported(content: str, message: str) -> None:
     with pytest.raises(CorruptDataError, match=f"^{re.escape(message)}$"):
         idx.decode(bytes.fromhex(content), where="x")
 
@@ -102,7 +102,7 @@ def test_images_and_labels_are_read_gzipped_or_not(tmp_path: Path, name: str) ->
     np.testing.assert_array_equal(idx.read(labels, kind="labels", max_bytes=10_000), LABELS)
 
 
-def test_what_is_not_one_intact_gzip_stream_is_named(tmp_path: Path) -> None:
+def test_a_damaged_gzip_stream_is_reported(tmp_path: Path) -> None:
     packed = gzip.compress(idx.encode(IMAGES), mtime=0)
     wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
     cases = {
@@ -118,7 +118,7 @@ def test_what_is_not_one_intact_gzip_stream_is_named(tmp_path: Path) -> None:
     assert {content: error(write(tmp_path, content)) for content in cases} == cases
 
 
-def test_contents_of_the_wrong_kind_are_named(tmp_path: Path) -> None:
+def test_contents_of_the_wrong_kind_are_reported(tmp_path: Path) -> None:
     path = write(tmp_path, gzip.compress(idx.encode(LABELS)))
     assert error(path) == (
         "images.gz: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); are the files swapped?"
@@ -168,7 +168,7 @@ def test_no_bit_flip_of_a_gzip_file_changes_a_value(tmp_path: Path) -> None:
     assert refused > 0.7 * 8 * len(packed)
 
 
-def test_the_published_files_hold_what_the_publisher_says(mnist_mirror: Path) -> None:
+def test_published_files_decode_to_the_documented_values(mnist_mirror: Path) -> None:
     images = idx.read(mnist_mirror / "t10k-images-idx3-ubyte.gz", kind="images", max_bytes=1 << 24)
     labels = idx.read(mnist_mirror / "t10k-labels-idx1-ubyte.gz", kind="labels", max_bytes=1 << 24)
     assert images.shape == (10_000, 28, 28)

@@ -109,7 +109,7 @@ def test_jpeg_is_read_in_each_of_its_colour_models(save: Save, canonical: NDArra
 
 @pytest.mark.parametrize(("name", "mode"), [("a.jpg", "L"), ("a.png", "L"), ("a.png", "I;16"), ("a.png", "RGBA")])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_orientation_in_the_exif_is_obeyed(
+def test_the_exif_orientation_is_applied(
     save: Save, canonical: NDArray[np.float32], name: str, mode: str, orientation: int
 ) -> None:
     # Stored image for each tag, so that the transformation of the tag gives the upright digit (EXIF 2.3, 4.6.4).
@@ -144,7 +144,7 @@ def test_the_noise_of_a_camera_does_not_move_the_digit(save: Save, canonical: ND
     assert difference(load_image(save(Image.fromarray(picture), "photo.jpg")), canonical) < 0.3
 
 
-def test_images_of_mnist_come_out_as_they_went_in(save: Save, mnist_mirror: Path) -> None:
+def test_images_of_mnist_stay_the_same(save: Save, mnist_mirror: Path) -> None:
     content = gzip.decompress((mnist_mirror / "t10k-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)[:300]
     loaded = np.stack([load_image(save(Image.fromarray(image))) for image in images])
@@ -155,7 +155,7 @@ def test_images_of_mnist_come_out_as_they_went_in(save: Save, mnist_mirror: Path
     assert same.mean() >= 0.99
 
 
-def test_enlarged_images_of_mnist_come_back(save: Save, mnist_mirror: Path) -> None:
+def test_enlarged_images_of_mnist_are_reduced_to_the_originals(save: Save, mnist_mirror: Path) -> None:
     content = gzip.decompress((mnist_mirror / "t10k-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 28, 28)[:100]
     enlarged = [Image.fromarray(255 - image).resize((280, 280), Image.Resampling.BICUBIC) for image in images]
@@ -174,7 +174,7 @@ def error(path: Path) -> str:
     return message
 
 
-def test_what_is_no_image_is_reported_in_one_line(tmp_path: Path, save: Save) -> None:
+def test_a_file_that_is_no_image_is_reported_in_one_line(tmp_path: Path, save: Save) -> None:
     path = tmp_path / "a.png"
     assert error(path) == f"{path} does not exist"
     path.write_bytes(b"")
@@ -189,29 +189,29 @@ def test_what_is_no_image_is_reported_in_one_line(tmp_path: Path, save: Save) ->
 
 
 @pytest.mark.parametrize("color", [0, 255, (200, 30, 30), 127])
-def test_a_blank_image_shows_no_digit(save: Save, color: int | tuple[int, int, int]) -> None:
+def test_a_blank_image_is_refused(save: Save, color: int | tuple[int, int, int]) -> None:
     path = save(Image.new("RGB" if isinstance(color, tuple) else "L", (50, 50), color))
     assert error(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 0%"
 
 
-def test_a_digit_that_is_hardly_there_is_blank(save: Save) -> None:
+def test_a_digit_of_too_little_contrast_is_refused(save: Save) -> None:
     path = save(drawn().point(lambda v: 240 + v * 15 // 255))
     assert error(path) == f"{path}: the image must show a digit on a plain background, but got a contrast of 6%"
 
 
-def test_a_png_that_was_cut_is_damaged(save: Save) -> None:
+def test_a_truncated_png_is_refused(save: Save) -> None:
     path = save(drawn())
     path.write_bytes(path.read_bytes()[:-200])
     assert error(path).startswith(f"{path}: the image must be undamaged, but got ")
 
 
-def test_a_jpeg_that_was_cut_is_damaged(save: Save) -> None:
+def test_a_truncated_jpeg_is_refused(save: Save) -> None:
     path = save(drawn(), "a.jpg")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     assert error(path).startswith(f"{path}: the image must be undamaged, but got image file is truncated")
 
 
-def test_no_flipped_bit_of_a_png_goes_unseen(save: Save) -> None:
+def test_every_flipped_bit_of_a_png_is_detected(save: Save) -> None:
     path = save(drawn(size=40, height=30))
     content = path.read_bytes()
     for position in range(8, len(content) - 12):  # without the last chunk, which holds no pixels
@@ -219,7 +219,7 @@ def test_no_flipped_bit_of_a_png_goes_unseen(save: Save) -> None:
         assert error(path).startswith(f"{path}: the ")
 
 
-def test_a_damaged_jpeg_is_an_image_or_an_input_error(save: Save) -> None:
+def test_a_damaged_jpeg_is_read_or_refused(save: Save) -> None:
     path = save(drawn(size=40, height=30), "a.jpg")
     content = path.read_bytes()
     random = np.random.default_rng(0)

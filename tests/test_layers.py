@@ -77,7 +77,7 @@ def test_imports_only_point_down(module: str) -> None:
 
 
 @pytest.mark.parametrize("library", ONLY)
-def test_each_orchestrator_has_its_own_modules(library: str) -> None:
+def test_only_named_modules_import_an_orchestrator(library: str) -> None:
     users = {name for name, path in MODULES.items() if any(i.split(".")[0] == library for i in imports(path))}
     assert users <= ONLY[library]
     assert users
@@ -116,14 +116,14 @@ def test_each_stage_has_its_flow(name: str) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_flow_that_resumes_takes_its_name_and_makes_none_of_its_own(stage: str) -> None:
+def test_a_resumable_flow_receives_its_run_name(stage: str) -> None:
     from pipelines.__main__ import load_flow
 
     assert ("run_name" in load_flow(stage).parameters.properties) == (stage in RESUMED)
     assert "mnist_pipe.fingerprint.run_name" not in imports(MODULES[f"pipelines.{stage}"])
 
 
-def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:
+def test_dvc_yaml_has_every_stage_with_only_its_own_params() -> None:
     stages = YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"]
     assert list(stages) == list(STAGES)
     for name, sections in STAGES.items():
@@ -133,7 +133,7 @@ def test_dvc_yaml_has_the_stages_and_their_narrow_params() -> None:
             assert set(stages[name]["params"]) == {narrow.get(section, section) for section in sections}
 
 
-def test_dvc_yaml_of_the_studies_has_two_stages_of_each_and_their_narrow_params() -> None:
+def test_studies_dvc_yaml_has_two_stages_per_study_with_only_its_params() -> None:
     stages = YAML(typ="safe").load(ROOT / "studies/dvc.yaml")["stages"]
     assert list(stages) == [name for stage, study in studies.STAGES.items() for name in (stage, study)]
     for stage, study in studies.STAGES.items():
@@ -145,7 +145,7 @@ def test_dvc_yaml_of_the_studies_has_two_stages_of_each_and_their_narrow_params(
         assert set(measured) < set(stages[study]["deps"])
 
 
-def test_dvc_yaml_names_the_known_paths() -> None:
+def test_dvc_yaml_uses_the_paths_of_the_library() -> None:
     known = {str(value) for value in vars(paths).values() if isinstance(value, Path)}
     for name, stage in YAML(typ="safe").load(ROOT / "dvc.yaml")["stages"].items():
         outputs = [*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())]
@@ -154,7 +154,7 @@ def test_dvc_yaml_names_the_known_paths() -> None:
             assert path in known or str(Path(path).parent) in known, f"{name}: {path}"
 
 
-def test_every_dependency_of_a_stage_on_code_exists() -> None:
+def test_every_code_dependency_of_a_stage_exists() -> None:
     for file in ("dvc.yaml", "studies/dvc.yaml"):
         for stage in YAML(typ="safe").load(ROOT / file)["stages"].values():
             for dependency in stage["deps"]:

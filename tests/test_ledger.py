@@ -25,7 +25,7 @@ def ledger(tmp_path: Path) -> Ledger[Trial]:
     return Ledger(storage=open_uri(str(tmp_path)), folder="trials/a-search", entry=Trial)
 
 
-def test_entries_come_back_in_the_order_of_their_names(ledger: Ledger[Trial]) -> None:
+def test_entries_are_read_in_the_order_of_their_names(ledger: Ledger[Trial]) -> None:
     assert ledger.read() == []
     trials = [Trial(number=number, history=[0.5, 0.25], address="here") for number in range(3)]
     for trial in reversed(trials):
@@ -33,7 +33,7 @@ def test_entries_come_back_in_the_order_of_their_names(ledger: Ledger[Trial]) ->
     assert ledger.read() == trials
 
 
-def test_an_entry_replaces_that_of_its_name(ledger: Ledger[Trial]) -> None:
+def test_an_entry_replaces_one_of_the_same_name(ledger: Ledger[Trial]) -> None:
     for number in (1, 2):
         ledger.record(Trial(number=number, history=[]), name="same")
     assert [trial.number for trial in ledger.read()] == [2]
@@ -42,18 +42,18 @@ def test_an_entry_replaces_that_of_its_name(ledger: Ledger[Trial]) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"\xff", b"null", b"[1, 2]", b"{}", b'{"number": 1, "history": [], "unknown": 1}']
 )
-def test_a_file_that_is_no_entry_is_passed_over(ledger: Ledger[Trial], content: bytes) -> None:
+def test_a_file_that_is_no_entry_is_ignored(ledger: Ledger[Trial], content: bytes) -> None:
     ledger.storage.write(f"{ledger.folder}/00000.json", content)
     ledger.record(Trial(number=1, history=[]), name="00001")
     assert [trial.number for trial in ledger.read()] == [1]
 
 
-def test_an_entry_of_an_earlier_version_takes_the_defaults(ledger: Ledger[Trial]) -> None:
+def test_an_entry_of_an_earlier_version_gets_the_defaults(ledger: Ledger[Trial]) -> None:
     ledger.storage.write_json(f"{ledger.folder}/1.json", {"number": 1, "history": [0.5]})
     assert ledger.read() == [Trial(number=1, history=[0.5])]
 
 
-def test_a_removed_ledger_is_empty_and_leaves_the_others_alone(ledger: Ledger[Trial]) -> None:
+def test_removing_a_ledger_leaves_the_others(ledger: Ledger[Trial]) -> None:
     other = Ledger(storage=ledger.storage, folder="trials/another", entry=Trial)
     for each in (ledger, other):
         each.record(Trial(number=1, history=[]), name="1")

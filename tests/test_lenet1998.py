@@ -39,7 +39,7 @@ def test_c3_reads_the_maps_of_table_1() -> None:
     ]
 
 
-def test_lenet5_has_the_sizes_and_the_parameters_that_the_paper_gives_each_layer() -> None:
+def test_lenet5_has_the_papers_sizes_and_parameters_in_each_layer() -> None:
     model, maps, seen = LeNet5RBF(), torch.randn(1, 1, 28, 28), []
     for layer in model.features:
         maps = layer(maps)
@@ -56,7 +56,7 @@ def test_lenet5_has_the_sizes_and_the_parameters_that_the_paper_gives_each_layer
     assert _num_parameters(model) == 60_000
 
 
-def test_lenet1_has_the_parameters_of_1990_and_two_halves() -> None:
+def test_lenet1_has_2578_parameters_and_two_separate_halves() -> None:
     assert _num_parameters(models.build("lenet1")) == 2_578
     layer = TableConv(lenet1998.LENET1_H3, num_inputs=4)
     maps = torch.randn(1, 4, 12, 12)
@@ -76,7 +76,7 @@ def test_lenet4_has_about_17_000_parameters_and_reads_every_map() -> None:
 
 
 @pytest.mark.parametrize("side", [5, 9])
-def test_a_table_is_a_convolution_with_zeros_where_nothing_is_read(side: int) -> None:
+def test_a_table_convolution_is_a_convolution_with_zeroed_kernels(side: int) -> None:
     table = [[0, 2], [1], [0, 1, 2]]
     layer = TableConv(table, num_inputs=3)
     dense, kernels = torch.zeros(3, 3, 5, 5), iter(layer.weight.view(-1, 5, 5))
@@ -87,7 +87,7 @@ def test_a_table_is_a_convolution_with_zeros_where_nothing_is_read(side: int) ->
     torch.testing.assert_close(layer(maps), F.conv2d(maps, dense, layer.bias), atol=1e-5, rtol=1e-5)
 
 
-def test_a_kernel_starts_within_the_bound_of_its_maps_inputs() -> None:
+def test_initial_kernels_are_within_the_bound_of_their_maps_inputs() -> None:
     layer = TableConv([[0]] * 50 + [range(4)] * 50, num_inputs=4)
     one, four = layer.weight[:50].abs().max(), layer.weight[50:].abs().max()
     assert 0.9 * 2.4 / 25 < one <= 2.4 / 25
@@ -105,7 +105,7 @@ def test_subsampling_is_the_sum_of_four_times_a_coefficient_plus_a_bias() -> Non
         torch.testing.assert_close(layer(maps)[:, output], expected)
 
 
-def test_the_scaled_tanh_leaves_one_where_it_is_and_bends_most_there() -> None:
+def test_the_scaled_tanh_maps_1_to_1_and_curves_most_there() -> None:
     one = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     squash = ScaledTanh()
     assert squash(one).item() == pytest.approx(1.0, abs=1e-4)
@@ -126,7 +126,7 @@ def test_a_digits_code_is_its_bitmap() -> None:
     assert apart.min() >= 13  # number of pixels in which the two most similar digits, 6 and 8, differ
 
 
-def test_the_logits_are_the_penalties_with_the_sign_turned() -> None:
+def test_the_logits_are_the_negated_penalties() -> None:
     model, images = LeNet5RBF(), torch.randn(4, 1, 28, 28)
     f6 = model.features(images)
     penalties = torch.stack([(f6 - code).square().sum(1) for code in digit_codes()], 1)
@@ -148,13 +148,13 @@ def test_a_rubbish_penalty_is_positive() -> None:
         models.build("lenet5_rbf", rubbish=-1.0)
 
 
-def test_the_frame_goes_on_as_the_rim_is() -> None:
+def test_the_frame_repeats_the_border_pixels() -> None:
     images = torch.full((1, 1, 28, 28), -0.42)
     assert torch.equal(lenet1998.Frame()(images), torch.full((1, 1, 32, 32), -0.42))
 
 
 @pytest.mark.parametrize("name", ["lenet1", "lenet4", "lenet5_rbf"])
-def test_goes_through_the_training_loop(name: str) -> None:
+def test_the_training_loop_fits_ten_images(name: str) -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 10
     images = torch.randn(10, 1, 28, 28, generator=generator)[labels]

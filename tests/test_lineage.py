@@ -61,28 +61,30 @@ def test_what_a_run_itself_writes_does_not_make_it_dirty(checkout: Path) -> None
     assert lineage.source_revision(checkout)[1] is False
 
 
-def test_a_tree_without_git_says_so(tree: Path) -> None:
+def test_a_tree_without_git_has_no_revision(tree: Path) -> None:
     assert lineage.source_revision(tree) == ("not a git checkout", None)
 
 
-def test_a_tree_inside_somebody_elses_repository_is_not_a_checkout_of_it(tree: Path) -> None:
+def test_a_tree_inside_another_repository_has_no_revision(tree: Path) -> None:
     git(tree.parent, "init", "--quiet")
     git(tree.parent, "commit", "--quiet", "--allow-empty", "-m", "Theirs")
     assert lineage.source_revision(tree) == ("not a git checkout", None)
 
 
-def test_a_machine_without_git_says_so(checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_without_git_gives_no_revision(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert lineage.source_revision(checkout) == ("not a git checkout (git is not installed)", None)
 
 
-def test_the_variables_of_a_git_hook_do_not_lead_astray(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_of_a_git_hook_are_ignored(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
     assert lineage.source_revision(checkout) == (git(checkout, "rev-parse", "HEAD"), False)
 
 
-def test_looking_does_not_write_to_the_repository(checkout: Path) -> None:
+def test_reading_the_revision_does_not_write_to_the_repository(checkout: Path) -> None:
     index = checkout / ".git" / "index"
     (checkout / "code.py").touch()  # a plain `git status` would now refresh the index
     before = index.stat().st_mtime_ns
@@ -102,7 +104,7 @@ def test_the_lineage_is_complete(checkout: Path) -> None:
     assert {"dvc", "mlflow", "mnist_pipe", "numpy", "prefect", "ray", "torch"} <= set(found["versions"])
 
 
-def test_the_params_hash_follows_values_and_not_comments(tree: Path) -> None:
+def test_the_params_hash_ignores_comments(tree: Path) -> None:
     def params_hash() -> str:
         return str(lineage.collect(tree, card=CARD, provenance={})["params_sha256"])
 

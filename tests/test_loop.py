@@ -27,7 +27,7 @@ from mnist_pipe.training.recipe import Recipe, recipe_of
 from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run, start_ranks
 
 
-def test_a_search_replaces_what_it_found_and_the_recipe_says_the_rest() -> None:
+def test_searched_values_replace_those_of_the_recipe() -> None:
     point = {**RECIPE.to_dict(), "train_rows": 100, "test_time_augmentation": True}
     assert recipe_of(point, found={}, models={"convnet": {"channels": [9]}}) == RECIPE
     other = recipe_of(point, found={"model": "mlp", "batch_size": 7}, models={"mlp": {"hidden": [3]}}, seed=5)
@@ -53,7 +53,7 @@ def test_a_split_on_the_cpu_is_not_copied(writeable: bool) -> None:
     assert data.images.data_ptr() == images.ctypes.data
 
 
-def test_learns() -> None:
+def test_training_reaches_95_percent() -> None:
     history, _ = run(RECIPE, training=blobs(640), validation=blobs(200, seed=1))
     assert history[-1]["validation_accuracy"] > 0.95, history
 
@@ -80,7 +80,7 @@ def test_metrics_are_means_over_rows_and_not_over_batches() -> None:
     assert accuracy == (logits.argmax(1) == data.labels).double().mean().item()
 
 
-def test_every_row_is_seen_once_an_epoch() -> None:
+def test_every_row_is_trained_on_once_an_epoch() -> None:
     seen: list[int] = []
     data = blobs(64)
     data.images[:, 0, 0, 0] = torch.arange(64.0)
@@ -109,7 +109,7 @@ def test_one_step_is_the_step_written_by_hand() -> None:
         torch.testing.assert_close(ours, theirs - 0.05 * 1.9 * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_continued_at_an_epoch_is_the_run_never_stopped() -> None:
+def test_a_run_resumed_at_an_epoch_equals_an_uninterrupted_one() -> None:
     training, validation = blobs(320), blobs(100, seed=1)
     whole, expected = run(RECIPE, training=training, validation=validation)
     model, optimizer = loop.new_run(RECIPE, device=CPU)
@@ -120,7 +120,7 @@ def test_a_run_continued_at_an_epoch_is_the_run_never_stopped() -> None:
     assert torch.equal(torch.cat([v.flatten().double() for v in model.state_dict().values()]), expected)
 
 
-def test_a_run_continued_within_an_epoch_is_the_run_never_stopped() -> None:
+def test_a_run_resumed_within_an_epoch_equals_an_uninterrupted_one() -> None:
     class GoneError(Exception):
         pass
 
@@ -198,7 +198,7 @@ def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
 
 @pytest.mark.services  # three processes that import torch
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
-def test_uneven_shares_of_a_batch_give_the_step_of_the_whole_batch(model: str, tmp_path: Path) -> None:
+def test_ranks_with_uneven_shares_take_the_step_of_the_whole_batch(model: str, tmp_path: Path) -> None:
     # Ranks have 22, 21 and 21 of 64 rows; without weights, the gradient would be off by a sixtieth of the rows'
     # differences.
     params = {"channels": [4]} if model == "convnet" else {}
@@ -221,13 +221,13 @@ def test_a_diverging_run_ends_with_the_epoch_it_diverged_in() -> None:
     assert str(caught.value) == ("training: the loss must stay finite, but got nan in epoch 1; lower the learning rate")
 
 
-def test_auto_precision_is_bfloat16_only_where_the_processor_computes_in_it() -> None:
+def test_bfloat16_is_used_only_on_cpus_that_compute_in_it() -> None:
     with open("/proc/cpuinfo") as stream:  # noqa: PTH123
         flags = stream.read()
     assert numerics.computes_bfloat16(CPU) == ("avx512_bf16" in flags or "amx_bf16" in flags)
 
 
-def test_logits_of_arrays_are_the_models() -> None:
+def test_logits_of_arrays_agree_with_the_model() -> None:
     data = blobs(600)
     model, _ = loop.new_run(RECIPE, device=CPU)
     got = forward.logits(model, data.images[:, 0].numpy())

@@ -11,7 +11,7 @@ from mnist_pipe.evaluation import markdown
 PAGE = "# Title\n<!-- one -->\nold\nlines\n<!-- /one -->\nbetween\n<!-- two -->\n<!-- /two -->\nend"
 
 
-def test_a_table_has_its_header_its_rule_and_its_rows() -> None:
+def test_a_table_has_a_header_a_rule_and_its_rows() -> None:
     found = markdown.table(("a", "", "c"), iter([("1", "2", "3"), ("", "5", "")]))
     assert found == "| a |  | c |\n| --- | --- | --- |\n| 1 | 2 | 3 |\n|  | 5 |  |"
 

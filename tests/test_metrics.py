@@ -58,14 +58,14 @@ def test_likelihood_and_accuracy_agree_with_scikit_learn(
     )
 
 
-def test_brier_score_of_two_rows_by_hand() -> None:
+def test_brier_score_agrees_with_a_calculation_by_hand() -> None:
     # Equal logits give each class 1/10: 9 squares of 0.1 and one of 0.9. A certain and right row adds nothing.
     sure = np.where(np.arange(10) == 4, 1000, 0)
     found = metrics_of(np.array([np.zeros(10), sure], dtype=np.float32), np.array([7, 4], dtype=np.uint8))
     assert found.brier == pytest.approx((9 * 0.01 + 0.81) / 2)
 
 
-def test_a_hand_count_of_three_rows() -> None:
+def test_metrics_of_three_rows_agree_with_a_calculation_by_hand() -> None:
     even = math.log(9)  # this logit and nine zeros give a probability of 1/2
     rows = [np.where(np.arange(10) == top, even, 0) for top in (0, 1, 2)]
     found = metrics_of(np.array(rows, dtype=np.float64), np.array([0, 1, 9], dtype=np.uint8))
@@ -79,7 +79,7 @@ def test_a_label_is_predicted_by_the_first_of_equal_logits() -> None:
 
 
 @given(rows=st.integers(1, 5000), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_interval_is_that_of_scipy(rows: int, share: float, confidence: float) -> None:
+def test_wilson_interval_agrees_with_scipy(rows: int, share: float, confidence: float) -> None:
     right = round(share * rows)
     oracle = binomtest(right, rows).proportion_ci(confidence_level=confidence, method="wilson")
     low, high = metrics.wilson_interval(right, num_rows=rows, confidence=confidence)
@@ -108,7 +108,7 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it() -> None:
     assert bins.counts.tolist() == [2, 1, 1, 1]
 
 
-def test_a_model_that_is_always_right_and_sure_is_calibrated() -> None:
+def test_a_model_that_is_always_right_and_certain_is_calibrated() -> None:
     assert metrics.calibration_bins(np.ones(7), np.ones(7, dtype=bool), num_bins=15).error == 0
 
 
@@ -118,7 +118,7 @@ def test_confusion_matrix_agrees_with_scikit_learn(logits: NDArray[np.float32], 
     np.testing.assert_array_equal(metrics.confusion_matrix(labels, predictions), expected)
 
 
-def test_per_class_figures_agree_with_scikit_learn(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+def test_per_class_metrics_agree_with_scikit_learn(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     predictions = logits.argmax(axis=1).astype(np.uint8)
     expected = sklearn.metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(10), zero_division=np.nan
@@ -129,7 +129,7 @@ def test_per_class_figures_agree_with_scikit_learn(logits: NDArray[np.float32], 
         assert (one.precision, one.recall, one.f1, one.num_rows) == pytest.approx(tuple(row))
 
 
-def test_a_class_that_is_neither_there_nor_predicted_has_no_figures() -> None:
+def test_an_absent_class_has_no_metrics() -> None:
     labels = np.array([0, 0, 1], dtype=np.uint8)
     found = metrics.compute_class_metrics(metrics.confusion_matrix(labels, np.array([0, 2, 0], dtype=np.uint8)))
     assert (found[0].precision, found[0].recall, found[0].f1) == (0.5, 0.5, 0.5)
@@ -138,7 +138,7 @@ def test_a_class_that_is_neither_there_nor_predicted_has_no_figures() -> None:
     assert (found[3].precision, found[3].recall, found[3].f1) == (None, None, None)
 
 
-def test_logits_that_are_not_finite_are_refused(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
+def test_non_finite_logits_are_refused(logits: NDArray[np.float32], labels: NDArray[np.uint8]) -> None:
     logits[17, 3] = np.nan
     with pytest.raises(CorruptDataError) as error:
         metrics.compute_metrics(logits, labels, confidence=0.95, num_bins=15, where="models/candidate")

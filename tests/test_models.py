@@ -28,7 +28,7 @@ PARAMETERS = {
 }
 
 
-def test_a_cropped_convnet_does_not_look_at_the_rim() -> None:
+def test_a_cropped_convnet_ignores_the_border() -> None:
     model = models.build("convnet", channels=[4, 8], crop=3).eval()
     image = torch.randn(1, 1, 28, 28)
     other = image.clone()
@@ -38,7 +38,7 @@ def test_a_cropped_convnet_does_not_look_at_the_rim() -> None:
     assert not torch.equal(model(image), model(other))
 
 
-def test_a_block_has_so_many_convolutions_and_the_last_pool_can_be_left_out() -> None:
+def test_convnet_arguments_set_convolutions_per_block_and_the_last_pool() -> None:
     def count(**arguments: object) -> int:
         return sum(parameter.numel() for parameter in models.build("convnet", **arguments).parameters())
 
@@ -73,7 +73,7 @@ def test_every_parameter_gets_a_gradient(name: str) -> None:
     assert without == []
 
 
-def test_learns_32_images_by_heart(name: str) -> None:
+def test_overfits_32_images(name: str) -> None:
     torch.manual_seed(0)
     model, images, labels = models.build(name), torch.randn(32, 1, 28, 28), torch.arange(32) % 10
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -101,18 +101,18 @@ def test_the_prediction_of_an_image_does_not_depend_on_its_batch(name: str) -> N
     torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
 
-def test_has_the_parameters_that_its_layers_say(name: str) -> None:
+def test_has_the_known_number_of_parameters(name: str) -> None:
     assert sum(parameter.numel() for parameter in models.build(name).parameters()) == PARAMETERS[name]
 
 
-def test_sizes_of_the_mlp_are_parameters() -> None:
+def test_hidden_sizes_set_the_layers_of_the_mlp() -> None:
     model = models.build("mlp", hidden=[300, 100], activation="tanh")
     shapes = [tuple(p.shape) for p in model.parameters() if p.ndim == 2]
     assert shapes == [(300, 784), (100, 300), (10, 100)]
     assert any(isinstance(module, torch.nn.Tanh) for module in model.modules())
 
 
-def test_a_cropped_mlp_reads_the_middle_alone() -> None:
+def test_a_cropped_mlp_ignores_the_border() -> None:
     model, image = models.build("mlp", hidden=[300], crop=4), torch.randn(1, 1, 28, 28)
     assert sum(parameter.numel() for parameter in model.parameters()) == 400 * 300 + 300 + 300 * 10 + 10
     assert torch.equal(model(image), model(F.pad(image[..., 4:24, 4:24], (4, 4, 4, 4))))

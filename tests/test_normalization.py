@@ -50,7 +50,7 @@ def test_every_row_lands_in_one_split_under_its_own_number(raw_splits: Splits) -
         assert [column.dtype.name for column in columns] == ["float32", "uint8", "uint32"]
 
 
-def test_images_are_standardised_with_the_training_rows_alone(raw_splits: Splits) -> None:
+def test_images_are_standardised_with_training_rows_only(raw_splits: Splits) -> None:
     splits, report = normalize(raw_splits)
     training = raw_splits["train"].images[splits["train"].index].astype(np.float64) / 255
     assert report["mean"] == pytest.approx(training.mean(), rel=1e-14)
@@ -69,7 +69,7 @@ def sha256_of(raw: RawSplit) -> str:
     return hashlib.sha256(raw.images.tobytes() + raw.labels.tobytes()).hexdigest()
 
 
-def test_a_split_says_what_it_was_made_from(raw_splits: Splits) -> None:
+def test_a_split_records_its_provenance(raw_splits: Splits) -> None:
     splits, report = normalize(raw_splits)
     common = {
         "dataset": "toy",
@@ -97,7 +97,7 @@ def test_at_most_a_fifth_is_held_out(raw_splits: Splits) -> None:
     assert len(splits["validation"].labels) == 100
 
 
-def test_the_seed_and_nothing_else_chooses_the_rows(raw_splits: Splits) -> None:
+def test_only_the_seed_chooses_the_rows(raw_splits: Splits) -> None:
     chosen = [normalize(raw_splits, seed=seed)[0]["validation"].index.tolist() for seed in (0, 0, 1)]
     assert chosen[0] == chosen[1] != chosen[2]
 
@@ -124,7 +124,7 @@ def test_the_moments_do_not_depend_on_how_the_rows_are_chunked(rows: int, seed: 
 
 
 @pytest.mark.parametrize("rows", [999, 1000, 1001, 2500])
-def test_images_looked_up_in_parts_are_those_looked_up_at_once(rows: int) -> None:
+def test_images_standardised_in_chunks_agree_with_all_at_once(rows: int) -> None:
     random = np.random.default_rng(rows)
     raw = {
         name: RawSplit(
@@ -193,7 +193,7 @@ def test_mnist_has_the_known_moments_and_no_overlap(mnist_mirror: Path) -> None:
 
 @pytest.mark.services
 @pytest.mark.usefixtures("prefect_server")
-def test_the_flow_writes_the_same_bytes_every_time_and_nothing_from_damaged_data(
+def test_the_flow_is_deterministic_and_writes_nothing_from_damaged_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw_splits: Splits
 ) -> None:
     from mnist_pipe.params.schema import NormalizeParams

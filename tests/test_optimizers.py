@@ -78,7 +78,7 @@ def test_two_runs_are_bitwise_equal(name: str) -> None:
     assert torch.equal(*weights)
 
 
-def test_weight_decay_pulls_the_weights_in_and_leaves_the_biases(name: str) -> None:
+def test_weight_decay_shrinks_the_weights_and_not_the_biases(name: str) -> None:
     # With a gradient of zero only the decay changes a parameter; adagrad and adadelta need several steps to show it.
     model, optimizer = _new(name, weight_decay=0.1)
     norms = {key: value.norm().item() for key, value in model.named_parameters()}
@@ -91,7 +91,7 @@ def test_weight_decay_pulls_the_weights_in_and_leaves_the_biases(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ORACLES)
-def test_without_decay_it_is_the_librarys_own(name: str) -> None:
+def test_without_weight_decay_it_agrees_with_torch(name: str) -> None:
     constructor, arguments = ORACLES[name]
     low, high = OPTIMIZERS[name].learning_rate
     torch.manual_seed(0)
@@ -103,7 +103,7 @@ def test_without_decay_it_is_the_librarys_own(name: str) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_the_range_of_learning_rates_is_a_range(name: str) -> None:
+def test_the_range_of_learning_rates_is_valid(name: str) -> None:
     low, high = OPTIMIZERS[name].learning_rate
     assert 0 < low < high <= 10
 
@@ -132,7 +132,7 @@ def test_orthogonalize_keeps_the_singular_vectors() -> None:
     torch.testing.assert_close(core, torch.diag(core.diagonal()), atol=1e-4, rtol=0)
 
 
-def test_muon_on_a_hidden_matrix_is_torchs_muon() -> None:
+def test_muon_on_a_hidden_matrix_agrees_with_torch() -> None:
     # torch's version iterates in bfloat16, so the directions agree to about two digits.
     torch.manual_seed(0)
     hidden = nn.Linear(20, 12, bias=False)
@@ -151,7 +151,7 @@ def test_muon_on_a_hidden_matrix_is_torchs_muon() -> None:
     assert abs(float(moved.norm() / expected.norm()) - 1) < 0.02
 
 
-def test_muon_takes_a_filter_as_the_matrix_of_its_outputs() -> None:
+def test_muon_treats_a_filter_as_a_matrix_of_its_outputs() -> None:
     torch.manual_seed(0)
     hidden = nn.Conv2d(3, 8, 3, bias=False)
     model = nn.Sequential(hidden, nn.Flatten(), nn.Linear(8, 10))

@@ -34,12 +34,12 @@ def commands(page: Path) -> list[str]:
     return [line.strip() for block in blocks for line in block.splitlines()] + spans
 
 
-def test_the_first_page_is_short() -> None:
+def test_the_readme_has_at_most_150_lines() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_every_link_leads_somewhere(page: Path) -> None:
+def test_every_link_has_a_target(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith(("http://", "https://", "../../actions/")):  # the last is GitHub's own page
             continue
@@ -66,7 +66,7 @@ def test_every_command_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
-def test_every_file_that_is_named_exists(page: Path) -> None:
+def test_every_named_file_exists(page: Path) -> None:
     tops = {path.name for path in ROOT.iterdir()} - {"data", "models", "reports"}  # what a rebuild makes
     for span in commands(page):
         name = span.partition(":")[0].rstrip("/")
@@ -76,13 +76,13 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("top", ["mnist_pipe", "pipelines", "studies", "deploy"])
-def test_every_page_that_the_code_names_exists(top: str) -> None:
+def test_every_page_named_in_code_exists(top: str) -> None:
     for path in (ROOT / top).rglob("*.py"):
         for name in re.findall(r"\b(?:docs|deploy|studies|benchmarks)/[\w./-]*\.md\b", path.read_text()):
             assert (ROOT / name).exists(), f"{path.relative_to(ROOT)} names {name}"
 
 
-def test_every_key_that_is_named_exists() -> None:
+def test_every_named_params_key_exists() -> None:
     params = YAML(typ="safe").load(ROOT / "params.yaml")
     key = re.compile(rf"((?:{'|'.join(params)})(?:\.[a-z_]+)+)(?!\w|\.py)")
     for page in PAGES:

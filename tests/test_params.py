@@ -66,20 +66,20 @@ def edited(tmp_path: Path) -> Edited:
     return Edited(tmp_path / "params.yaml")
 
 
-def test_the_shipped_file_loads_with_the_names_that_exist() -> None:
+def test_the_shipped_file_is_valid() -> None:
     loaded = load_params(ROOT / "params.yaml")
     assert loaded.ingest.dataset == "mnist"
     assert loaded.ingest.mirrors[0] == "../shared/mnist"
     assert loaded.register_.max_p_value_against_baseline == 0.01
 
 
-def test_every_shipped_value_is_the_one_that_yaml_means() -> None:
+def test_shipped_values_agree_with_dvcs_yaml_parser() -> None:
     """Compare with the parser that DVC uses, so that both always read the same numbers."""
     content = YAML(typ="safe", pure=True).load(SHIPPED)
     assert loader.load(ROOT / "params.yaml", names=None).model_dump(by_alias=True) == content
 
 
-def test_what_is_loaded_cannot_be_changed() -> None:
+def test_loaded_params_are_immutable() -> None:
     loaded = loader.load(ROOT / "params.yaml", names=NAMES)
     with pytest.raises(ValueError, match="frozen"):
         loaded.train.seed = 1
@@ -220,7 +220,7 @@ def test_an_error_is_reported_in_one_line(edited: Edited, key: str, replacement:
     assert edited.errors(key, replacement) == message
 
 
-def test_a_section_that_is_no_mapping_is_named(edited: Edited) -> None:
+def test_a_section_that_is_no_mapping_is_reported(edited: Edited) -> None:
     assert edited.errors("normalize", "normalize: 3\nspare:").startswith("L: normalize must be a mapping, but got 3\n")
 
 
@@ -235,7 +235,7 @@ def test_a_mirror_is_a_directory_or_a_base_url(edited: Edited, mirror: str) -> N
     )
 
 
-def test_a_mirrors_password_is_in_no_message(edited: Edited) -> None:
+def test_no_message_contains_a_mirrors_password(edited: Edited) -> None:
     assert "secret" not in edited.errors("ingest.mirrors", "  mirrors: ['http://user:secret@h:x']\n  _:")
 
 
@@ -254,7 +254,7 @@ def test_all_errors_are_reported_at_once(edited: Edited) -> None:
     assert caught.value.exit_code == 2
 
 
-def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edited) -> None:
+def test_without_names_any_name_is_valid_and_other_rules_hold(edited: Edited) -> None:
     _, text = edit("ingest.dataset", "  dataset: tomorrow")
     edited.path.write_text(text)
     assert loader.load(edited.path, names=None).ingest.dataset == "tomorrow"
@@ -292,7 +292,7 @@ def test_without_names_any_name_is_taken_and_every_other_rule_holds(edited: Edit
         ),
     ],
 )  # fmt: skip
-def test_what_is_not_yaml_is_reported_in_one_line(
+def test_invalid_yaml_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -302,7 +302,7 @@ def test_what_is_not_yaml_is_reported_in_one_line(
     assert str(caught.value) == message
 
 
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     messages = []
     Path("binary").write_bytes(b"a: \xff")
@@ -340,14 +340,14 @@ SCALARS = st.one_of(
 
 @settings(max_examples=50)
 @given(st.sampled_from(LEAVES), SCALARS)
-def test_any_scalar_for_any_value_is_loaded_or_refused(key: str, value: Any) -> None:
+def test_any_scalar_for_any_value_is_valid_or_refused(key: str, value: Any) -> None:
     _, text = edit(key, f"{'  ' * key.count('.')}{key.rpartition('.')[2]}: {value}")
     load_or_refuse(text)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.sampled_from(SHIPPED.splitlines()), max_size=12), st.text(max_size=20))
-def test_any_shuffle_of_the_files_lines_is_loaded_or_refused(lines: list[str], more: str) -> None:
+def test_any_shuffle_of_the_lines_is_valid_or_refused(lines: list[str], more: str) -> None:
     load_or_refuse("\n".join([*lines, more]))
 
 

@@ -98,7 +98,7 @@ def test_every_stage_ran_once_in_order(clone: Path) -> None:
     ]
 
 
-def test_the_data_set_names_the_registered_model(clone: Path) -> None:
+def test_the_registered_model_is_named_after_the_data_set(clone: Path) -> None:
     registration = json.loads((clone / "reports/registration.json").read_text())
     assert registration["name"] == "digits-classifier"
     assert registration["version"] == 1
@@ -121,7 +121,7 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
     assert "Data and pipelines are up to date." in output
 
 
-def test_prefect_shows_a_completed_flow_run_for_every_stage_under_the_name_that_ray_has(clone: Path) -> None:
+def test_prefect_has_a_completed_flow_run_per_stage_with_rays_name(clone: Path) -> None:
     code = (
         "import asyncio, os; from pathlib import Path; from mnist_pipe.local import services;"
         "os.environ.update(services.environment(Path.cwd()));"
@@ -137,21 +137,23 @@ def test_prefect_shows_a_completed_flow_run_for_every_stage_under_the_name_that_
     assert ("search", "COMPLETED", (clone / "first.search").read_text()) in runs
 
 
-def test_ray_shows_the_search_and_the_training_by_their_names_and_what_each_trial_did(clone: Path) -> None:
+def test_ray_names_the_search_and_training_and_logs_every_trial(clone: Path) -> None:
     [head] = [service for _, service in services.status(clone).values() if service and service.name == "ray"]
     authorization = {"Authorization": services.authorization(head)}
 
-    def ask(path: str) -> Any:
+    def fetch_json(path: str) -> Any:
         with urllib.request.urlopen(
             urllib.request.Request(head.url + path, headers=authorization), timeout=30
         ) as reply:
             return json.load(reply)
 
     search = (clone / "first.search").read_text()
-    names = {job["metadata"].get("job_name") for job in ask("/api/jobs/")}
+    names = {job["metadata"].get("job_name") for job in fetch_json("/api/jobs/")}
     assert search in names
     assert any(re.fullmatch("train-[0-9a-f]{12}", name) for name in names)
-    trainers = [actor for actor in ask("/logical/actors")["data"]["actors"].values() if actor["reprName"] == search]
+    trainers = [
+        actor for actor in fetch_json("/logical/actors")["data"]["actors"].values() if actor["reprName"] == search
+    ]
     assert len(trainers) == 1  # one actor ran every trial
     log = next(Path(head.folder).glob(f"session_latest/logs/worker-*-{trainers[0]['pid']}.out")).read_text()
     for trial in range(1, SMALL["search.num_trials"] + 1):
@@ -164,7 +166,7 @@ def test_one_changed_key_reruns_only_what_depends_on_it(clone: Path) -> None:
     assert stages_run(run(clone, "dvc", "repro")) == ["register", "report"]
 
 
-def test_data_weights_and_metrics_are_the_same_bytes_again(clone: Path) -> None:
+def test_a_forced_repro_gives_the_same_bytes(clone: Path) -> None:
     before = digests(clone)
     for stage in ("ingest", "normalize", "baseline", "evaluate"):  # test_search.py covers search, another test train
         assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", stage)) == [stage]
@@ -172,7 +174,7 @@ def test_data_weights_and_metrics_are_the_same_bytes_again(clone: Path) -> None:
     assert any(name.endswith(".safetensors") for name in before)
 
 
-def test_the_commands_that_a_dvc_user_knows_work(clone: Path) -> None:
+def test_dvc_metrics_params_plots_and_experiments_work(clone: Path) -> None:
     assert "reports/evaluation.json" in run(clone, "dvc", "metrics", "show")
     assert "search" in run(clone, "dvc", "dag")
     set_params(clone, **{"search.num_trials": 3})
@@ -193,7 +195,7 @@ def test_the_summary_names_the_model_the_report_and_how_to_stop(clone: Path) -> 
 
 
 @pytest.mark.slow
-def test_an_interrupted_train_leaves_nothing_and_goes_on_where_it_was(clone: Path) -> None:
+def test_an_interrupted_train_resumes_and_leaves_no_process(clone: Path) -> None:
     expected = hashlib.sha256((clone / "models/candidate/model.safetensors").read_bytes()).hexdigest()
     # Ctrl-C in a terminal reaches the whole process group, a scheduler's SIGTERM reaches only dvc, and a power cut
     # leaves no process to clean up.
@@ -209,7 +211,7 @@ def test_an_interrupted_train_leaves_nothing_and_goes_on_where_it_was(clone: Pat
 
 @pytest.mark.slow
 @pytest.mark.timing
-def test_an_interrupted_train_is_gone_within_seconds(clone: Path) -> None:
+def test_an_interrupted_train_exits_within_seconds(clone: Path) -> None:
     interrupt(clone, stop=lambda process: os.killpg(process.pid, signal.SIGINT), seconds=5)
 
 
@@ -238,7 +240,7 @@ def interrupt(clone: Path, *, stop: Callable[[subprocess.Popen[bytes]], None], s
 
 
 @pytest.mark.slow
-def test_a_stage_without_services_brings_its_own(unpacked: Path) -> None:
+def test_a_stage_without_services_starts_its_own(unpacked: Path) -> None:
     before = {p.pid for p in psutil.process_iter()}
     assert stages_run(run(unpacked, "dvc", "repro", "--force", "--single-item", "search")) == ["search"]
     left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
@@ -246,7 +248,7 @@ def test_a_stage_without_services_brings_its_own(unpacked: Path) -> None:
 
 
 @pytest.mark.slow
-def test_without_git_the_pipeline_runs_and_the_lineage_says_so(unpacked: Path) -> None:
+def test_the_pipeline_runs_without_git_and_the_lineage_records_it(unpacked: Path) -> None:
     assert stages_run(run(unpacked, "dvc", "repro", "--single-item", "register")) == ["register"]
     lineage = json.loads((unpacked / "reports/registration.json").read_text())["lineage"]
     assert lineage["git_revision"] == "not a git checkout"
@@ -269,7 +271,7 @@ def test_without_git_the_pipeline_runs_and_the_lineage_says_so(unpacked: Path) -
     ],
     ids=["workers", "gpu", "model", "arguments"],
 )  # fmt: skip
-def test_what_can_be_known_before_work_starts_is_reported_in_one_line(
+def test_preflight_errors_are_one_line_before_work_starts(
     tmp_path: Path, changes: dict[str, object], stage: str, code: int, line: str
 ) -> None:
     folder = copy_tree(tmp_path / "main")
@@ -283,7 +285,7 @@ def test_what_can_be_known_before_work_starts_is_reported_in_one_line(
 
 
 @pytest.mark.timing
-def test_that_is_reported_within_seconds(tmp_path: Path) -> None:
+def test_preflight_errors_are_reported_within_seconds(tmp_path: Path) -> None:
     folder = copy_tree(tmp_path / "main")
     set_params(folder, **{"train.num_workers": 64})
     began = time.monotonic()

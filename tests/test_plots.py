@@ -95,7 +95,7 @@ ONE_OF_EACH = [name for name in DRAWINGS if "," not in name]
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
-def test_every_input_gives_a_picture_without_a_warning(tmp_path: Path, name: str) -> None:
+def test_every_input_is_drawn_without_a_warning(tmp_path: Path, name: str) -> None:
     path = tmp_path / "deep" / "picture.png"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -110,14 +110,14 @@ def test_every_input_gives_a_picture_without_a_warning(tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_the_same_numbers_give_the_same_bytes_whatever_the_users_style(tmp_path: Path, name: str) -> None:
+def test_the_same_input_gives_the_same_bytes_in_any_matplotlib_style(tmp_path: Path, name: str) -> None:
     DRAWINGS[name](tmp_path / "a.png")
     with mpl.rc_context({"lines.linewidth": 9, "font.family": "monospace", "savefig.dpi": 50, "axes.facecolor": "red"}):
         DRAWINGS[name](tmp_path / "b.png")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-def test_a_picture_names_neither_software_nor_time(tmp_path: Path) -> None:
+def test_a_figure_contains_neither_software_nor_time(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     DRAWINGS["templates"](path)
     content, position, kinds = path.read_bytes(), 8, []
@@ -128,7 +128,7 @@ def test_a_picture_names_neither_software_nor_time(tmp_path: Path) -> None:
     assert set(kinds) == {"IHDR", "pHYs", "IDAT", "IEND"}
 
 
-def test_a_drawing_leaves_matplotlibs_settings_as_they_were(tmp_path: Path) -> None:
+def test_drawing_does_not_change_matplotlibs_settings(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     DRAWINGS["curves"](tmp_path / "a.png")
     assert dict(mpl.rcParams) == before
@@ -140,7 +140,7 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_single_mistake_can_be_seen_in_the_confusion_matrix(tmp_path: Path) -> None:
+def test_a_single_mistake_is_visible_in_the_confusion_matrix(tmp_path: Path) -> None:
     """Check that one cell of a hundred is strongly coloured, though its count is 1 and hits have 20."""
 
     def num_red(num_wrong: int) -> int:
@@ -154,7 +154,7 @@ def test_a_single_mistake_can_be_seen_in_the_confusion_matrix(tmp_path: Path) ->
     assert 0.5 * cell < num_red(1) < 1.5 * cell
 
 
-def test_the_worst_mistakes_are_the_surest_wrong_rows() -> None:
+def test_the_worst_mistakes_are_the_most_confident_wrong_rows() -> None:
     labels = np.array([1, 2, 3, 4, 5, 6], dtype=np.uint8)
     predicted = np.array([1, 0, 0, 4, 0, 0], dtype=np.uint8)
     probabilities = np.array([1.0, 0.5, 0.9, 0.99, 0.9, 0.6], dtype=np.float32)

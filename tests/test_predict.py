@@ -34,7 +34,7 @@ def only(results: list[Any]) -> Prediction:
     return result
 
 
-def test_the_probabilities_are_the_softmax_of_the_model_on_the_standardised_image(
+def test_probabilities_are_the_models_softmax_of_the_standardised_image(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     candidate = make_candidate(1, 40)
@@ -53,7 +53,7 @@ def test_the_probabilities_are_the_softmax_of_the_model_on_the_standardised_imag
     assert sum(result.probabilities) == pytest.approx(1)
 
 
-def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
+def test_an_unreadable_image_is_reported_in_its_place(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path, tmp_path: Path
 ) -> None:
     register(registry_root, make_candidate(1, 40))
@@ -66,13 +66,13 @@ def test_a_picture_that_cannot_be_read_is_reported_in_its_place(
     assert third == first
 
 
-def test_without_a_registry_the_way_to_one_is_reported(tmp_path: Path, picture: Path) -> None:
+def test_without_a_registry_the_error_names_dvc_repro(tmp_path: Path, picture: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         classify([picture], root=tmp_path / "new")
     assert str(caught.value) == "no champion is registered yet; run: dvc repro"
 
 
-def test_the_name_that_was_registered_last_is_asked_for_its_champion(
+def test_the_champion_of_the_last_registered_name_is_used(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     one, other = make_candidate(1, 40), make_candidate(2, 40)
@@ -91,7 +91,7 @@ def test_the_name_that_was_registered_last_is_asked_for_its_champion(
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
-def test_without_a_registration_the_only_champion_is_taken(
+def test_without_a_registration_the_only_champion_is_used(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path, content: str | None
 ) -> None:
     register(registry_root, make_candidate(1, 40))
@@ -101,7 +101,7 @@ def test_without_a_registration_the_only_champion_is_taken(
     assert only(classify([picture], root=registry_root))
 
 
-def test_among_several_champions_the_user_chooses(
+def test_several_champions_are_listed_for_the_user_to_choose(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     for name in ("mnist-classifier", "digits-classifier"):
@@ -114,7 +114,7 @@ def test_among_several_champions_the_user_chooses(
     )
 
 
-def test_any_version_can_be_asked(registry_root: Path, make_candidate: MakeCandidate, picture: Path) -> None:
+def test_any_version_can_predict(registry_root: Path, make_candidate: MakeCandidate, picture: Path) -> None:
     register(registry_root, make_candidate(1, 60))
     register(registry_root, make_candidate(2, 40))
     by_alias = {
@@ -126,7 +126,7 @@ def test_any_version_can_be_asked(registry_root: Path, make_candidate: MakeCandi
     assert by_number[1] != by_number[2]
 
 
-def test_a_champion_whose_files_are_gone_is_reported(
+def test_a_champion_without_files_is_reported(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     register(registry_root, make_candidate(1, 40))

@@ -28,7 +28,7 @@ def predictions() -> Predictions:
     )
 
 
-def test_predictions_of_two_rows_by_hand() -> None:
+def test_predictions_of_two_rows_agree_with_a_calculation_by_hand() -> None:
     logits = np.log(np.array([[0.5] + [0.5 / 9] * 9, [0.1] * 10], dtype=np.float32))
     baseline = np.eye(10, dtype=np.float32)[[9, 0]]
     found = predict(
@@ -44,7 +44,7 @@ def test_predictions_of_two_rows_by_hand() -> None:
     assert (found.correct.tolist(), found.baseline_correct.tolist()) == ([False, True], [False, True])
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path, predictions: Predictions) -> None:
+def test_predictions_survive_the_round_trip(tmp_path: Path, predictions: Predictions) -> None:
     write_predictions(tmp_path / "p.parquet", predictions)
     found = read_predictions(tmp_path / "p.parquet")
     for field in fields(Predictions):
@@ -59,7 +59,7 @@ def test_the_same_predictions_are_the_same_bytes(tmp_path: Path, predictions: Pr
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_flipped_bit_is_noticed(tmp_path: Path, predictions: Predictions) -> None:
+def test_a_flipped_bit_is_detected(tmp_path: Path, predictions: Predictions) -> None:
     path = tmp_path / "p.parquet"
     write_predictions(path, predictions)
     content = bytearray(path.read_bytes())
@@ -92,7 +92,7 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
         ("true_probability", -0.5, "true_probability[4] must be in [0, 1], but got -0.5"),
     ],
 )
-def test_values_out_of_range_are_named(
+def test_values_out_of_range_are_reported(
     tmp_path: Path, predictions: Predictions, column: str, value: float, message: str
 ) -> None:
     path = tmp_path / "p.parquet"
@@ -104,13 +104,13 @@ def test_values_out_of_range_are_named(
     assert str(error.value) == f"{path}: {message}{FIX}"
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError) as error:
         read_predictions(tmp_path / "p.parquet")
     assert str(error.value) == f"{tmp_path / 'p.parquet'} does not exist{FIX}"
 
 
-def test_logits_that_are_not_finite_are_refused() -> None:
+def test_non_finite_logits_are_refused() -> None:
     bad = np.full((2, 10), np.inf, dtype=np.float32)
     zeros = np.zeros((2, 10), dtype=np.float32)
     labels, index = np.zeros(2, dtype=np.uint8), np.zeros(2, dtype=np.uint32)

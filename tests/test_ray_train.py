@@ -69,7 +69,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_one_worker_on_ray_is_the_plain_loop(reference: TrainingResult) -> None:
+def test_one_ray_worker_agrees_with_the_plain_loop(reference: TrainingResult) -> None:
     cpu = torch.device("cpu")
     training, validation = (
         to_device(split, device=cpu) for split in (ray_data.split(3200), ray_data.split(501, seed=1))
@@ -105,7 +105,7 @@ def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: 
 
 
 @pytest.mark.chaos
-def test_a_killed_worker_is_replaced_and_nothing_is_lost(
+def test_a_killed_worker_is_replaced_and_no_epoch_is_lost(
     reference: TrainingResult, folder: Path, tmp_path: Path
 ) -> None:
     killed: list[int] = []
@@ -159,7 +159,7 @@ def test_divergence_is_reported_and_not_retried(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "ray").iterdir()] == ["run.0"]
 
 
-def test_the_checkpoint_that_got_farthest_is_found_and_damaged_ones_are_passed_over(tmp_path: Path) -> None:
+def test_the_farthest_intact_checkpoint_is_found(tmp_path: Path) -> None:
     place = storage.open_uri(str(tmp_path))
     model = models.build("linear")
     optimizer = optimizers.build("nesterov", model, learning_rate=0.1, weight_decay=0.0)
@@ -185,7 +185,7 @@ def test_fewer_images_than_workers_are_refused_before_work_starts(tmp_path: Path
     )
 
 
-def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_nodes_need_a_shared_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
     with pytest.raises(UnavailableError) as caught:
         fit(tmp_path, scale=Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=1, num_nodes=2))
@@ -210,7 +210,7 @@ def test_several_machines_need_a_place_to_meet(tmp_path: Path, monkeypatch: pyte
         ((8, 8), 6, True, ("auto", "auto"), workers(1, 6, use_gpu=True, num_nodes=2)),
     ],
 )
-def test_auto_is_every_gpu_or_a_worker_on_every_machine(
+def test_auto_is_a_worker_on_every_gpu_or_every_node(
     nodes: tuple[int, ...],
     gpus: int,
     grows: bool,

@@ -72,7 +72,7 @@ def test_the_first_candidate_that_passes_is_the_champion(registry_root: Path, ma
     assert state(registry_root) == (1, {"champion": 1})
 
 
-def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
+def test_a_run_has_files_metrics_and_params_and_its_version_the_lineage(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     folder, predictions = make_candidate(1, 40)
@@ -104,7 +104,7 @@ def test_the_run_holds_files_figures_and_settings_and_the_version_its_lineage(
     assert tags["gate.champion"] == "passed: There is no champion yet."
 
 
-def test_the_same_content_is_one_version(registry_root: Path, make_candidate: MakeCandidate) -> None:
+def test_the_same_content_is_registered_once(registry_root: Path, make_candidate: MakeCandidate) -> None:
     candidate = make_candidate(1, 40)
     first, second = register(registry_root, candidate), register(registry_root, candidate)
     assert (second.version, second.alias, second.promoted) == (1, "champion", False)
@@ -114,7 +114,7 @@ def test_the_same_content_is_one_version(registry_root: Path, make_candidate: Ma
     assert len(runs(registry_root)) == 1
 
 
-def test_a_better_candidate_takes_the_alias_and_the_old_champion_is_kept_as_previous(
+def test_a_better_candidate_becomes_champion_and_the_old_one_previous(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     register(registry_root, make_candidate(1, 60))
@@ -126,7 +126,7 @@ def test_a_better_candidate_takes_the_alias_and_the_old_champion_is_kept_as_prev
     assert state(registry_root) == (3, {"champion": 3, "previous": 2})
 
 
-def test_a_candidate_that_is_not_better_is_registered_and_leaves_the_aliases(
+def test_a_candidate_that_is_not_better_is_registered_without_alias(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     register(registry_root, make_candidate(1, 40))
@@ -148,7 +148,7 @@ def test_a_candidate_no_better_than_the_baseline_is_never_champion(
     assert mlflow_registry.champion(NAME, root=registry_root) is None
 
 
-def test_a_champion_that_fails_stricter_gates_stays_but_the_reason_says_so(
+def test_a_champion_that_fails_stricter_gates_stays_with_a_reason(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     candidate = make_candidate(1, 90)
@@ -177,7 +177,7 @@ def test_names_do_not_share_versions_or_aliases(registry_root: Path, make_candid
     assert [model.name for model in mlflow_registry.champions(root=registry_root)] == ["digits-classifier", NAME]
 
 
-def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, make_candidate: MakeCandidate) -> None:
+def test_a_name_that_is_unsafe_in_a_path_or_query_is_refused(tmp_path: Path, make_candidate: MakeCandidate) -> None:
     candidate = make_candidate(1, 40)
     for name in ("", "../x", "a/b", "a" * 65, "-a", "a b", "a:b", "a' or '1' = '1", "a\n"):
         calls: list[Callable[[], Any]] = [
@@ -193,9 +193,7 @@ def test_a_name_that_could_reach_a_path_or_a_query_is_refused(tmp_path: Path, ma
     assert not (tmp_path / paths.STATE).exists()
 
 
-def test_looking_at_a_registry_that_does_not_exist_creates_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reading_a_missing_registry_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert mlflow_registry.champion(NAME, root=tmp_path) is None
     assert mlflow_registry.champions(root=tmp_path) == []
@@ -221,9 +219,7 @@ def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_can
     )
 
 
-def test_a_version_that_is_not_there_is_reported_with_those_that_are(
-    registry_root: Path, make_candidate: MakeCandidate
-) -> None:
+def test_unknown_version_lists_known_ones(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
     versions = "known: toy-classifier/1, toy-classifier@champion"
     for spec, message in {
@@ -247,7 +243,7 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         _unpickled.append(str(arguments))
 
 
-def test_the_champion_comes_back_bit_by_bit_and_without_pickle(
+def test_the_champion_survives_the_round_trip_without_pickle(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     global _unpickled
@@ -271,7 +267,7 @@ def test_the_champion_comes_back_bit_by_bit_and_without_pickle(
         assert torch.equal(tensor, original.state_dict()[name])
 
 
-def test_a_flipped_bit_in_a_registered_model_is_found(registry_root: Path, make_candidate: MakeCandidate) -> None:
+def test_a_flipped_bit_in_a_registered_model_is_detected(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
     champion = mlflow_registry.find(f"{NAME}@champion", root=registry_root)
     for file in ("model.safetensors", "model.json"):
@@ -284,7 +280,7 @@ def test_a_flipped_bit_in_a_registered_model_is_found(registry_root: Path, make_
         path.write_bytes(content)
 
 
-def test_another_model_with_a_manifest_of_its_own_is_not_taken_for_the_registered_one(
+def test_a_registered_model_cannot_be_exchanged_with_its_manifest(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     outcome = register(registry_root, make_candidate(1, 40))
@@ -310,7 +306,7 @@ def test_a_candidate_that_differs_from_its_manifest_is_not_registered(
     assert state(registry_root) == (0, {})
 
 
-def test_a_champion_that_something_else_registered_is_refused(
+def test_a_champion_registered_by_another_program_is_refused(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     mlflow = client(registry_root)
@@ -324,7 +320,7 @@ def test_a_champion_that_something_else_registered_is_refused(
     )
 
 
-def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_place(
+def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_path(
     registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
     register(registry_root, make_candidate(1, 60))
@@ -339,7 +335,7 @@ def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_place(
     assert not registry_root.exists()
 
 
-def test_another_store_is_honoured_and_its_files_are_copied_once(
+def test_another_tracking_store_is_used_and_its_files_are_copied_once(
     registry_root: Path,
     make_candidate: MakeCandidate,
     empty_database: Path,
@@ -370,7 +366,9 @@ def test_another_store_is_honoured_and_its_files_are_copied_once(
         ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
     ],
 )
-def test_credentials_are_not_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, public: str) -> None:
+def test_messages_contain_no_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, public: str
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert store.public_uri(tmp_path) == public
 
@@ -379,7 +377,7 @@ SILENT_STORES = ["http://user:secret@127.0.0.1:9", "file:///nowhere", "ftp://use
 
 
 @pytest.mark.parametrize("uri", [pytest.param(SILENT_STORES[0], marks=pytest.mark.services), *SILENT_STORES[1:]])
-def test_a_store_that_does_not_answer_is_reported_in_one_line_and_without_credentials(
+def test_an_unreachable_store_is_one_line_without_credentials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -393,7 +391,7 @@ def test_a_store_that_does_not_answer_is_reported_in_one_line_and_without_creden
 
 @pytest.mark.timing
 @pytest.mark.parametrize("uri", SILENT_STORES)
-def test_a_store_that_does_not_answer_is_reported_soon(
+def test_an_unreachable_store_is_reported_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -478,7 +476,7 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
         ("set_registered_model_alias", 2),  # `previous` is moved, but `champion` is not
     ],
 )
-def test_whoever_comes_after_a_kill_completes_the_registration(
+def test_a_killed_registration_is_completed_by_the_next(
     registry_root: Path, make_candidate: MakeCandidate, method: str, call: int
 ) -> None:
     first, second = make_candidate(1, 60), make_candidate(2, 40)
@@ -498,7 +496,7 @@ def test_whoever_comes_after_a_kill_completes_the_registration(
 
 
 @pytest.mark.services
-def test_a_kill_while_the_database_is_made_leaves_none(
+def test_a_kill_during_database_creation_leaves_no_database(
     tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -526,7 +524,7 @@ def test_a_kill_while_the_database_is_made_leaves_none(
 
 
 @pytest.mark.services
-def test_eight_processes_at_once_on_first_use_make_one_version(
+def test_eight_concurrent_registrations_make_one_version(
     tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -540,9 +538,7 @@ def test_eight_processes_at_once_on_first_use_make_one_version(
 
 
 @pytest.mark.services
-def test_of_many_candidates_at_once_the_best_is_champion_in_the_end(
-    registry_root: Path, make_candidate: MakeCandidate
-) -> None:
+def test_the_best_of_concurrent_candidates_ends_as_champion(registry_root: Path, make_candidate: MakeCandidate) -> None:
     candidates = [make_candidate(seed, errors) for seed, errors in enumerate((60, 45, 30, 15))]
     processes = [in_process(partial(register, registry_root, c)) for c in candidates]
     for process in processes:
@@ -570,7 +566,7 @@ def trial(number: int, status: str = "finished", epochs: int = 3, **figures: flo
     return {"trial": number, "status": status, "config": config, "history": history, "score": 0.9}
 
 
-def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(registry_root: Path) -> None:
+def test_a_search_is_logged_as_one_run_per_trial_with_every_epoch(registry_root: Path) -> None:
     trials = [trial(0), trial(1, "stopped", 1), trial(2, "diverged", 2, train_loss=float("nan")), trial(3, "failed", 0)]
     assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 4
     found = {int(run.data.tags["trial"]): run for run in runs(registry_root, "toy-search")}
@@ -583,7 +579,7 @@ def test_a_search_is_one_run_a_trial_with_its_configuration_and_every_epoch(regi
     assert len(client(registry_root).get_metric_history(found[2].info.run_id, "train_loss")) == 2
 
 
-def test_a_search_that_is_logged_twice_is_there_once(registry_root: Path) -> None:
+def test_logging_a_search_twice_adds_nothing(registry_root: Path) -> None:
     trials = [trial(0), trial(1)]
     assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 2
     assert mlflow_registry.log_search("toy-search", [*trials, trial(2)], root=registry_root, search_id="search-1") == 1
@@ -593,7 +589,7 @@ def test_a_search_that_is_logged_twice_is_there_once(registry_root: Path) -> Non
 
 @pytest.mark.services
 @pytest.mark.parametrize(("method", "call"), [("log_batch", 2), ("set_terminated", 2)])
-def test_a_search_that_was_cut_short_is_completed(registry_root: Path, method: str, call: int) -> None:
+def test_an_interrupted_log_of_a_search_is_completed(registry_root: Path, method: str, call: int) -> None:
     trials = [trial(n) for n in range(4)]
 
     def work() -> None:
@@ -621,7 +617,7 @@ def test_a_search_that_was_cut_short_is_completed(registry_root: Path, method: s
         assert len(client(registry_root).get_metric_history(run.info.run_id, "train_loss")) == 3
 
 
-def test_a_search_of_many_epochs_is_logged_whole(registry_root: Path) -> None:
+def test_a_search_of_700_epochs_is_logged_completely(registry_root: Path) -> None:
     mlflow_registry.log_search("toy-search", [trial(0, epochs=700)], root=registry_root, search_id="s")
     [run] = runs(registry_root, "toy-search")
     assert len(client(registry_root).get_metric_history(run.info.run_id, "train_loss")) == 700
@@ -635,7 +631,9 @@ def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None
 
 
 @pytest.mark.services
-def test_a_registration_prints_nothing_and_closes_mlflow_up(tmp_path: Path, make_candidate: MakeCandidate) -> None:
+def test_a_registration_prints_nothing_and_mlflow_sends_no_telemetry(
+    tmp_path: Path, make_candidate: MakeCandidate
+) -> None:
     folder, predictions = make_candidate(1, 40)
     script = f"""
 import os, sys
@@ -660,7 +658,7 @@ assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
     assert sorted(path.name for path in tmp_path.iterdir()) == [".state", "candidates"]
 
 
-def test_the_name_of_the_card_is_the_checkpoints(tmp_path: Path) -> None:
+def test_a_card_is_at_the_known_path(tmp_path: Path) -> None:
     saved.save_model(tmp_path, models.build("linear"), card={"model": "linear", "model_params": {}})
     assert read_json(tmp_path / paths.CARD)["model"] == "linear"
     assert issubclass(CorruptDataError, PipelineError)

@@ -195,7 +195,7 @@ def page(root: Path) -> Page:
 # --- the stage `evaluate`
 
 
-def test_the_figures_of_both_models_are_those_counted_by_hand(evaluated: Path) -> None:
+def test_metrics_of_both_models_agree_with_a_count_by_hand(evaluated: Path) -> None:
     found = read_json(evaluated / paths.EVALUATION)
     assert (found["dataset"], found["fallback_for"], found["model"]) == ("mnist", None, "linear")
     for split, num_wrong in MISTAKES.items():
@@ -242,7 +242,7 @@ def test_a_second_evaluation_gives_the_same_bytes(evaluated: Path, tmp_path: Pat
 # --- the report
 
 
-def test_the_page_is_whole_and_loads_nothing(project: Path) -> None:
+def test_the_page_is_self_contained(project: Path) -> None:
     found = page(project)
     assert {name for name, _ in found.elements}.isdisjoint({"script", "iframe", "object", "embed", "base", "form"})
     sources = [value for _, attributes in found.elements for key, value in attributes.items() if key in ("src", "href")]
@@ -255,7 +255,7 @@ def test_the_page_is_whole_and_loads_nothing(project: Path) -> None:
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def test_every_picture_is_there_and_described(project: Path) -> None:
+def test_every_figure_has_a_description(project: Path) -> None:
     pictures = page(project).all("img")
     assert len(pictures) == 8
     assert all(len(picture["alt"] or "") > 40 for picture in pictures)
@@ -291,7 +291,7 @@ TITLES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_the_title_is_the_outcome_and_no_other(project: Path, title: str) -> None:
+def test_the_title_is_the_outcome(project: Path, title: str) -> None:
     change(project / paths.REGISTRATION, previous=None, **TITLES[title])
     text = page(project).text
     assert f"{title} Every gate passed. Result" in text
@@ -316,7 +316,7 @@ def test_trials_are_sorted_by_accuracy_and_those_without_a_score_come_last(proje
     assert "4 trials: 1 diverged, 1 failed, 1 finished, 1 stopped." in text
 
 
-def test_a_long_trial_table_is_cut_and_says_so(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_trial_table_is_shortened_with_a_note(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "MAX_TRIALS", 2)
     text = page(project).text
     assert "Trials by validation accuracy, the first 2; all are in reports/trials.csv" in text
@@ -328,7 +328,7 @@ def test_times_are_listed_in_the_order_of_the_stages(project: Path) -> None:
     assert "ingest 1.9 s search 2 min 2 s a later one 0.5 s" in page(project).text
 
 
-def test_without_times_the_page_says_so(project: Path) -> None:
+def test_missing_times_are_reported_on_the_page(project: Path) -> None:
     (project / paths.TIMINGS).unlink()
     assert "No times were recorded." in page(project).text
 
@@ -341,7 +341,7 @@ def test_a_fallback_is_announced_at_the_top(project: Path) -> None:
     assert found.text.index("This is not mnist. No mirror supplied mnist") < found.text.index("Test accuracy")
 
 
-def test_a_tree_without_git_is_named_so(project: Path) -> None:
+def test_a_tree_without_git_is_reported(project: Path) -> None:
     lineage = read_json(project / paths.REGISTRATION)["lineage"]
     change(project / paths.REGISTRATION, lineage={**lineage, "git_revision": "not a git checkout", "git_dirty": None})
     text = page(project).text
@@ -349,7 +349,7 @@ def test_a_tree_without_git_is_named_so(project: Path) -> None:
     assert "git checkout" not in text.replace("not a git checkout", "")
 
 
-def test_whatever_the_files_say_is_escaped(project: Path) -> None:
+def test_texts_from_files_are_escaped(project: Path) -> None:
     change(project / paths.EVALUATION, dataset=SCRIPT, fallback_for=SCRIPT, model=SCRIPT)
     change(project / paths.DATA_REPORT, dataset=SCRIPT)
     change(project / paths.REGISTRATION, name=SCRIPT, reason=SCRIPT, gates=[gate(SCRIPT, passed=True)])
@@ -362,7 +362,7 @@ def test_whatever_the_files_say_is_escaped(project: Path) -> None:
     assert Page(html).text.count(SCRIPT) > 10
 
 
-def test_the_credentials_of_a_mirror_are_not_shown(project: Path) -> None:
+def test_the_page_contains_no_credentials_of_a_mirror(project: Path) -> None:
     (project / paths.PARAMS).write_text("mirrors: [https://ann:p@ss@host.example/mnist, ../shared/mnist]")
     assert "mirrors: [https://…@host.example/mnist, ../shared/mnist]" in page(project).text
 
@@ -373,14 +373,14 @@ def test_the_same_files_give_the_same_page(project: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("path", [paths.EVALUATION, paths.REGISTRATION, paths.TRIALS, paths.CURVES])
-def test_a_missing_file_is_named(project: Path, path: Path) -> None:
+def test_a_missing_file_is_reported(project: Path, path: Path) -> None:
     (project / path).unlink()
     with pytest.raises(CorruptDataError) as error:
         report.render_page(project)
     assert str(error.value) == f"{project / path} does not exist; run: dvc repro"
 
 
-def test_a_figure_that_is_missing_is_named(project: Path) -> None:
+def test_a_missing_figure_is_reported(project: Path) -> None:
     evaluation = read_json(project / paths.EVALUATION)
     del evaluation["test"]["nll"]
     write_json(project / paths.EVALUATION, evaluation)
@@ -392,7 +392,7 @@ def test_a_figure_that_is_missing_is_named(project: Path) -> None:
     )
 
 
-def test_the_page_is_replaced_as_a_whole(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_replaced_atomically(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(project / paths.REPORT, b"the old page")
     monkeypatch.chdir(project)
     (project / paths.TRIALS).rename("away")
@@ -411,14 +411,14 @@ def test_the_page_is_replaced_as_a_whole(project: Path, monkeypatch: pytest.Monk
     ("value", "text"),
     [(1.0, "1"), (0.0386, "0.039"), (0.0010, "0.001"), (3.2e-17, "3 × 10⁻¹⁷"), (9.7e-5, "1 × 10⁻⁴"), (0.0, "< 10⁻³⁰⁰")],
 )
-def test_p_values_are_written_as_people_write_them(value: float, text: str) -> None:
+def test_p_values_are_formatted_for_people(value: float, text: str) -> None:
     assert report.format_p_value(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (95.2, "1 min 35 s")]
 )
-def test_durations_are_written_as_people_write_them(seconds: float, text: str) -> None:
+def test_durations_are_formatted_for_people(seconds: float, text: str) -> None:
     assert report.format_duration(seconds) == text
 
 
@@ -456,7 +456,7 @@ def browse(command: list[str], *arguments: str) -> str:
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 700, 1200])
-def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
+def test_a_browser_shows_every_figure_without_horizontal_scrolling(
     project: Path, chromium: list[str], width: int
 ) -> None:
     write_bytes(project / "page.html", report.render_page(project).encode())
@@ -478,7 +478,7 @@ def test_a_browser_shows_every_picture_and_never_scrolls_sideways(
 
 
 @pytest.mark.browser
-def test_light_and_dark_mode_both_draw_the_page(project: Path, chromium: list[str]) -> None:
+def test_the_page_renders_in_light_and_dark_mode(project: Path, chromium: list[str]) -> None:
     write_bytes(project / "page.html", report.render_page(project).encode())
     brightness = {}
     for mode in (0, 1):  # values of Chromium's enum: dark, light

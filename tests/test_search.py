@@ -68,14 +68,14 @@ def test_the_first_trial_is_the_recipe(reference: tuple[list[TrialRecord], Path]
 
 
 @ray
-def test_a_recipe_outside_the_space_is_no_trial(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_recipe_outside_the_space_is_not_tried(cluster: Cluster, tmp_path: Path) -> None:
     space = {**SPACE, "model": ["linear"], "optimizer": ["nesterov"]}
     (record,) = run(cluster, folder=tmp_path, space=space, num_trials=1, num_epochs=1)
     assert (record.config["model"], record.config["optimizer"]) == ("linear", "nesterov")
 
 
 @ray
-def test_no_credential_is_in_the_environment_while_trials_run(
+def test_the_environment_of_trials_has_no_credentials(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check that Tune gets no credential, which it would put into each trial's runtime environment, which Ray logs."""
@@ -115,7 +115,7 @@ def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRec
 
 @ray
 @pytest.mark.chaos
-def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
+def test_a_killed_search_resumes_to_the_same_result_and_repeats_no_trial(
     cluster: Cluster, reference: tuple[list[TrialRecord], Path], tmp_path: Path
 ) -> None:
     root, place = Path(__file__).parent.parent, storage.open_uri(str(tmp_path))
@@ -147,7 +147,7 @@ def test_a_killed_search_resumes_to_the_same_figures_and_repeats_no_trial(
 
 
 @ray
-def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_diverging_trial_is_reported_and_never_best(cluster: Cluster, tmp_path: Path) -> None:
     space = {
         **SPACE,
         "model": ["lenet5"],
@@ -163,7 +163,7 @@ def test_a_diverging_trial_is_reported_ended_and_never_best(cluster: Cluster, tm
 
 
 @ray
-def test_trials_that_wait_for_no_other_train_together_and_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
+def test_independent_trials_train_together_with_the_same_results(cluster: Cluster, tmp_path: Path) -> None:
     space = {
         **SPACE,
         "model": ["mlp"],
@@ -217,7 +217,7 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
 
 
 @ray
-def test_when_every_trial_diverges_the_search_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_search_whose_trials_all_diverge_fails_in_one_line(cluster: Cluster, tmp_path: Path) -> None:
     space = {**SPACE, "model": ["lenet5"], "optimizer": ["nesterov"], "learning_rate": {"nesterov": [1e18, 1e19]}}
     with pytest.raises(PipelineError) as caught:
         run(cluster, folder=tmp_path, space=space, num_trials=2, num_epochs=1)
@@ -225,7 +225,7 @@ def test_when_every_trial_diverges_the_search_fails_in_one_line(cluster: Cluster
 
 
 @ray
-def test_constructor_arguments_and_lengths_are_searched_as_any_field_is(cluster: Cluster, tmp_path: Path) -> None:
+def test_constructor_arguments_and_epochs_can_be_searched(cluster: Cluster, tmp_path: Path) -> None:
     channels = [[4], [4, 8]]
     space = {
         "model": ["convnet", "linear"],
@@ -250,7 +250,7 @@ def test_constructor_arguments_and_lengths_are_searched_as_any_field_is(cluster:
 
 @ray
 @pytest.mark.slow
-def test_trials_side_by_side_are_the_trials_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
+def test_concurrent_trials_agree_with_sequential_ones(cluster: Cluster, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"algorithm": "random", "scheduler": "fifo", "num_trials": 4, "num_epochs": 1}
     two = run(cluster, folder=tmp_path / "two", max_concurrent_trials=2, **arguments)
     one = run(cluster, folder=tmp_path / "one", max_concurrent_trials=1, **arguments)
@@ -264,7 +264,7 @@ def _record(trial: int, *, accuracy: float, loss: float = 0.1, status: str = "fi
     return TrialRecord(trial=trial, status=status, config={}, history=history)
 
 
-def test_best_is_the_most_accurate_then_the_lowest_loss_then_the_first() -> None:
+def test_the_best_trial_has_the_highest_accuracy_then_the_lowest_loss() -> None:
     assert best_trial([_record(1, accuracy=0.9), _record(2, accuracy=0.95)]).trial == 2
     assert best_trial([_record(1, accuracy=0.9, loss=0.3), _record(2, accuracy=0.9, loss=0.2)]).trial == 2
     assert best_trial([_record(1, accuracy=0.9), _record(2, accuracy=0.9)]).trial == 1

@@ -70,7 +70,7 @@ def root(started: tuple[Path, set[int], dict[str, Service]]) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
+def test_a_taken_port_is_avoided(root: Path) -> None:
     found = recorded(root)
     assert found["prefect"].port > prefect_server.PORT
     assert found["ray"].port > ray_head.PORT
@@ -79,7 +79,7 @@ def test_taken_ports_are_left_to_those_who_have_them(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_two_that_start_at_once_start_one_of_each(started: tuple[Path, set[int], dict[str, Service]]) -> None:
+def test_two_concurrent_starts_start_one_of_each(started: tuple[Path, set[int], dict[str, Service]]) -> None:
     _, first_processes, found = started
     assert set(found) == set(NAMES)
     assert first_processes == {service.pid for service in found.values()}
@@ -101,7 +101,7 @@ def test_every_listener_is_on_loopback(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
+def test_prefect_requires_the_password(root: Path) -> None:
     server = recorded(root)["prefect"]
     for path in ("admin/version", "admin/settings", "csrf-token?client=x"):
         assert request(f"{server.address}/{path}")[0] == 401, path
@@ -112,7 +112,7 @@ def test_prefect_lets_in_only_those_with_the_password(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path) -> None:
+def test_prefect_refuses_cross_site_requests(root: Path) -> None:
     server = recorded(root)["prefect"]
     status, body = request(f"{server.address}/flows/count", data=b"{}", authorization=services.authorization(server))
     assert (status, json.loads(body)) == (403, {"detail": "Missing CSRF token."})
@@ -124,7 +124,7 @@ def test_a_web_page_cannot_use_a_browser_that_is_logged_in_to_prefect(root: Path
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
+def test_ray_requires_the_token(root: Path) -> None:
     head = recorded(root)["ray"]
     for path in ("/api/jobs/", "/nodes?view=summary", "/api/cluster_status"):
         assert request(head.url + path)[0] == 401, path
@@ -135,7 +135,7 @@ def test_ray_lets_in_only_those_with_the_token(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_secrets_are_for_their_owner_alone(root: Path) -> None:
+def test_secrets_are_readable_only_by_their_owner(root: Path) -> None:
     found = recorded(root)
     assert (root / paths.SERVICES).stat().st_mode & 0o777 == 0o600
     assert (root / services.SECRETS).stat().st_mode & 0o777 == 0o700
@@ -150,7 +150,7 @@ def test_secrets_are_for_their_owner_alone(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
+def test_services_survive_the_shell_and_its_ctrl_c(root: Path) -> None:
     for service in recorded(root).values():
         assert os.getsid(service.pid) == service.pid  # a terminal signals only its own session
         assert psutil.Process(service.pid).ppid() != os.getpid()
@@ -158,7 +158,7 @@ def test_services_outlive_the_shell_and_its_ctrl_c(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_up_again_changes_nothing(root: Path) -> None:
+def test_a_second_up_changes_nothing(root: Path) -> None:
     before = (root / paths.SERVICES).read_bytes()
     assert run(root, "up").splitlines()[-1] == "stop         mnist-pipe down"
     assert (root / paths.SERVICES).read_bytes() == before
@@ -205,7 +205,7 @@ def stage(root: Path) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_a_stage_joins_both(root: Path) -> None:
+def test_a_stage_uses_the_running_services(root: Path) -> None:
     result, session, runs, *ips = stage(root)
     assert result == "49"
     assert int(session) == recorded(root)["ray"].pid  # the task ran in a worker of the head
@@ -215,7 +215,7 @@ def test_a_stage_joins_both(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> None:
+def test_killed_services_are_reported_and_restarted(root: Path) -> None:
     before = recorded(root)
     os.kill(before["prefect"].pid, signal.SIGSTOP)
     assert [state for state, _ in services.status(root).values()] == [State.SILENT, State.RUNNING]
@@ -235,7 +235,7 @@ def test_killed_services_are_noticed_ignored_and_started_again(root: Path) -> No
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
+def test_down_stops_only_what_up_started(root: Path) -> None:
     found = recorded(root)
     # `ray stop` takes this for a Ray of another user, and would end it.
     code = "import time; time.sleep(300)"
@@ -256,7 +256,7 @@ def test_down_ends_all_that_up_started_and_nothing_else(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
-def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_path: Path) -> None:
+def test_a_failed_start_stops_the_other_service_and_names_the_log(tmp_path: Path) -> None:
     root = new_root(tmp_path)
     variables = os.environ | {"PREFECT_SERVER_API_KEEPALIVE_TIMEOUT": "nonsense"}
     done = subprocess.run(
@@ -277,7 +277,7 @@ def test_when_one_does_not_start_the_other_is_ended_and_the_log_is_shown(tmp_pat
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
-def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
+def test_two_checkouts_have_separate_services(tmp_path: Path) -> None:
     roots = []
     for path in (tmp_path / "a", tmp_path / "b"):
         path.mkdir()
@@ -300,13 +300,13 @@ def test_two_checkouts_have_services_of_their_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.services
-def test_without_services_a_stage_brings_its_own_on_loopback(tmp_path: Path) -> None:
+def test_without_services_a_stage_starts_its_own_on_loopback(tmp_path: Path) -> None:
     result, _, runs, *ips = stage(tmp_path)
     assert (result, runs, ips) == ("49", "1", ["127.0.0.1"])
     assert (tmp_path / paths.PREFECT_HOME / "prefect.db").is_file()
 
 
-def test_environment_turns_off_telemetry_and_pickles_and_makes_secrets(tmp_path: Path) -> None:
+def test_environment_disables_telemetry_and_pickles_and_creates_secrets(tmp_path: Path) -> None:
     variables = services.environment(tmp_path)
     assert (
         variables.items()
@@ -331,25 +331,25 @@ def test_environment_turns_off_telemetry_and_pickles_and_makes_secrets(tmp_path:
     assert modes["prefect"] == modes["ray"] == 0o600
 
 
-def test_the_machines_of_a_cluster_turn_off_the_same_telemetry() -> None:
+def test_deploy_settings_disable_the_same_telemetry() -> None:
     [line] = re.findall(r"^export (DO_NOT_TRACK=.*)$", (ROOT / "deploy/settings").read_text(), re.MULTILINE)
     assert dict(setting.split("=") for setting in line.split()) == telemetry.OFF
 
 
-def test_two_projects_have_two_secrets(tmp_path: Path) -> None:
+def test_two_projects_have_different_secrets(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
     first, second = (services.environment(tmp_path / name) for name in ("a", "b"))
     assert first["PREFECT_API_AUTH_STRING"] != second["PREFECT_API_AUTH_STRING"]
 
 
-def test_what_the_user_has_set_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_user_take_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_HOME", "/elsewhere")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
     assert not services.environment(tmp_path).keys() & {"PREFECT_HOME", "RAY_USAGE_STATS_ENABLED"}
 
 
-def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_servers_receive_no_secret_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=True) as port:
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
         variables = services.environment(tmp_path)
@@ -363,7 +363,7 @@ def test_the_users_own_servers_get_none_of_our_secrets(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     "silent", [pytest.param(True, id="silent", marks=pytest.mark.services), pytest.param(False, id="closed")]
 )
-def test_a_prefect_server_that_does_not_answer_is_an_error(
+def test_an_unreachable_prefect_server_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     with dead_server(silent=silent) as port:
@@ -378,7 +378,7 @@ def test_a_prefect_server_that_does_not_answer_is_an_error(
 
 @pytest.mark.timing
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
-def test_such_a_server_is_given_up_within_seconds(
+def test_an_unreachable_prefect_server_times_out_within_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool
 ) -> None:
     with dead_server(silent=silent) as port:
@@ -389,7 +389,7 @@ def test_such_a_server_is_given_up_within_seconds(
     assert time.monotonic() - started < 10
 
 
-def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dead_server(silent=False) as port:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(UnavailableError) as caught:
@@ -398,14 +398,14 @@ def test_a_cluster_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch:
     assert str(caught.value) == f"RAY_ADDRESS: 127.0.0.1:{port} does not answer: no reply; {fix}"
 
 
-def test_a_proxy_is_not_asked_for_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loopback_bypasses_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
     monkeypatch.setenv("NO_PROXY", "intranet.example")
     variables = services.environment(tmp_path)
     assert variables["NO_PROXY"] == variables["no_proxy"] == "intranet.example,127.0.0.1,localhost"
 
 
-def test_a_pid_that_is_someone_elses_now_is_never_ended(tmp_path: Path) -> None:
+def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
     try:
         service = Service(
@@ -423,12 +423,12 @@ def test_a_pid_that_is_someone_elses_now_is_never_ended(tmp_path: Path) -> None:
         stranger.wait()
 
 
-def test_status_of_nothing(tmp_path: Path) -> None:
+def test_status_without_services_is_stopped(tmp_path: Path) -> None:
     assert services.status(tmp_path) == dict.fromkeys(NAMES, (State.STOPPED, None))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
     path = tmp_path / paths.SERVICES
     path.parent.mkdir()
     path.write_text("{")

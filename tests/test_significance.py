@@ -20,7 +20,7 @@ def truths(
     return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
 
 
-def test_the_four_kinds_of_rows_are_counted() -> None:
+def test_the_four_outcomes_of_paired_rows_are_counted() -> None:
     first, second = truths(both_right=5, only_first=3, only_second=2, both_wrong=7)
     order = np.random.default_rng(0).permutation(len(first))
     found = mcnemar(first[order], second[order])
@@ -34,7 +34,7 @@ def test_the_four_kinds_of_rows_are_counted() -> None:
         ("greater", (comb(12, 0) + comb(12, 1) + comb(12, 2)) / 2**12),
     ],
 )
-def test_ten_against_two_by_hand(alternative: Alternative, p_value: float) -> None:
+def test_mcnemar_of_ten_against_two_agrees_with_a_calculation_by_hand(alternative: Alternative, p_value: float) -> None:
     found = mcnemar(*truths(both_right=80, only_first=10, only_second=2, both_wrong=8), alternative=alternative)
     assert found.p_value == pytest.approx(p_value, rel=1e-12)
     assert found.alternative == alternative
@@ -54,12 +54,12 @@ def test_two_sided_p_value_does_not_depend_on_the_order_of_the_models(b: int, c:
     assert mcnemar(first, second).p_value == pytest.approx(mcnemar(second, first).p_value, rel=1e-9)
 
 
-def test_rows_on_which_both_agree_change_nothing() -> None:
+def test_rows_on_which_both_models_agree_do_not_matter() -> None:
     few = mcnemar(*truths(only_first=9, only_second=4))
     many = mcnemar(*truths(only_first=9, only_second=4, both_right=5000, both_wrong=300))
     assert few.p_value == many.p_value
 
 
 @pytest.mark.parametrize("alternative", ["two-sided", "greater"])
-def test_without_a_disagreement_nothing_is_shown(alternative: Alternative) -> None:
+def test_without_a_disagreement_the_p_value_is_1(alternative: Alternative) -> None:
     assert mcnemar(*truths(both_right=10, both_wrong=2), alternative=alternative).p_value == 1.0

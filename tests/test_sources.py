@@ -231,7 +231,7 @@ def md5_notes(dataset: str) -> dict[str, str]:
     return dict(re.findall(rf"^\[{dataset}\.files\.(\S+)\] # MD5 ([0-9a-f]{{32}})$", table, re.MULTILINE))
 
 
-def test_md5_and_mirrors_are_those_that_torchvision_lists() -> None:
+def test_md5_and_mirrors_agree_with_torchvision() -> None:
     importlib.import_module("benchmarks.vision")  # makes torchvision importable
     from torchvision.datasets import KMNIST, MNIST, FashionMNIST
 
@@ -322,7 +322,7 @@ def test_local_reads_four_idx_files_of_a_folder(tmp_path: Path, suffix: str) -> 
     )
 
 
-def test_an_unknown_data_set_is_named() -> None:
+def test_an_unknown_data_set_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         fetch(dataset="minst")
     assert str(caught.value) == (
@@ -357,14 +357,14 @@ def test_swapped_files_are_refused(tmp_path: Path) -> None:
     )
 
 
-def test_the_mirror_leaves_no_trace_in_the_data(tmp_path: Path, server: Server) -> None:
+def test_the_data_does_not_depend_on_the_mirror(tmp_path: Path, server: Server) -> None:
     directory = folder_of(tmp_path / "mirror", TOY)
     for name, mirror in (("a", directory), ("b", f"{server.url}/good/")):
         write_raw(tmp_path / name, sources.load("toy", fetch(mirror))["train"])
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_a_directory_mirror_is_verified_and_used_where_it_lies(tmp_path: Path) -> None:
+def test_files_of_a_directory_mirror_are_verified_and_not_copied(tmp_path: Path) -> None:
     lines: list[str] = []
     directory = folder_of(tmp_path / "mirror", TOY)
     found = fetch("nowhere", directory, log=lines.append)
@@ -377,7 +377,7 @@ def test_a_directory_mirror_is_verified_and_used_where_it_lies(tmp_path: Path) -
     assert leftovers() == []
 
 
-def test_a_faulty_directory_mirror_is_named_with_its_cause(tmp_path: Path) -> None:
+def test_an_invalid_directory_mirror_is_reported_with_its_cause(tmp_path: Path) -> None:
     content, published = TOY[NAMES[0]], SOURCES["toy"].files[NAMES[0]]
     other = content[:-1] + bytes([content[-1] ^ 1])
     cases = {
@@ -398,7 +398,7 @@ def test_a_faulty_directory_mirror_is_named_with_its_cause(tmp_path: Path) -> No
     assert_toy(fetch(*cases, folder_of(tmp_path / "good", TOY)))
 
 
-def test_every_bit_flip_and_truncation_in_a_mirror_is_refused(tmp_path: Path) -> None:
+def test_every_bit_flip_and_truncation_of_a_mirrors_file_is_refused(tmp_path: Path) -> None:
     content = TOY[NAMES[0]]
     directory = folder_of(tmp_path / "mirror", TOY)
     random = np.random.default_rng(0)
@@ -414,7 +414,7 @@ def test_every_bit_flip_and_truncation_in_a_mirror_is_refused(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("way", ["good", "unannounced", "hops-3"])
-def test_a_good_server_supplies_every_file(server: Server, way: str) -> None:
+def test_a_valid_server_supplies_every_file(server: Server, way: str) -> None:
     assert_toy(fetch(f"{server.url}/{way}"))
     assert leftovers() == sorted(f"toy/{name}.gz" for name in NAMES)
 
@@ -441,7 +441,7 @@ SLOW = ("silent", "drip", "drip_headers")
 
 
 @pytest.mark.parametrize("way", [pytest.param(w, marks=pytest.mark.services) if w in SLOW else w for w in FAULTS])
-def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(server: Server, way: str) -> None:
+def test_a_failing_server_is_reported_and_the_next_mirror_tried(server: Server, way: str) -> None:
     timeout_seconds = 0.5 if way in SLOW else 30
     with pytest.raises(NoMirrorError) as caught:
         fetch(f"{server.url}/{way}", timeout_seconds=timeout_seconds)
@@ -452,7 +452,7 @@ def test_a_faulty_server_is_named_with_its_cause_and_the_next_mirror_is_asked(se
 
 @pytest.mark.timing
 @pytest.mark.parametrize("way", FAULTS)
-def test_a_faulty_server_is_given_up_in_seconds(server: Server, way: str) -> None:
+def test_a_failing_server_times_out_within_seconds(server: Server, way: str) -> None:
     started = time.monotonic()
     with pytest.raises(NoMirrorError):
         fetch(f"{server.url}/{way}", timeout_seconds=2 if way in SLOW else 30)
@@ -478,7 +478,7 @@ def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
     assert str(caught.value) == no_mirror()
 
 
-def test_a_silent_mirror_is_waited_for_once_and_not_for_each_file(server: Server) -> None:
+def test_a_silent_mirror_is_tried_once_and_not_for_each_file(server: Server) -> None:
     assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good", timeout_seconds=0.5))
     assert sum(path.startswith("/silent/") for path in server.requests) == 1
 
@@ -501,7 +501,7 @@ def test_https_is_verified_and_a_redirect_to_http_refused(tls_server: Server, mo
         fetch(f"{tls_server.url}/good")
 
 
-def test_credentials_reach_the_mirror_and_no_message(server: Server) -> None:
+def test_credentials_are_sent_to_the_mirror_and_not_logged(server: Server) -> None:
     lines: list[str] = []
     authority = server.url.removeprefix("http://")
     assert_toy(fetch(f"http://user:secret@{authority}/private", log=lines.append))
@@ -513,7 +513,7 @@ def test_credentials_reach_the_mirror_and_no_message(server: Server) -> None:
     assert "secret" not in str(caught.value) + "".join(lines)
 
 
-def test_a_rerun_fetches_only_what_is_missing_or_damaged(server: Server) -> None:
+def test_a_rerun_downloads_only_missing_or_damaged_files(server: Server) -> None:
     fetch(f"{server.url}/good")
     (sources.DOWNLOADS / "toy" / f"{NAMES[1]}.gz").unlink()
     damaged = sources.DOWNLOADS / "toy" / f"{NAMES[2]}.gz"
@@ -523,7 +523,7 @@ def test_a_rerun_fetches_only_what_is_missing_or_damaged(server: Server) -> None
     assert server.requests == [f"/good/{NAMES[1]}.gz", f"/good/{NAMES[2]}.gz"]
 
 
-def test_a_disk_that_takes_no_download_is_not_the_mirrors_error(server: Server) -> None:
+def test_a_full_disk_is_not_reported_as_a_mirrors_error(server: Server) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
@@ -538,7 +538,7 @@ def test_a_disk_that_takes_no_download_is_not_the_mirrors_error(server: Server) 
 
 @pytest.mark.services
 @pytest.mark.usefixtures("prefect_server")
-def test_the_flow_falls_back_loudly_or_fails_and_never_writes_a_half(
+def test_the_flow_falls_back_with_a_warning_or_fails_without_output(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mnist_pipe.params.schema import IngestParams

@@ -78,7 +78,7 @@ def test_the_same_split_is_the_same_bytes(tmp_path: Path, raw: RawSplit) -> None
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_a_view_of_other_memory_is_written_as_what_it_shows(tmp_path: Path, raw: RawSplit) -> None:
+def test_a_non_contiguous_view_is_written_correctly(tmp_path: Path, raw: RawSplit) -> None:
     backwards = dataclasses.replace(raw, images=raw.images[::-1, :, ::-1], labels=raw.labels[::-1])
     splits.write_raw(tmp_path / "raw", backwards)
     assert same(splits.read_raw(tmp_path / "raw"), backwards)
@@ -107,7 +107,7 @@ def many(normalized: NormalizedSplit, monkeypatch: pytest.MonkeyPatch) -> Normal
     return dataclasses.replace(normalized, images=images, labels=labels, index=rows.astype(np.uint32))
 
 
-def test_a_streamed_split_is_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
+def test_a_streamed_split_equals_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
     splits.write_normalized(tmp_path / "n", many)
     assert same(streamed(tmp_path / "n"), many)
     [_, second, _] = parquet.row_groups(str(tmp_path / "n"))
@@ -115,7 +115,7 @@ def test_a_streamed_split_is_the_split(tmp_path: Path, many: NormalizedSplit) ->
     assert part.to_pydict() == {"index": [1403, 1404, 1405, 1406, 1407]}
 
 
-def test_row_groups_that_are_read_side_by_side_are_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
+def test_row_groups_read_in_parallel_equal_the_split(tmp_path: Path, many: NormalizedSplit) -> None:
     splits.write_normalized(tmp_path / "n", many)
     read = splits.read_normalized(tmp_path / "n")
     assert same(read, many)
@@ -126,7 +126,7 @@ def test_row_groups_that_are_read_side_by_side_are_the_split(tmp_path: Path, man
     assert read.images.flags.writeable
 
 
-def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, many: NormalizedSplit) -> None:
+def test_a_flipped_bit_is_detected_in_every_row_group_and_column(tmp_path: Path, many: NormalizedSplit) -> None:
     path = tmp_path / "n"
     splits.write_normalized(path, many)
     intact, metadata = path.read_bytes(), pq.read_metadata(path)
@@ -141,7 +141,7 @@ def test_a_flipped_bit_is_found_in_every_row_group_and_column(tmp_path: Path, ma
 
 
 @pytest.mark.parametrize("column", ["image", "label", "index"])
-def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: NormalizedSplit, column: str) -> None:
+def test_pages_in_the_wrong_row_group_are_detected(tmp_path: Path, many: NormalizedSplit, column: str) -> None:
     """Check what page checksums cannot detect: every page is intact, but two pages of a column are swapped."""
     path = tmp_path / "n"
     splits.write_normalized(path, many)
@@ -154,7 +154,7 @@ def test_whole_pages_in_the_wrong_row_group_are_found(tmp_path: Path, many: Norm
     )
 
 
-def test_splits_written_side_by_side_are_those_written_one_by_one(tmp_path: Path, raw_splits: Any) -> None:
+def test_splits_written_in_parallel_equal_those_written_in_turn(tmp_path: Path, raw_splits: Any) -> None:
     splits.write_all(tmp_path / "both", raw_splits, write=splits.write_raw)
     for name, split in raw_splits.items():
         splits.write_raw(tmp_path / "one.parquet", split)
@@ -162,7 +162,7 @@ def test_splits_written_side_by_side_are_those_written_one_by_one(tmp_path: Path
 
 
 @pytest.mark.parametrize("layer", ["raw", "normalized", "streamed"])
-def test_no_bit_flip_changes_a_split_unnoticed(
+def test_every_bit_flip_is_detected_or_harmless(
     tmp_path: Path, layer: str, raw: RawSplit, normalized: NormalizedSplit
 ) -> None:
     path = tmp_path / layer
@@ -202,7 +202,7 @@ def test_every_truncation_is_refused(tmp_path: Path, raw: RawSplit) -> None:
         assert error(splits.read_raw, path).startswith("raw: the file must be Parquet, but got ")
 
 
-def test_a_flipped_pixel_is_named_with_what_to_do(tmp_path: Path, raw: RawSplit) -> None:
+def test_a_flipped_pixel_is_reported_with_a_remedy(tmp_path: Path, raw: RawSplit) -> None:
     path = tmp_path / "raw"
     splits.write_raw(path, raw)
     content = bytearray(path.read_bytes())
@@ -214,7 +214,7 @@ def test_a_flipped_pixel_is_named_with_what_to_do(tmp_path: Path, raw: RawSplit)
     assert "\n" not in message
 
 
-def test_a_file_that_is_not_there_or_not_parquet_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_parquet_is_reported(tmp_path: Path) -> None:
     assert error(splits.read_raw, tmp_path / "raw") == ("raw does not exist; run: dvc repro --force ingest")
     (tmp_path / "raw").write_text("index,label\n0,7\n")
     message = error(splits.read_normalized, tmp_path / "raw")
@@ -222,7 +222,7 @@ def test_a_file_that_is_not_there_or_not_parquet_is_named(tmp_path: Path) -> Non
     assert message.endswith("; run: dvc repro --force normalize")
 
 
-def test_another_schema_is_named(tmp_path: Path, raw: RawSplit, normalized: NormalizedSplit) -> None:
+def test_another_schema_is_reported(tmp_path: Path, raw: RawSplit, normalized: NormalizedSplit) -> None:
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
     labels = pa.array(raw.labels)
     want = "must be (image: fixed_size_binary[784], label: uint8), but got"
@@ -299,7 +299,7 @@ def test_a_pickle_hidden_in_the_schema_is_never_run(tmp_path: Path, raw: RawSpli
     assert not (tmp_path / "executed").exists()
 
 
-def test_no_rows_are_refused(tmp_path: Path, raw: RawSplit) -> None:
+def test_a_split_without_rows_is_refused(tmp_path: Path, raw: RawSplit) -> None:
     splits.write_raw(tmp_path / "raw", raw)
     pq.write_table(pq.read_table(tmp_path / "raw").slice(0, 0), tmp_path / "raw")
     assert error(splits.read_raw, tmp_path / "raw") == (
@@ -318,7 +318,7 @@ def test_no_rows_are_refused(tmp_path: Path, raw: RawSplit) -> None:
         ),
     ],
 )
-def test_provenance_that_this_project_did_not_write_is_refused(
+def test_foreign_provenance_is_refused(
     tmp_path: Path, raw: RawSplit, metadata: dict[bytes, bytes] | None, got: str
 ) -> None:
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
@@ -329,7 +329,7 @@ def test_provenance_that_this_project_did_not_write_is_refused(
     assert error(parquet.read_provenance, tmp_path / "raw") == message
 
 
-def test_a_label_above_nine_is_named(tmp_path: Path, raw: RawSplit) -> None:
+def test_a_label_above_nine_is_reported(tmp_path: Path, raw: RawSplit) -> None:
     labels = raw.labels.copy()
     labels[17] = 11
     splits.write_raw(tmp_path / "raw", dataclasses.replace(raw, labels=labels))
@@ -340,9 +340,7 @@ def test_a_label_above_nine_is_named(tmp_path: Path, raw: RawSplit) -> None:
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")])
-def test_a_pixel_that_is_not_finite_is_named(
-    tmp_path: Path, normalized: NormalizedSplit, value: float, shown: str
-) -> None:
+def test_a_non_finite_pixel_is_reported(tmp_path: Path, normalized: NormalizedSplit, value: float, shown: str) -> None:
     images = normalized.images.copy()
     images[5, 3, 4] = value
     splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))
@@ -352,20 +350,20 @@ def test_a_pixel_that_is_not_finite_is_named(
         )
 
 
-def test_a_pixel_of_a_later_row_group_is_named_by_its_row(tmp_path: Path, many: NormalizedSplit) -> None:
+def test_a_pixel_of_a_later_row_group_is_reported_with_its_row(tmp_path: Path, many: NormalizedSplit) -> None:
     for row in (2499, 1025, 1024):
         many.images[row, 27, 27] = np.nan
         splits.write_normalized(tmp_path / "n", many)
         assert f"n: image[{row}] at (27, 27) must be finite" in error(splits.read_normalized, tmp_path / "n")
 
 
-def test_finite_pixels_whose_sum_is_not_are_taken(tmp_path: Path, normalized: NormalizedSplit) -> None:
+def test_finite_pixels_with_an_infinite_sum_are_valid(tmp_path: Path, normalized: NormalizedSplit) -> None:
     large = np.full_like(normalized.images, np.finfo(np.float32).max)
     splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=large))
     assert np.array_equal(splits.read_normalized(tmp_path / "n").images, large)
 
 
-def test_infinities_that_cancel_in_a_sum_are_still_found(tmp_path: Path, normalized: NormalizedSplit) -> None:
+def test_infinities_that_cancel_in_a_sum_are_detected(tmp_path: Path, normalized: NormalizedSplit) -> None:
     images = normalized.images.copy()
     images[5, 3, 4], images[6, 0, 0] = np.inf, -np.inf
     splits.write_normalized(tmp_path / "n", dataclasses.replace(normalized, images=images))

@@ -12,7 +12,7 @@ from mnist_pipe.evaluation import stamp
 from tests.support import ROOT
 
 
-def test_a_measurement_made_now_is_stamped_with_this_checkout_and_machine() -> None:
+def test_a_measurement_is_stamped_with_this_checkout_and_machine() -> None:
     found = stamp.stamp(ROOT, num_cpus=3, num_gpus=2)
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", found["date"])
     assert re.fullmatch(r"[0-9a-f]{7}\+?|not a git checkout.*", found["commit"])

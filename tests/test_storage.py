@@ -63,7 +63,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return storage.open_uri(f"s3://bucket/{tmp_path.name}")
 
 
-def test_what_was_written_is_read_and_what_was_not_is_none(place: Storage) -> None:
+def test_written_names_are_read_and_unknown_names_are_none(place: Storage) -> None:
     place.check()
     place.write_json("runs/a/request.json", {"stage": "train"})
     place.write("runs/a/fetched", b"")
@@ -76,7 +76,7 @@ def test_what_was_written_is_read_and_what_was_not_is_none(place: Storage) -> No
     assert place.names("nothing") == []
 
 
-def test_a_file_comes_back_whole_under_its_digest_and_is_sent_once(place: Storage, tmp_path: Path) -> None:
+def test_a_file_survives_the_round_trip_and_is_uploaded_once(place: Storage, tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "deep" / "target"
     source.write_bytes(os.urandom(3_000_000))
     assert place.put(source) == sha256(source)
@@ -87,7 +87,7 @@ def test_a_file_comes_back_whole_under_its_digest_and_is_sent_once(place: Storag
     assert target.read_bytes() == source.read_bytes()
 
 
-def test_other_bytes_than_named_are_refused_and_leave_no_file(place: Storage, tmp_path: Path) -> None:
+def test_bytes_that_do_not_match_their_digest_are_refused(place: Storage, tmp_path: Path) -> None:
     target = tmp_path / "target"
     place.write(f"objects/{'0' * 64}", b"forged")
     with pytest.raises(CorruptDataError, match="sha256 must be 000000000000, but got"):
@@ -97,7 +97,7 @@ def test_other_bytes_than_named_are_refused_and_leave_no_file(place: Storage, tm
     assert not target.exists()
 
 
-def test_a_folder_is_fetched_and_removed(place: Storage, tmp_path: Path) -> None:
+def test_a_folder_can_be_downloaded_and_removed(place: Storage, tmp_path: Path) -> None:
     for name in ("a", "b"):
         place.write(f"ray/run/checkpoint_1/{name}", name.encode())
     place.fetch("ray/run/checkpoint_1", tmp_path / "into")
@@ -107,14 +107,14 @@ def test_a_folder_is_fetched_and_removed(place: Storage, tmp_path: Path) -> None
     assert place.names("ray") == []
 
 
-def test_it_travels_to_another_process_without_credentials(place: Storage) -> None:
+def test_a_pickled_storage_contains_no_credentials(place: Storage) -> None:
     place.write("x/y", b"1")
     content = pickle.dumps(place)
     assert SECRET.encode() not in content
     assert pickle.loads(content).names("x") == ["y"]
 
 
-def test_an_open_storage_keeps_the_credentials_that_are_hidden(place: Storage) -> None:
+def test_an_open_storage_keeps_credentials_that_leave_the_environment(place: Storage) -> None:
     before = dict(os.environ)
     with storage.hidden_credentials():
         assert not {name for name, value in os.environ.items() if value == SECRET}
@@ -132,7 +132,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_storage_that_is_away_for_half_a_minute_loses_nothing(outage: Path) -> None:
+def test_an_outage_of_half_a_minute_loses_nothing(outage: Path) -> None:
     place = storage.open_uri("s3://bucket/outage")
     outage.touch()
     threading.Timer(30, outage.unlink).start()
@@ -141,7 +141,7 @@ def test_a_storage_that_is_away_for_half_a_minute_loses_nothing(outage: Path) ->
     assert place.read("a") == b"1"
 
 
-def test_a_bucket_or_directory_that_is_not_there_is_reported(outage: Path, tmp_path: Path) -> None:
+def test_a_missing_bucket_or_directory_is_reported(outage: Path, tmp_path: Path) -> None:
     assert not outage.exists()
     for uri, kind in (("s3://no-such-bucket/a", "bucket"), (f"{tmp_path}/none", "directory")):
         with pytest.raises(UnavailableError) as caught:
@@ -164,7 +164,7 @@ def test_a_server_that_fails_is_reported() -> None:
 
 
 @pytest.mark.timing
-def test_a_storage_that_is_not_there_or_fails_is_reported_within_seconds(outage: Path, tmp_path: Path) -> None:
+def test_a_missing_or_failing_storage_is_reported_within_seconds(outage: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     for uri in ("s3://no-such-bucket/a", f"{tmp_path}/none", "s3://bucket/a"):
         if uri == "s3://bucket/a":
@@ -175,7 +175,7 @@ def test_a_storage_that_is_not_there_or_fails_is_reported_within_seconds(outage:
     assert time.monotonic() - started < 20
 
 
-def test_a_server_that_is_not_there_is_reported(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not outage.exists()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(UnavailableError, match="MNIST_PIPE_STORAGE: s3://bucket/a does not answer: "):
@@ -185,18 +185,18 @@ def test_a_server_that_is_not_there_is_reported(outage: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     "uri", ["relative/folder", "gs://bucket/a", "s3://", "s3://Bucket", "s3://b/../c", "s3://b?x=1"]
 )
-def test_what_names_no_storage_is_refused(uri: str) -> None:
+def test_an_invalid_storage_address_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="the address must be s3://bucket/prefix, without credentials, or an absolute"):
         storage.open_uri(uri)
 
 
-def test_credentials_in_the_address_are_refused_and_not_shown() -> None:
+def test_credentials_in_the_address_are_refused_and_not_printed() -> None:
     with pytest.raises(InputError) as caught:
         storage.open_uri(f"s3://key:{SECRET}@bucket/a")
     assert SECRET not in str(caught.value)
 
 
-def test_without_the_variable_it_is_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_storage_is_the_projects_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MNIST_PIPE_STORAGE", raising=False)
     assert storage.project_storage(tmp_path).root == str(tmp_path / ".state")
     monkeypatch.setenv("MNIST_PIPE_STORAGE", "s3://bucket/prefix/")

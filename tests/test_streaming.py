@@ -45,7 +45,7 @@ def rows_of(pieces: list[streaming.Piece]) -> list[int]:
 
 
 @given(sizes=sizes, size=st.integers(1, 5), data=st.data(), seed=st.integers(0, 99), epoch=st.integers(0, 9))
-def test_the_workers_share_out_every_row_and_each_has_its_part_of_every_batch(
+def test_workers_divide_all_rows_and_each_has_its_share_of_every_batch(
     sizes: list[int], size: int, data: st.DataObject, seed: int, epoch: int
 ) -> None:
     total = sum(sizes)
@@ -59,7 +59,7 @@ def test_the_workers_share_out_every_row_and_each_has_its_part_of_every_batch(
     assert sorted(row for share in shares for row in share) == list(range(total))
 
 
-def test_row_groups_come_in_another_order_in_another_epoch() -> None:
+def test_row_groups_have_another_order_in_another_epoch() -> None:
     orders = {
         tuple(rows_of(streaming.plan(groups_of([2] * 6), seed=seed, epoch=epoch, batch_size=4, ranks=Ranks())))
         for seed in range(3)
@@ -69,9 +69,7 @@ def test_row_groups_come_in_another_order_in_another_epoch() -> None:
 
 
 @given(sizes=sizes, buffer=st.integers(1, 60), data=st.data())
-def test_the_buffer_gives_distinct_rows_and_holds_no_more_than_it_may(
-    sizes: list[int], buffer: int, data: st.DataObject
-) -> None:
+def test_the_buffer_yields_distinct_rows_within_its_limit(sizes: list[int], buffer: int, data: st.DataObject) -> None:
     batch_size = data.draw(st.integers(1, min(buffer, sum(sizes))))
     num_batches = sum(sizes) // batch_size
     read = 0
@@ -148,7 +146,7 @@ def two_epochs(whole: Shards) -> list[list[int]]:
     return batches(whole, range(2))
 
 
-def test_each_epoch_gives_every_row_once_in_an_order_of_its_own(two_epochs: list[list[int]]) -> None:
+def test_each_epoch_yields_every_row_once_in_its_own_order(two_epochs: list[list[int]]) -> None:
     first, second = (list(chain(*two_epochs[start : start + 25])) for start in (0, 25))
     assert sorted(first) == sorted(second) == list(range(ROWS))
     assert len({tuple(first), tuple(second), tuple(range(ROWS))}) == 3
@@ -160,11 +158,11 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(
     assert batches(whole, range(1)) == two_epochs[:25] != batches(whole, range(1), seed=1)
 
 
-def test_an_epoch_is_the_same_whatever_was_read_before_it(whole: Shards, two_epochs: list[list[int]]) -> None:
+def test_an_epoch_does_not_depend_on_earlier_reads(whole: Shards, two_epochs: list[list[int]]) -> None:
     assert batches(whole, range(1, 2)) == two_epochs[25:]
 
 
-def test_a_batch_is_whole_or_dropped_and_may_be_all_the_data(whole: Shards) -> None:
+def test_incomplete_batches_are_dropped_and_one_batch_may_be_all_rows(whole: Shards) -> None:
     assert [len(batch) for batch in batches(whole, range(1), batch_size=4000)] == [4000] * 6
     assert [len(batch) for batch in batches(whole, range(1), batch_size=ROWS)] == [ROWS]
 
@@ -210,7 +208,7 @@ def test_a_damaged_shard_is_refused_before_training_starts(split: NormalizedSpli
 
 
 @pytest.mark.usefixtures("cluster")
-def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: NormalizedSplit, tmp_path: Path) -> None:
+def test_damage_during_an_epoch_ends_it_in_one_line(split: NormalizedSplit, tmp_path: Path) -> None:
     path = tmp_path / "train.parquet"
     write_normalized(path, split)
     source = streaming.shards(path)
@@ -222,7 +220,7 @@ def test_damage_that_comes_later_ends_the_epoch_in_one_line(split: NormalizedSpl
 
 
 @pytest.mark.usefixtures("cluster")
-def test_shards_that_cannot_be_one_split_are_named(split: NormalizedSplit, tmp_path: Path) -> None:
+def test_shards_that_do_not_form_one_split_are_reported(split: NormalizedSplit, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         streaming.shards(tmp_path / "nothing")
     with pytest.raises(InputError, match=r"no \*\.parquet file is in the folder"):
@@ -239,7 +237,7 @@ def test_shards_that_cannot_be_one_split_are_named(split: NormalizedSplit, tmp_p
     "scale", [pytest.param(ONE, id="one worker", marks=pytest.mark.slow), pytest.param(TWO, id="two workers")]
 )
 @pytest.mark.usefixtures("cluster")
-def test_a_streamed_training_learns_what_one_in_memory_learns(tmp_path: Path, scale: Scale) -> None:
+def test_a_streamed_training_is_as_accurate_as_one_in_memory(tmp_path: Path, scale: Scale) -> None:
     file = write(tmp_path)
     recipe = Recipe(**{**ray_data.RECIPE.to_dict(), "num_epochs": 3, "batch_size": 63})
     training, validation = (to_device(ray_data.split(n, seed=n % 2), device=CPU) for n in (3200, 501))
@@ -252,7 +250,7 @@ def test_a_streamed_training_learns_what_one_in_memory_learns(tmp_path: Path, sc
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_damage_during_a_training_is_the_one_line_that_it_ends_with(tmp_path: Path) -> None:
+def test_damage_during_a_training_ends_it_in_one_line(tmp_path: Path) -> None:
     file = write(tmp_path)
     source = streaming.shards(file)
     flip(file, row_group=0)

@@ -45,17 +45,17 @@ def start(tmp_path: Path, *, work: str = "time.sleep(600)", setup: str = "") -> 
     return process
 
 
-def left(tmp_path: Path) -> list[int]:
+def running_pids(tmp_path: Path) -> list[int]:
     """Return the pids of the background processes that still run."""
     pids = [int((tmp_path / name).read_text()) for name in ("daemon", "plain")]
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize("code", [0, 3])
-def test_passes_the_exit_code_on_and_ends_what_the_command_left(tmp_path: Path, code: int) -> None:
+def test_the_exit_code_is_passed_on_and_leftover_processes_are_ended(tmp_path: Path, code: int) -> None:
     process = start(tmp_path, work=f"sys.exit({code})")
     assert process.wait(timeout=10) == code
-    assert left(tmp_path) == []
+    assert running_pids(tmp_path) == []
 
 
 DEAF = "signal.signal(signal.SIGINT, signal.SIG_IGN)"
@@ -68,7 +68,7 @@ def test_a_signal_ends_everything(tmp_path: Path, number: signal.Signals, setup:
     process = start(tmp_path, setup=setup)
     process.send_signal(number)
     assert process.wait(timeout=10) == 128 + number
-    assert left(tmp_path) == []
+    assert running_pids(tmp_path) == []
 
 
 @pytest.mark.timing
@@ -80,10 +80,10 @@ def test_a_signal_ends_everything_within_five_seconds(tmp_path: Path, number: si
     process.send_signal(number)
     process.wait(timeout=10)
     assert time.monotonic() - began < 5
-    assert left(tmp_path) == []
+    assert running_pids(tmp_path) == []
 
 
-def test_the_command_gets_the_time_to_clean_up(tmp_path: Path) -> None:
+def test_the_command_gets_time_to_clean_up(tmp_path: Path) -> None:
     work = (
         "\ntry:\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    time.sleep(1); open(sys.argv[1] + '/clean', 'w')"
     )
@@ -93,7 +93,7 @@ def test_the_command_gets_the_time_to_clean_up(tmp_path: Path) -> None:
     assert (tmp_path / "clean").exists()
 
 
-def test_ends_when_the_process_that_started_it_dies(tmp_path: Path) -> None:
+def test_the_supervisor_ends_when_its_parent_dies(tmp_path: Path) -> None:
     # As when `dvc repro` gets SIGTERM: it dies at once, without a signal to its stage.
     script = tmp_path / "work.py"
     script.write_text(WORK.format(work="time.sleep(600)", setup=""))
@@ -107,7 +107,7 @@ def test_ends_when_the_process_that_started_it_dies(tmp_path: Path) -> None:
     launcher.wait()
     psutil.wait_procs([supervisor], timeout=5)
     assert not supervisor.is_running()
-    assert left(tmp_path) == []
+    assert running_pids(tmp_path) == []
 
 
 def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> None:
@@ -118,5 +118,5 @@ def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> 
     process.wait()
     gone, _ = psutil.wait_procs([child], timeout=5)
     assert gone
-    for pid in left(tmp_path):  # the daemon, which had no process left to adopt it
+    for pid in running_pids(tmp_path):  # the daemon, which had no process left to adopt it
         os.kill(pid, signal.SIGKILL)

@@ -53,20 +53,20 @@ def alone() -> dict[str, torch.Tensor]:
     return {"outputs": outputs.detach(), "gradients": gradients, **model.state_dict()}
 
 
-def test_outputs_are_those_of_the_whole_batch(
+def test_outputs_agree_with_the_whole_batch(
     ranks: list[dict[str, torch.Tensor]], alone: dict[str, torch.Tensor]
 ) -> None:
     for rank, result in enumerate(ranks):
         torch.testing.assert_close(result["outputs"], alone["outputs"][rank::NUM_RANKS], rtol=1e-4, atol=1e-5)
 
 
-def test_gradients_add_up_to_those_of_the_whole_batch(
+def test_gradients_sum_to_those_of_the_whole_batch(
     ranks: list[dict[str, torch.Tensor]], alone: dict[str, torch.Tensor]
 ) -> None:
     torch.testing.assert_close(ranks[0]["gradients"], alone["gradients"], rtol=1e-3, atol=1e-2)
 
 
-def test_running_statistics_are_those_of_the_whole_batch(
+def test_running_statistics_agree_with_the_whole_batch(
     ranks: list[dict[str, torch.Tensor]], alone: dict[str, torch.Tensor]
 ) -> None:
     buffers = [key for key in alone if "running" in key or "tracked" in key]
@@ -76,7 +76,7 @@ def test_running_statistics_are_those_of_the_whole_batch(
             torch.testing.assert_close(result[key], alone[key], rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_is_the_ordinary_norm() -> None:
+def test_evaluation_agrees_with_ordinary_batch_norm() -> None:
     norm, images = nn.BatchNorm2d(3), torch.randn(5, 3, 4, 4)
     norm(images)
     expected = norm.eval()(images)

@@ -10,7 +10,7 @@ from mnist_pipe.models.tta import ShiftAveraged
 BACKGROUND = -0.42
 
 
-def test_is_the_mean_over_the_image_and_its_four_neighbours() -> None:
+def test_the_output_is_the_mean_over_the_image_and_its_four_shifts() -> None:
     torch.manual_seed(0)
     model = models.build("convnet", channels=[4]).eval()
     images = torch.full((6, 1, 28, 28), BACKGROUND)
@@ -20,7 +20,7 @@ def test_is_the_mean_over_the_image_and_its_four_neighbours() -> None:
     torch.testing.assert_close(ShiftAveraged(model, background=BACKGROUND)(images), expected)
 
 
-def test_what_comes_in_from_outside_is_background() -> None:
+def test_pixels_from_outside_the_image_are_background() -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
     empty = torch.full((1, 1, 28, 28), BACKGROUND)
     torch.testing.assert_close(ShiftAveraged(model, background=BACKGROUND)(empty), model(empty).log_softmax(1))

@@ -89,26 +89,26 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
         ("lenet5", "muon"),
     ],
 )
-def test_a_pack_of_any_model_is_its_members_one_by_one(model: str, optimizer: str) -> None:
+def test_a_pack_of_any_model_agrees_with_its_single_members(model: str, optimizer: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
     check(members(recipe))
 
 
 @pytest.mark.parametrize("model", ["mlp", pytest.param("convnet", marks=pytest.mark.long)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_a_pack_with_any_optimizer_is_its_members_one_by_one(optimizer: str, model: str) -> None:
+def test_a_pack_with_any_optimizer_agrees_with_its_single_members(optimizer: str, model: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
     check(members(recipe))
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
-def test_a_pack_that_shares_its_images_is_its_members_one_by_one(model: str) -> None:
+def test_a_pack_that_shares_its_images_agrees_with_its_single_members(model: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), schedule="constant")
     check([dataclasses.replace(r, rotation_degrees=0, translation_pixels=0) for r in members(recipe)])
 
 
 @pytest.mark.parametrize("model", ["mlp", "lenet5"])
-def test_a_pack_in_bfloat16_is_its_members_one_by_one(model: str) -> None:
+def test_a_pack_in_bfloat16_agrees_with_its_single_members(model: str) -> None:
     # Without the convnet: if two pixels nearly tie in bfloat16's eight bits, max-pool's gradient jumps, and runs
     # diverge.
     recipe = dataclasses.replace(RECIPE, model=model, precision="bfloat16")
@@ -117,12 +117,12 @@ def test_a_pack_in_bfloat16_is_its_members_one_by_one(model: str) -> None:
     assert train(members(recipe)) != train(whole)
 
 
-def test_a_pack_of_one_is_a_pack() -> None:
+def test_a_pack_of_one_agrees_with_its_member() -> None:
     check(members(RECIPE)[:1])
 
 
 @pytest.mark.parametrize("optimizer", ["nesterov", "muon"])
-def test_a_member_that_diverges_changes_no_bit_of_the_others(optimizer: str) -> None:
+def test_a_diverging_member_changes_no_bit_of_the_others(optimizer: str) -> None:
     # Compare with a pack of the same size, as a pack of another size may be computed by other kernels.
     recipe = dataclasses.replace(RECIPE, model="lenet5", optimizer=optimizer)
     first, other, last = members(recipe)
@@ -138,7 +138,7 @@ def test_two_packs_are_bitwise_equal() -> None:
     assert train(recipes) == train(recipes)
 
 
-def test_a_batch_larger_than_the_data_is_the_data() -> None:
+def test_a_batch_may_be_larger_than_the_data() -> None:
     check([dataclasses.replace(recipe, batch_size=1000) for recipe in members(RECIPE)])
 
 
@@ -150,7 +150,7 @@ def test_no_two_threads_make_the_first_call_of_a_function_of_mkl(optimizer: str)
     assert set(first.num_elements.values()) == {1}, first.num_elements
 
 
-def test_a_shape_is_all_that_members_share() -> None:
+def test_a_shape_includes_every_setting_that_members_share() -> None:
     one, other, _ = members(RECIPE)
     assert vmapped.shape(one) == vmapped.shape(other)
     for change in ({"optimizer": "adam"}, {"batch_size": 64}, {"seed": 1}, {"model_params": {"hidden": [16]}}):
@@ -166,7 +166,7 @@ def test_recipes_of_different_shapes_are_refused_in_one_line() -> None:
     assert str(caught.value) == "pack: recipes must hold one recipe or more, but got none"
 
 
-def test_on_a_processor_only_what_was_measured_to_pay_is_packed() -> None:
+def test_on_a_cpu_only_small_dense_models_are_packed() -> None:
     def at_most(model: str, **params: Any) -> int:
         return vmapped.max_members(dataclasses.replace(RECIPE, model=model, model_params=params), device=CPU)
 
@@ -176,7 +176,7 @@ def test_on_a_processor_only_what_was_measured_to_pay_is_packed() -> None:
     assert {at_most(model) for model in ("lenet5", "cnn", "convnet")} == {1}
 
 
-def test_each_recipe_is_in_one_pack_of_its_shape_and_every_process_has_one() -> None:
+def test_each_recipe_is_in_one_pack_and_every_process_has_one() -> None:
     few = [dataclasses.replace(RECIPE, optimizer="adam", learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
     many = [dataclasses.replace(RECIPE, learning_rate=rate) for rate in range(1, 41)]
     network = [dataclasses.replace(RECIPE, model="lenet5", model_params={}, learning_rate=rate) for rate in range(9)]

@@ -149,7 +149,7 @@ def change(path: Path, values: dict[str, Any]) -> None:
     yaml.dump(content, path)
 
 
-def take(project: Project, **values: Any) -> None:
+def use_recipe(project: Project, **values: Any) -> None:
     """Make `train` train RECIPE with these params instead of the result of the search."""
     best = project.folder / "models/best.json"
     best.unlink(missing_ok=True)  # DVC's own file may be a link into its cache
@@ -167,7 +167,7 @@ def take(project: Project, **values: Any) -> None:
     project.set(**{**defaults, **values})
 
 
-def agree(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
+def assert_histories_agree(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
     """Check that every epoch's metrics agree up to the order in which sums were added."""
     assert list(ours.epoch) == list(theirs.epoch)
     for column, tolerance in (

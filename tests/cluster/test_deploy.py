@@ -130,7 +130,7 @@ def test_a_script_refuses_a_settings_file_that_others_can_read(bed: Bed, script:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_refuses_a_settings_file_that_is_not_there(script: str, tmp_path: Path) -> None:
+def test_a_script_refuses_a_missing_settings_file(script: str, tmp_path: Path) -> None:
     assert "MNIST_PIPE_ENV" in refused(script, tmp_path / "cluster.env")
 
 
@@ -164,7 +164,7 @@ def test_the_example_names_every_setting_that_the_scripts_read(bed: Bed) -> None
     assert not [name for name in bed.settings("head") | bed.settings("node1") if f"{name}=" not in example]
 
 
-def test_the_databases_are_made_once_and_a_second_time_changes_nothing(bed: Bed) -> None:
+def test_creating_the_databases_again_changes_nothing(bed: Bed) -> None:
     bed.create_databases()
     assert bed.prefect("admin/version")
 
@@ -172,7 +172,7 @@ def test_the_databases_are_made_once_and_a_second_time_changes_nothing(bed: Bed)
 # --- started services
 
 
-def test_two_nodes_are_alive_on_their_own_addresses_and_the_head_trains_nothing(bed: Bed) -> None:
+def test_nodes_have_their_own_addresses_and_the_head_offers_no_cpu(bed: Bed) -> None:
     assert {bed.ray_nodes()[bed.addresses[host]] for host in ("head", "node1", "node2")} == {"ALIVE"}
     resources = bed.python("head", "import json, ray; ray.init(); print(json.dumps(ray.cluster_resources()))")
     assert resources["CPU"] == 2
@@ -200,7 +200,7 @@ def test_a_flow_run_has_the_credentials_it_needs_and_no_others(bed: Bed, trigger
     wait_for(lambda: state(bed, run) == "COMPLETED", "the run")
 
 
-def test_the_storage_holds_what_mlflow_is_given(bed: Bed) -> None:
+def test_mlflow_stores_artifacts_in_the_shared_storage(bed: Bed) -> None:
     code = """
         import json, mlflow
         mlflow.set_experiment("bed")
@@ -216,7 +216,7 @@ def test_the_storage_holds_what_mlflow_is_given(bed: Bed) -> None:
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
-def test_a_run_goes_on_without_its_worker_and_the_next_worker_takes_the_next_run(
+def test_a_run_survives_its_worker_and_a_new_worker_takes_the_next_run(
     bed: Bed, trigger: Callable[[str, int], str], signal_: signal.Signals
 ) -> None:
     mark = f"worker-{signal_.name}"
@@ -231,9 +231,7 @@ def test_a_run_goes_on_without_its_worker_and_the_next_worker_takes_the_next_run
 
 
 @pytest.mark.slow
-def test_a_run_outlives_the_absence_of_the_prefect_server_and_loses_no_line(
-    bed: Bed, trigger: Callable[[str, int], str]
-) -> None:
+def test_a_run_survives_a_prefect_outage_and_loses_no_log_line(bed: Bed, trigger: Callable[[str, int], str]) -> None:
     run = trigger("server", 12)
     wait_for(lambda: len(marks(bed, "server")) >= 2, "the run")
     bed.kill("prefect-server")
@@ -247,7 +245,7 @@ def test_a_run_outlives_the_absence_of_the_prefect_server_and_loses_no_line(
     print(f"the next run took {wait_for(lambda: state(bed, following) == 'COMPLETED', 'it'):.0f} s")
 
 
-def test_a_node_whose_cable_is_pulled_is_dead_soon_and_joins_again(bed: Bed) -> None:
+def test_a_node_without_network_is_declared_dead_and_joins_again(bed: Bed) -> None:
     bed.link("node1", up=False)
     try:
         waited = wait_for(lambda: bed.ray_nodes()[bed.addresses["node1"]] == "DEAD", "node1 is dead", timeout=60)
@@ -258,7 +256,7 @@ def test_a_node_whose_cable_is_pulled_is_dead_soon_and_joins_again(bed: Bed) -> 
     bed.deploy("node1")
 
 
-def test_a_node_that_loses_power_is_dead_within_seconds(bed: Bed) -> None:
+def test_a_killed_node_is_declared_dead_within_seconds(bed: Bed) -> None:
     bed.crash("node2")
     try:
         wait_for(lambda: bed.ray_nodes()[bed.addresses["node2"]] == "DEAD", "node2 is dead", timeout=20)
@@ -266,7 +264,7 @@ def test_a_node_that_loses_power_is_dead_within_seconds(bed: Bed) -> None:
         bed.deploy("node2")
 
 
-def test_a_node_that_is_asked_to_go_lets_its_work_end(bed: Bed) -> None:
+def test_a_node_finishes_its_tasks_after_sigterm(bed: Bed) -> None:
     code = """
         import ray, time
         ray.init(log_to_driver=False)

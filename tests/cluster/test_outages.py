@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.cluster.bed import Bed, wait_for
-from tests.cluster.project import Project, Training, take
+from tests.cluster.project import Project, Training, use_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 OUTAGE_SECONDS = 30
@@ -18,7 +18,7 @@ OUTAGE_SECONDS = 30
 
 @pytest.fixture(scope="module")
 def ready(checkout: Project) -> Project:
-    take(checkout, train__seed=1)
+    use_recipe(checkout, train__seed=1)
     return checkout
 
 
@@ -31,7 +31,7 @@ def check_once(run: Training) -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_worker_is_killed_and_started_again(bed: Bed, ready: Project) -> None:
+def test_a_training_survives_a_restart_of_the_worker(bed: Bed, ready: Project) -> None:
     with ready.training("without a worker") as run:
         run.wait_for("epoch 1/4")
         bed.kill("worker")
@@ -41,7 +41,7 @@ def test_the_worker_is_killed_and_started_again(bed: Bed, ready: Project) -> Non
 
 
 @pytest.mark.slow
-def test_the_worker_and_its_run_are_killed(bed: Bed, ready: Project) -> None:
+def test_a_training_resumes_after_the_worker_and_its_run_are_killed(bed: Bed, ready: Project) -> None:
     with ready.training("without a run") as run:
         run.wait_for("epoch 1/4")
         bed.kill("worker")
@@ -57,8 +57,8 @@ def test_the_worker_and_its_run_are_killed(bed: Bed, ready: Project) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("gone", "seed"), [("worker", 2), ("prefect-server", 3)])
-def test_a_run_is_cancelled_though_something_was_away(gone: str, seed: int, bed: Bed, ready: Project) -> None:
-    take(ready, train__seed=seed, train__num_epochs=100)
+def test_a_run_can_be_cancelled_after_an_outage(gone: str, seed: int, bed: Bed, ready: Project) -> None:
+    use_recipe(ready, train__seed=seed, train__num_epochs=100)
     with ready.training(f"cancelled without {gone}", ends_with=128 + signal.SIGTERM) as run:
         run.wait_for("epoch 1/100")
         bed.kill(gone)
@@ -67,7 +67,7 @@ def test_a_run_is_cancelled_though_something_was_away(gone: str, seed: int, bed:
         bed.deploy(gone)
         run.process.send_signal(signal.SIGTERM)
         run.process.wait(60)
-    take(ready, train__seed=1)
+    use_recipe(ready, train__seed=1)
     flow_run = re.search(r"(train-\S+): Running", run.log)
     assert flow_run
     seconds = wait_for(lambda: bed.run_state(flow_run[1]) == "Cancelled", "the run to be cancelled", timeout=90)
@@ -75,7 +75,7 @@ def test_a_run_is_cancelled_though_something_was_away(gone: str, seed: int, bed:
     assert bed.pids("head", of="prefect.engine") == []
 
 
-def test_the_prefect_server_is_away_for_half_a_minute(bed: Bed, ready: Project) -> None:
+def test_a_training_survives_a_prefect_outage(bed: Bed, ready: Project) -> None:
     with ready.training("without a server") as run:
         run.wait_for("epoch 1/4")
         bed.kill("prefect-server")
@@ -85,7 +85,7 @@ def test_the_prefect_server_is_away_for_half_a_minute(bed: Bed, ready: Project) 
     assert run.log.count("waiting for it") == 1
 
 
-def test_the_storage_answers_503_for_half_a_minute(bed: Bed, ready: Project) -> None:
+def test_a_training_survives_a_storage_outage(bed: Bed, ready: Project) -> None:
     with ready.training("without a storage") as run:
         run.wait_for("epoch 1/4")
         bed.storage_fails(True)

@@ -14,7 +14,7 @@ from tests.cluster.project import Project
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
-def test_a_button_rebuilds_a_fresh_checkout_and_leaves_a_branch(bed: Bed, project: Project, tmp_path: Path) -> None:
+def test_rebuild_reproduces_a_fresh_checkout_and_pushes_a_branch(bed: Bed, project: Project, tmp_path: Path) -> None:
     repository = tmp_path / "repository.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", project.folder, repository], check=True)
     deployment = bed.prefect("deployments/name/rebuild/cpu")["id"]

@@ -64,7 +64,7 @@ def test_the_training_and_the_search_ran_on_both_nodes(bed: Bed, rebuilt: str) -
     assert set(re.findall(r"trial \d+ of \d+ on (\S+):", rebuilt)) == nodes
 
 
-def test_dvc_is_clean_afterwards_and_a_second_repro_contacts_no_server(rebuilt: str, project: Project) -> None:
+def test_a_second_repro_does_nothing_and_contacts_no_server(rebuilt: str, project: Project) -> None:
     assert rebuilt
     assert "up to date" in project.run("dvc", "status", "dvc.yaml").stdout
     nowhere = "http://10.77.0.99:1"
@@ -77,7 +77,7 @@ def test_dvc_is_clean_afterwards_and_a_second_repro_contacts_no_server(rebuilt: 
     assert "Data and pipelines are up to date" in done.stdout + done.stderr
 
 
-def test_every_stage_is_one_completed_flow_run_with_its_name(bed: Bed, rebuilt: str) -> None:
+def test_every_stage_is_one_completed_flow_run(bed: Bed, rebuilt: str) -> None:
     runs = {run["name"]: run["state_name"] for run in bed.prefect("flow_runs/filter", body={"limit": 200})}
     for stage in STAGES:
         name = re.search(rf"({stage}-[0-9a-f]{{12}}): Completed", rebuilt)
@@ -85,7 +85,7 @@ def test_every_stage_is_one_completed_flow_run_with_its_name(bed: Bed, rebuilt: 
         assert runs[name[1]] == "Completed"
 
 
-def test_what_is_asked_again_while_it_runs_is_followed_and_not_started_again(bed: Bed, checkout: Project) -> None:
+def test_a_second_request_joins_the_flow_run_that_is_running(bed: Bed, checkout: Project) -> None:
     checkout.set(baseline__num_epochs=4, baseline__seed=1)
     command = ["python", "-m", "pipelines", "baseline"]
     bed.spawn("client", "first", command, cwd=checkout.folder)
@@ -116,7 +116,7 @@ def test_a_stopped_client_cancels_the_run(number: signal.Signals, bed: Bed, chec
     print(f"cancelled after {seconds:.1f} s")
 
 
-def test_an_error_there_is_one_line_here_with_its_exit_code(checkout: Project) -> None:
+def test_a_remote_error_is_one_line_with_its_exit_code(checkout: Project) -> None:
     checkout.set(ingest__dataset="local", ingest__folder="/nowhere", ingest__fallback=None)
     done = checkout.run("python", "-m", "pipelines", "ingest")
     checkout.set(ingest__dataset="mnist", ingest__folder=None, ingest__fallback="digits")
@@ -126,7 +126,7 @@ def test_an_error_there_is_one_line_here_with_its_exit_code(checkout: Project) -
     assert re.search(r"\(failed on the cluster: http://10\.77\.0\.2:4200/runs/flow-run/[0-9a-f-]{36}\)$", last)
 
 
-def test_no_secret_is_in_a_log_a_parameter_or_an_object(bed: Bed, rebuilt: str, project: Project) -> None:
+def test_logs_parameters_and_objects_contain_no_secret(bed: Bed, rebuilt: str, project: Project) -> None:
     assert rebuilt
     texts = {f"log of {name}": bed.log(name) for name in SERVICES}
     texts["the client"] = rebuilt

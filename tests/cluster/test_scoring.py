@@ -22,9 +22,7 @@ def score(bed: Bed, project: Project, source: str, output: Path) -> str:
 
 
 @pytest.mark.usefixtures("rebuilt")
-def test_a_file_here_and_in_the_bucket_get_the_accuracy_of_the_evaluation(
-    bed: Bed, project: Project, tmp_path: Path
-) -> None:
+def test_scores_of_local_and_s3_files_have_the_evaluations_accuracy(bed: Bed, project: Project, tmp_path: Path) -> None:
     evaluation = json.loads((project.folder / "reports/evaluation.json").read_text())
     accuracy = f"accuracy {100 * evaluation['test']['accuracy']:.2f} %"
     file = project.folder / "data/raw/test.parquet"

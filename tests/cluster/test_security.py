@@ -38,7 +38,7 @@ def test_a_node_with_a_wrong_token_is_refused_in_one_line(bed: Bed, tmp_path: Pa
 
 
 @pytest.mark.parametrize("access", WITHOUT_TOKEN)
-def test_ray_takes_no_node_without_its_token(bed: Bed, access: dict[str, str]) -> None:
+def test_ray_refuses_a_node_without_its_token(bed: Bed, access: dict[str, str]) -> None:
     place = ["--node-ip-address", bed.addresses["storage"], "--temp-dir", str(bed.folder)]
     done = bed.run("storage", ["ray", "start", "--block", "--address", bed.ray_address, *place], env=access)
     assert done.returncode == 1
@@ -47,14 +47,14 @@ def test_ray_takes_no_node_without_its_token(bed: Bed, access: dict[str, str]) -
 
 
 @pytest.mark.parametrize("access", WITHOUT_TOKEN)
-def test_ray_takes_no_driver_without_its_token(bed: Bed, access: dict[str, str]) -> None:
+def test_ray_refuses_a_driver_without_its_token(bed: Bed, access: dict[str, str]) -> None:
     code = f"import ray; ray.init({bed.ray_address!r}); print(ray.cluster_resources())"
     done = bed.run("head", [sys.executable, "-c", code], env=access)
     assert done.returncode == 1
     assert "authenticat" in (done.stdout + done.stderr).lower()
 
 
-def test_rays_client_server_takes_no_call_without_its_token(bed: Bed) -> None:
+def test_rays_client_server_refuses_a_call_without_its_token(bed: Bed) -> None:
     code = f"""
         import json, os, grpc
         from ray.core.generated import ray_client_pb2, ray_client_pb2_grpc
@@ -88,7 +88,7 @@ def test_rays_client_server_takes_no_call_without_its_token(bed: Bed) -> None:
     ],
 )
 @pytest.mark.parametrize("token", ["", "Bearer wrong"])
-def test_ray_answers_no_request_without_its_token(
+def test_ray_refuses_a_request_without_its_token(
     bed: Bed, host: str, port: int, path: str, body: dict[str, str] | None, token: str
 ) -> None:
     headers = {"Authorization": token} if token else {}
@@ -96,7 +96,7 @@ def test_ray_answers_no_request_without_its_token(
     assert status in (401, 403)
 
 
-def test_ray_answers_those_who_have_its_token(bed: Bed) -> None:
+def test_ray_accepts_its_token(bed: Bed) -> None:
     assert bed.fetch(f"{bed.dashboard_url}/api/jobs/", headers=bed.ray_headers)[0] == 200
 
 
@@ -110,7 +110,7 @@ def test_ray_answers_those_who_have_its_token(bed: Bed) -> None:
         ("work_pools/", {"name": "x"}),
     ],
 )
-def test_prefect_answers_no_request_without_its_password(
+def test_prefect_refuses_a_request_without_its_password(
     bed: Bed, path: str, body: dict[str, str] | None, headers: dict[str, str]
 ) -> None:
     assert bed.fetch(f"{bed.prefect_url}/api/{path}", headers=headers, body=body)[0] in (401, 403)
@@ -120,10 +120,10 @@ def test_prefect_answers_no_request_without_its_password(
     "path",
     ["work_pools/{pool}/workers/connect", "events/in", "events/out", "logs/out", "task_runs/subscriptions/scheduled"],
 )
-def test_prefect_opens_no_websocket_without_its_password(bed: Bed, path: str) -> None:
-    assert not opens(bed, path, "mnist:wrong")
-    assert not opens(bed, path, "")
-    assert opens(bed, path, f"mnist:{bed.secrets['PREFECT_PASSWORD']}")
+def test_prefect_refuses_a_websocket_without_its_password(bed: Bed, path: str) -> None:
+    assert not accepts_websocket(bed, path, "mnist:wrong")
+    assert not accepts_websocket(bed, path, "")
+    assert accepts_websocket(bed, path, f"mnist:{bed.secrets['PREFECT_PASSWORD']}")
 
 
 @pytest.mark.parametrize("headers", [{}, basic("mnist", "wrong"), basic("admin", "password1234")])
@@ -139,13 +139,13 @@ def test_prefect_opens_no_websocket_without_its_password(bed: Bed, path: str) ->
         ("get-artifact?path=y&run_uuid=x", None),
     ],
 )
-def test_mlflow_answers_no_request_without_its_password(
+def test_mlflow_refuses_a_request_without_its_password(
     bed: Bed, path: str, body: dict[str, object] | None, headers: dict[str, str]
 ) -> None:
     assert bed.fetch(f"{bed.mlflow_url}/{path}", headers=headers, body=body)[0] in (401, 403)
 
 
-def test_mlflow_answers_those_who_have_its_password(bed: Bed) -> None:
+def test_mlflow_accepts_its_password(bed: Bed) -> None:
     url = f"{bed.mlflow_url}/api/2.0/mlflow/experiments/search"
     assert bed.fetch(url, headers=bed.mlflow_headers, body={"max_results": 1})[0] == 200
 
@@ -163,7 +163,9 @@ def test_no_server_lets_another_web_page_read_its_replies(bed: Bed, url: str) ->
 
 @pytest.mark.parametrize(("user", "database"), [("prefect", "prefect"), ("mlflow", "mlflow"), ("postgres", "postgres")])
 @pytest.mark.parametrize("password", ["", "wrong"])
-def test_postgresql_takes_no_connection_without_its_password(bed: Bed, user: str, database: str, password: str) -> None:
+def test_postgresql_refuses_a_connection_without_its_password(
+    bed: Bed, user: str, database: str, password: str
+) -> None:
     env = {"PGPASSWORD": password} if password else {}
     command = ["psql", "-w", "-h", bed.addresses["head"], "-U", user, "-d", database, "-c", "SELECT 1"]
     done = bed.run("client", command, env=env)
@@ -171,7 +173,7 @@ def test_postgresql_takes_no_connection_without_its_password(bed: Bed, user: str
     assert "password" in done.stderr
 
 
-def test_a_database_is_its_owners_alone(bed: Bed) -> None:
+def test_a_role_cannot_connect_to_another_roles_database(bed: Bed) -> None:
     env = {"PGPASSWORD": bed.secrets["MNIST_PIPE_MLFLOW_DATABASE_PASSWORD"]}
     command = ["psql", "-w", "-h", bed.addresses["head"], "-U", "mlflow", "-c", "SELECT 1", "-d"]
     assert bed.run("head", [*command, "mlflow_auth"], env=env).returncode == 0
@@ -203,7 +205,7 @@ def test_the_bed_listens_nowhere_on_the_machine_itself(bed: Bed) -> None:
     assert not any(address in machine for address in bed.addresses.values())
 
 
-def test_no_secret_is_in_an_argument_list(bed: Bed) -> None:
+def test_argument_lists_contain_no_secret(bed: Bed) -> None:
     seen = 0
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -215,7 +217,7 @@ def test_no_secret_is_in_an_argument_list(bed: Bed) -> None:
     assert seen
 
 
-def test_no_secret_is_in_a_log_or_in_any_other_file_of_the_bed(bed: Bed) -> None:
+def test_logs_and_other_files_of_the_bed_contain_no_secret(bed: Bed) -> None:
     settings = {bed.settings_file(host) for host in HOSTS}
     files = [path for path in bed.folder.rglob("*") if path.is_file() and not path.is_symlink()]
     assert [path for path in files if path.suffix == ".log"]
@@ -228,7 +230,7 @@ def test_no_secret_is_in_a_log_or_in_any_other_file_of_the_bed(bed: Bed) -> None
             assert found <= ({"AWS_ACCESS_KEY_ID"} if path.name == "s3.log" else set()), path
 
 
-def opens(bed: Bed, path: str, password: str) -> bool:
+def accepts_websocket(bed: Bed, path: str, password: str) -> bool:
     """Return whether a websocket of Prefect accepts this password in the message that its own clients send."""
     with bed.inside("client"):
         channel = socket.create_connection((bed.addresses["head"], 4200), timeout=10)

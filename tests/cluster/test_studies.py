@@ -19,7 +19,7 @@ SMALL = {
 }
 
 
-def test_its_runs_are_spread_over_both_nodes_and_come_back(checkout: Project) -> None:
+def test_runs_of_a_study_use_both_nodes_and_are_returned(checkout: Project) -> None:
     change(checkout.folder / "studies/params.yaml", SMALL)
     done = checkout.run("dvc", "repro", f"studies/dvc.yaml:{STUDY}", timeout=800)
     output = done.stdout + done.stderr

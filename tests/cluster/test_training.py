@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.cluster.bed import Bed, wait_for
-from tests.cluster.project import Project, agree, take
+from tests.cluster.project import Project, assert_histories_agree, use_recipe
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 RECOVERY_SECONDS = 60.0
@@ -24,7 +24,7 @@ RECOVERY_SECONDS = 60.0
 @pytest.fixture(scope="module")
 def ready(checkout: Project) -> Project:
     """Checkout that trains RECIPE with params of its own."""
-    take(checkout)
+    use_recipe(checkout)
     return checkout
 
 
@@ -46,17 +46,17 @@ def nodes(bed: Bed) -> Iterator[None]:
 
 
 def test_two_nodes_and_one_worker_agree_on_every_epoch(reference: pd.DataFrame, ready: Project) -> None:
-    take(ready, train__num_workers=1)
+    use_recipe(ready, train__num_workers=1)
     alone = ready.train()
-    take(ready)
-    agree(alone, reference)
+    use_recipe(ready)
+    assert_histories_agree(alone, reference)
 
 
 @pytest.mark.slow
-def test_rows_that_are_streamed_from_the_bucket_train_as_well(reference: pd.DataFrame, ready: Project) -> None:
-    take(ready, train__data="stream")
+def test_training_from_streamed_rows_is_as_accurate(reference: pd.DataFrame, ready: Project) -> None:
+    use_recipe(ready, train__data="stream")
     streamed = ready.train()
-    take(ready)
+    use_recipe(ready)
     assert list(streamed.epoch) == list(reference.epoch)
     difference = abs(streamed.validation_accuracy.iloc[-1] - reference.validation_accuracy.iloc[-1])
     print(f"validation accuracy differs by {difference:.4f} after the last epoch")
@@ -65,7 +65,7 @@ def test_rows_that_are_streamed_from_the_bucket_train_as_well(reference: pd.Data
 
 @pytest.mark.usefixtures("nodes")
 @pytest.mark.parametrize("how", ["killed", "cut off"])
-def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
+def test_a_training_continues_after_a_node_is_lost(how: str, reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training(f"node {how}") as run:
         run.wait_for("2 workers: ")
         run.wait_for("epoch 1/4")
@@ -76,12 +76,12 @@ def test_a_node_that_is_lost_costs_no_run(how: str, reference: pd.DataFrame, bed
         seconds = run.wait_for(f"1 worker: {bed.addresses['node1']}")
         print(f"a node was {how}: training again after {seconds:.1f} s")
         assert seconds <= RECOVERY_SECONDS
-    agree(ready.history(), reference)
+    assert_histories_agree(ready.history(), reference)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("nodes")
-def test_a_worker_that_hangs_costs_no_run(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
+def test_a_training_continues_after_a_worker_hangs(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training("hung") as run:
         run.wait_for("2 workers: ")
         run.wait_for("epoch 1/4")
@@ -91,11 +91,11 @@ def test_a_worker_that_hangs_costs_no_run(reference: pd.DataFrame, bed: Bed, rea
         seconds = wait_for(lambda: len(re.findall(r"\d workers?: ", run.log)) > starts, "a new start", timeout=240)
         print(f"a worker hung: training again after {seconds:.1f} s")
         assert seconds <= RECOVERY_SECONDS
-    agree(ready.history(), reference)
+    assert_histories_agree(ready.history(), reference)
 
 
 @pytest.mark.usefixtures("nodes")
-def test_a_node_that_is_asked_to_go_leaves_a_checkpoint(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
+def test_a_node_saves_a_checkpoint_after_sigterm(reference: pd.DataFrame, bed: Bed, ready: Project) -> None:
     with ready.training("preempted") as run:
         run.wait_for("epoch 1/4")
         bed.processes["node2"].send_signal(signal.SIGTERM)
@@ -103,11 +103,11 @@ def test_a_node_that_is_asked_to_go_leaves_a_checkpoint(reference: pd.DataFrame,
         assert bed.ray_nodes()[bed.addresses["node2"]] == "ALIVE"
         print(f"a checkpoint {seconds:.1f} s after SIGTERM")
     assert bed.processes["node2"].wait(60) is not None
-    agree(ready.history(), reference)
+    assert_histories_agree(ready.history(), reference)
 
 
 @pytest.mark.slow
-def test_a_directory_that_all_machines_have_does_as_well_as_a_bucket(
+def test_a_shared_directory_can_replace_the_bucket(
     reference: pd.DataFrame, bed: Bed, ready: Project, tmp_path: Path
 ) -> None:
     file = bed.settings_file("head")
@@ -123,12 +123,12 @@ def test_a_directory_that_all_machines_have_does_as_well_as_a_bucket(
         bed.deploy("worker")
     assert "2 workers: " in done.stderr
     assert {path.name for path in tmp_path.iterdir()} >= {"objects", "runs"}
-    agree(ready.history(), reference)
+    assert_histories_agree(ready.history(), reference)
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_leaves_the_machines_to_the_next(ready: Project) -> None:
-    take(ready, train__seed=3)
+def test_a_stopped_training_releases_its_nodes(ready: Project) -> None:
+    use_recipe(ready, train__seed=3)
     with ready.training("stopped", ends_with=128 + signal.SIGINT) as stopped:
         stopped.wait_for("epoch 1/4")
         stopped.process.send_signal(signal.SIGINT)
@@ -138,16 +138,14 @@ def test_a_training_that_was_stopped_leaves_the_machines_to_the_next(ready: Proj
         print(f"the next training had both machines after {seconds:.1f} s")
         assert seconds <= RECOVERY_SECONDS
     assert "epoch 1/4" not in run.log
-    take(ready)
+    use_recipe(ready)
 
 
 @pytest.mark.slow
-def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_free(
-    bed: Bed, ready: Project, tmp_path: Path
-) -> None:
+def test_a_training_waits_until_nodes_are_free(bed: Bed, ready: Project, tmp_path: Path) -> None:
     another = ready.copy(tmp_path / "main")
-    take(ready, train__seed=5, train__num_epochs=100)
-    take(another, train__seed=4)
+    use_recipe(ready, train__seed=5, train__num_epochs=100)
+    use_recipe(another, train__seed=4)
     with ready.training("first", ends_with=128 + signal.SIGINT) as first:
         first.wait_for("epoch 1/100")
         with another.training("second") as second:
@@ -163,11 +161,11 @@ def test_a_training_waits_for_machines_without_work_and_has_them_once_they_are_f
             seconds = second.wait_for("2 workers: ")
             print(f"the second training had both machines after {seconds:.1f} s")
             assert seconds <= RECOVERY_SECONDS
-    take(ready)
+    use_recipe(ready)
 
 
 @pytest.mark.usefixtures("nodes")
-def test_the_search_fills_a_node_that_joins(bed: Bed, ready: Project) -> None:
+def test_a_search_uses_a_node_that_joins(bed: Bed, ready: Project) -> None:
     bed.crash("node2")
     wait_for(lambda: bed.ray_nodes().get(bed.addresses["node2"]) == "DEAD", "node2 to be missed")
     ready.set(search__num_trials=30, search__train_rows=6000, search__seed=5)
@@ -175,5 +173,5 @@ def test_the_search_fills_a_node_that_joins(bed: Bed, ready: Project) -> None:
     wait_for(lambda: f"on {bed.addresses['node1']}:" in bed.log("search"), "a trial on node1", timeout=120)
     bed.deploy("node2")
     assert process.wait(400) == 0, bed.log("search")[-3000:]
-    take(ready)
+    use_recipe(ready)
     assert f"on {bed.addresses['node2']}:" in bed.log("search")

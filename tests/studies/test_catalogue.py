@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_a_study_is_its_packages_and_plans_something(name: str) -> None:
+def test_a_study_comes_from_its_own_package_and_plans_runs(name: str) -> None:
     study = catalogue.study_of(name)
     assert study is importlib.import_module(f"studies.{name}.study").STUDY
     assert study.params.__module__ == f"studies.{name}.runs"
@@ -27,7 +27,7 @@ def test_a_study_is_its_packages_and_plans_something(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_the_projects_section_is_valid_and_its_plan_has_no_configuration_twice(name: str) -> None:
+def test_shipped_params_are_valid_and_plan_no_configuration_twice(name: str) -> None:
     study, params = catalogue.study_of(name), catalogue.params_of(name, ROOT / paths.STUDY_PARAMS)
     assert type(params) is study.params
     if study.plan:
@@ -37,7 +37,7 @@ def test_the_projects_section_is_valid_and_its_plan_has_no_configuration_twice(n
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_dvc_has_the_computing_modules_in_the_one_stage_and_the_showing_ones_in_the_other(name: str) -> None:
+def test_runs_stage_depends_on_computing_modules_and_report_stage_on_the_rest(name: str) -> None:
     stages = YAML(typ="safe").load(ROOT / "studies/dvc.yaml")["stages"]
     computing = {str(path.relative_to(ROOT)) for path in computing_modules(name)}
     own = {f"studies/{name}/{path.name}" for path in (ROOT / "studies" / name).glob("*.py")}
@@ -49,11 +49,11 @@ def test_dvc_has_the_computing_modules_in_the_one_stage_and_the_showing_ones_in_
     assert {Path(path).name for path in own & shown} <= set(studies.SHOWING)
 
 
-def test_what_the_studies_share_and_compute_with_exists() -> None:
+def test_the_shared_computing_modules_exist() -> None:
     assert all((ROOT / "studies/common" / name).is_file() for name in studies.COMPUTING)
 
 
-def test_an_unknown_study_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_study_is_refused_with_a_suggestion() -> None:
     catalogue.check("ladder", where="here")
     with pytest.raises(InputError, match=r"^here: study must be one of .*did you mean 'ladder'"):
         catalogue.check("lader", where="here")

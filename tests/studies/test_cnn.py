@@ -94,7 +94,7 @@ def test_the_plan_is_every_training_with_every_seed_the_longest_first() -> None:
     assert [one for one in plan if one["training"] != runs.EXAMPLE] == without
 
 
-def test_the_control_is_the_reports_training() -> None:
+def test_the_control_has_the_reports_architecture_and_settings() -> None:
     recipe = runs.recipes(PARAMS)[runs.CONTROL]
     model, optimizer = loop.new_run(recipe, device=torch.device("cpu"))
     assert [tuple(weight.shape) for weight in model.parameters() if weight.ndim > 1] == [
@@ -120,12 +120,12 @@ def test_the_control_is_the_reports_training() -> None:
         ("together", {"model", "model_params", "schedule", "num_epochs"}),
     ],
 )
-def test_a_training_differs_from_the_control_in_what_it_is_named_for(training: str, changed: set[str]) -> None:
+def test_a_training_differs_from_the_control_in_the_setting_it_names(training: str, changed: set[str]) -> None:
     control, other = (runs.recipes(PARAMS)[name].to_dict() for name in (runs.CONTROL, training))
     assert {key for key in control if control[key] != other[key]} == changed
 
 
-def test_together_has_all_four() -> None:
+def test_together_combines_all_four_improvements() -> None:
     recipe = runs.recipes(PARAMS)["together"]
     model = models.build(recipe.model, **recipe.model_params)
     kinds = {type(module).__name__ for module in model.modules()}
@@ -133,7 +133,7 @@ def test_together_has_all_four() -> None:
     assert recipe.schedule == "cosine"
 
 
-def test_a_run_is_what_its_config_says_and_gives_the_same_again(splits: dict[str, NormalizedSplit]) -> None:
+def test_a_run_follows_its_config_and_is_deterministic(splits: dict[str, NormalizedSplit]) -> None:
     params = PARAMS.model_copy(update={"num_seeds": 2, "num_epochs": 2, "batch_size": 32, "train_rows": 300})
     config = next(one for one in runs.plan(params) if one["training"] == "dropout")
     computed = runs.run(config, splits)
@@ -159,14 +159,14 @@ def test_seeds_are_compared_pair_by_pair(splits: dict[str, NormalizedSplit]) -> 
     assert against["dropout"]["p_value"] == pytest.approx(1.5 * expected, rel=1e-3)  # the median of three
 
 
-def test_confusions_are_counted_by_seed(splits: dict[str, NormalizedSplit]) -> None:
+def test_confusions_are_counted_per_seed(splits: dict[str, NormalizedSplit]) -> None:
     labels = splits["test"].labels
     confusion = runs.conclude(_done(labels, {runs.CONTROL: {9: 4, 19: 4, 4: 9}}), splits)["confusion"]
     assert np.array(confusion).shape == (3, 10, 10)
     assert [(one[9][4], one[4][9], sum(map(sum, one))) for one in confusion] == [(2, 1, NUM_TEST)] * 3
 
 
-def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) -> None:
+def test_every_published_result_has_a_row(splits: dict[str, NormalizedSplit]) -> None:
     done = _done(splits["test"].labels, {})
     rows = findings.rows(measured(done, runs.conclude(done, splits)))
     table = pd.read_csv(paths.PUBLISHED)
@@ -180,7 +180,7 @@ def test_every_published_figure_has_its_row(splits: dict[str, NormalizedSplit]) 
     assert by_setting["epoch 2"].values == [pytest.approx(99.7)] * 3  # `_run` gains 0.1 points in each epoch
 
 
-def test_a_study_without_pytorch_examples_is_shown_too(
+def test_figures_can_omit_pytorch_examples(
     splits: dict[str, NormalizedSplit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = [run for run in _done(splits["test"].labels, {}) if run.config["training"] != runs.EXAMPLE]
@@ -209,7 +209,7 @@ def _rendered(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int
     return findings.render_findings(found, findings.rows(found))
 
 
-def test_what_is_said_of_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
+def test_the_finding_on_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
     first = _rendered(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
     assert "Of the 9 mistakes of 3 augmented networks, 9 as 4 is the most frequent: 6 (2, 2, 2 by seed)" in first
     assert "than a 9 read as a 4, holds in every seed." in first
@@ -218,14 +218,14 @@ def test_what_is_said_of_9_as_4_follows_the_counts(splits: dict[str, NormalizedS
     assert "than a 9 read as a 4, holds in no seed." in second
 
 
-def test_what_is_said_of_overfitting_follows_the_losses(splits: dict[str, NormalizedSplit]) -> None:
+def test_the_finding_on_overfitting_follows_the_losses(splits: dict[str, NormalizedSplit]) -> None:
     assert "Augmentation reduces overfitting in every seed." in _rendered(splits, {}, unmoved=0.001)
     text = _rendered(splits, {}, unmoved=0.2)
     assert "Augmentation does not reduce overfitting in every seed." in text
     assert "is lowest after epoch 3, at 0.0500, and 0.0700 after epoch 5" in text
 
 
-def test_what_is_said_of_an_improvement_follows_its_test(splits: dict[str, NormalizedSplit]) -> None:
+def test_the_finding_on_an_improvement_follows_its_test(splits: dict[str, NormalizedSplit]) -> None:
     labels = splits["test"].labels
     many = {row: (labels[row] + 1) % 10 for row in range(20)}
     text = _rendered(
@@ -238,7 +238,7 @@ def test_what_is_said_of_an_improvement_follows_its_test(splits: dict[str, Norma
     assert "**Proposed improvements.** 3 of 5 trainings are measurably better" in text
 
 
-def test_the_projects_numbers_are_a_valid_section() -> None:
+def test_shipped_params_are_valid() -> None:
     params = catalogue.params_of("cnn")
     assert isinstance(params, runs.Params)
     assert len(runs.plan(params)) >= 3 * len(TRAININGS)

@@ -55,7 +55,7 @@ def test_a_shear_adds_to_the_slant() -> None:
     np.testing.assert_allclose(slant(sheared) - slant(blots), 0.3, atol=0.01)
 
 
-def test_deslanting_is_scipys_shear_about_the_centre_of_mass() -> None:
+def test_deslanting_agrees_with_scipys_shear_about_the_centre_of_mass() -> None:
     blots = _blots(20)
     for image, lean, ours in zip(blots, slant(blots), deslanted(blots), strict=True):
         centre, _ = ndimage.center_of_mass(image)
@@ -77,12 +77,12 @@ def test_an_upright_bar_stays_as_it_is() -> None:
     np.testing.assert_array_equal(deslanted(_bar(0.0)[None])[0], _bar(0.0))
 
 
-def test_many_images_are_deslanted_as_one_by_one() -> None:
+def test_a_batch_is_deslanted_like_single_images() -> None:
     images = np.tile(_blots(7), (300, 1, 1))
     np.testing.assert_array_equal(deslanted(images)[-7:], deslanted(images[-7:]))
 
 
-def test_what_has_no_axis_is_upright() -> None:
+def test_images_without_an_axis_stay_unchanged() -> None:
     images = np.zeros((2, 28, 28), np.float32)
     images[1, 9, 3:20] = 1
     assert slant(images).tolist() == [0, 0]

@@ -39,7 +39,7 @@ def _spread(configs: list[Config], root: Path, *, available: Cluster) -> tuple[l
     return runs, told
 
 
-def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(cluster: Cluster, tmp_path: Path) -> None:
+def test_each_run_is_computed_once_and_returned_in_the_requested_order(cluster: Cluster, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     configs: list[Config] = [{"number": n, "folder": str(work), "wait": 0.2 * (n == 3)} for n in (3, 1, 2)]
@@ -57,7 +57,7 @@ def test_each_run_is_computed_once_and_returned_in_the_order_asked_for(cluster: 
     assert len(list(work.iterdir())) == 4
 
 
-def test_an_error_is_the_runs_own_and_what_had_ended_is_kept(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_failed_run_raises_its_own_error_and_finished_runs_are_kept(cluster: Cluster, tmp_path: Path) -> None:
     configs: list[Config] = [{"number": 1, "folder": str(tmp_path)}, {"wrong": True}]
     _spread(configs[:1], tmp_path, available=cluster)
     with pytest.raises(InputError, match=r"^a rule must hold, but did not$"):

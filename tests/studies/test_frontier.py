@@ -63,12 +63,12 @@ def test_the_recipe_is_the_main_pipelines_best() -> None:
     assert best.test_time_augmentation
 
 
-def test_probabilities_survive_their_text_within_half_precision(split: NormalizedSplit) -> None:
+def test_probabilities_survive_the_round_trip_within_half_precision(split: NormalizedSplit) -> None:
     logs = _logs(split, 0)
     np.testing.assert_allclose(runs.unpacked(runs.packed(logs)), logs, rtol=1e-3)
 
 
-def test_an_ensemble_is_the_average_of_all_its_networks(done: list[Run], split: NormalizedSplit) -> None:
+def test_an_ensemble_averages_the_log_probabilities_of_its_networks(done: list[Run], split: NormalizedSplit) -> None:
     found = runs.conclude(done, {"test": split})
     logs = np.stack([_logs(split, seed).astype(np.float16).astype(np.float32) for seed in range(7)])
     right = logs.mean(0).argmax(1) == split.labels
@@ -81,12 +81,12 @@ def test_an_ensemble_is_the_average_of_all_its_networks(done: list[Run], split: 
     assert found["ensembles"] == expected
 
 
-def test_one_network_is_the_mean_over_all_of_them(done: list[Run], split: NormalizedSplit) -> None:
+def test_one_network_has_the_mean_accuracy_of_all(done: list[Run], split: NormalizedSplit) -> None:
     found = runs.conclude(done, {"test": split})
     assert found["by_size"][0] == pytest.approx(np.mean([run.result["test_accuracy"] for run in done]), abs=0.005)
 
 
-def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -> None:
+def test_an_inaccurate_network_stays_in_the_ensemble(done: list[Run], split: NormalizedSplit) -> None:
     """Check that every seed is trained and belongs to the ensemble, whatever its score."""
     bad = runs.packed(log_softmax(np.random.default_rng(0).normal(0, 9, (ROWS, 10)), axis=1).astype(np.float32))
     spoiled = [*done[:-1], replace(done[-1], intermediate={"log_probabilities": bad})]
@@ -94,16 +94,14 @@ def test_a_bad_network_is_counted_too(done: list[Run], split: NormalizedSplit) -
     assert found["whole_ensemble"] != runs.conclude(done, {"test": split})["whole_ensemble"]
 
 
-def test_every_record_is_a_published_figure_and_has_one_of_ours_beside_it(
-    done: list[Run], split: NormalizedSplit
-) -> None:
+def test_every_published_record_has_a_result_of_ours(done: list[Run], split: NormalizedSplit) -> None:
     rows = findings.rows(measured(done, runs.conclude(done, {"test": split})))
     records = [row for row in rows if row.published is not None]
     assert len(records) == 6
     assert all(row.values and "theirs: " in row.note for row in records)
 
 
-def test_the_figures_show_every_size_every_record_and_every_mistake(
+def test_the_figures_show_every_ensemble_size_record_and_mistake(
     done: list[Run], split: NormalizedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = recorded(monkeypatch)

@@ -26,7 +26,7 @@ def _problem(encoding: str = "one-hot", *, members: int = 2, rows: int = 6) -> t
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_gradient_is_that_of_finite_differences(encoding: str) -> None:
+def test_the_gradient_agrees_with_finite_differences(encoding: str) -> None:
     network, images, targets = _problem(encoding)
     gradients = runs.gradient(network, images, targets)
     generator, width = np.random.default_rng(1), 1e-5
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_finite_differences(encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_the_gradient_is_that_of_autograd(encoding: str) -> None:
+def test_the_gradient_agrees_with_autograd(encoding: str) -> None:
     network, images, targets = _problem(encoding, members=1)
     tensors = [torch.tensor(values[0], requires_grad=True) for values in network]
     hidden = torch.sigmoid(torch.tensor(images[0]) @ tensors[0] + tensors[1])
@@ -54,7 +54,7 @@ def test_the_gradient_is_that_of_autograd(encoding: str) -> None:
         np.testing.assert_allclose(slopes[0], tensor.grad.numpy(), rtol=1e-10, atol=1e-14)
 
 
-def test_the_gradient_of_a_batch_is_the_mean_of_its_rows_own() -> None:
+def test_the_gradient_of_a_batch_is_the_mean_over_its_rows() -> None:
     """Check equation 10."""
     network, images, targets = _problem()
     of_rows = [runs.gradient(network, images[:, [row]], targets[:, [row]]) for row in range(images.shape[1])]
@@ -86,13 +86,13 @@ def test_no_direction_of_the_same_length_lowers_the_cost_more() -> None:
         assert abs(along) < length
 
 
-def test_the_codes_are_those_of_the_lessons_table() -> None:
+def test_the_codes_agree_with_the_lessons_table() -> None:
     assert runs.codes("one-hot")[3].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]
     assert [runs.codes("binary")[digit].tolist() for digit in (0, 3, 9)] == [[0, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 1]]
     assert np.allclose(9 * runs.codes("ordinal")[:, 0], range(10))
 
 
-def test_of_one_hot_codes_the_nearest_is_the_largest_output() -> None:
+def test_the_nearest_one_hot_code_is_the_largest_output() -> None:
     network, images, _ = _problem(members=3, rows=50)
     outputs = runs.activations(network, images[:1])[1]
     for digit in range(10):
@@ -101,7 +101,7 @@ def test_of_one_hot_codes_the_nearest_is_the_largest_output() -> None:
         assert accuracy.tolist() == (outputs.argmax(-1) == digit).mean(1).tolist()
 
 
-def test_an_epoch_takes_every_row_once_and_each_seed_in_its_own_order() -> None:
+def test_an_epoch_visits_every_row_once_in_an_order_that_depends_on_the_seed() -> None:
     found = np.concatenate(list(runs.batches(100, 10, [0, 1], epoch=3)), axis=1)
     assert np.array_equal(np.sort(found, axis=1), np.tile(np.arange(100), (2, 1)))
     assert not np.array_equal(*found)
@@ -142,7 +142,7 @@ def test_a_member_is_trained_as_if_it_were_alone() -> None:
         np.testing.assert_allclose(values, together[name], atol=0.02)  # rounding of sums, and thereby single images
 
 
-def test_the_final_runs_take_the_rate_that_was_best_on_the_validation_split() -> None:
+def test_final_runs_use_the_rate_that_is_best_on_the_validation_split() -> None:
     splits = _splits()
     searches = runs.plan(PARAMS)
     done = [Run(config=config, result=runs.run(config, splits).figures) for config in searches]

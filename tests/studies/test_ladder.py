@@ -86,7 +86,9 @@ def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled:
     ("name", "arguments"),
     [("linear", {}), ("convnet", SMALL), ("convnet", {"channels": [3, 4, 5]}), ("convnet", LARGER)],
 )
-def test_counts_the_parameters_of_real_modules(name: str, arguments: dict[str, Any], side: int, pooled: bool) -> None:
+def test_parameter_counts_agree_with_real_modules(
+    name: str, arguments: dict[str, Any], side: int, pooled: bool
+) -> None:
     if name == "linear" and pooled:
         return  # it has no feature maps to pool
     with torch.inference_mode():
@@ -96,12 +98,12 @@ def test_counts_the_parameters_of_real_modules(name: str, arguments: dict[str, A
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("linear", {}), ("convnet", SMALL), ("convnet", LARGER)])
-def test_at_28_pixels_the_count_is_that_of_the_model_itself(name: str, arguments: dict[str, Any]) -> None:
+def test_parameter_counts_at_28_pixels_agree_with_the_models(name: str, arguments: dict[str, Any]) -> None:
     count = sum(parameter.numel() for parameter in models.build(name, **arguments).parameters())
     assert runs.num_parameters(name, arguments, side=28) == count
 
 
-def test_moves_as_they_say() -> None:
+def test_images_are_shifted_and_rotated_as_specified() -> None:
     split = _split(3, seed=0)
     background = np.float32(-0.1 / 0.3)
     right, down = runs.moved(split, right=5).images, runs.moved(split, down=2).images
@@ -111,28 +113,28 @@ def test_moves_as_they_say() -> None:
     np.testing.assert_allclose(runs.moved(split, degrees=90).images, np.rot90(split.images, -1, (1, 2)), atol=1e-4)
 
 
-def test_the_ink_that_leaves_by_hand() -> None:
+def test_lost_ink_agrees_with_a_count_by_hand() -> None:
     images = np.zeros((2, 4, 4), np.float32)
     images[0, 0, 0] = images[1, 2, 1] = 1.0
     # A shift by 1 left or up loses the first pixel; by 2 left, the second too; by 2 down, the second.
     np.testing.assert_allclose(runs.lost_ink(images, shifts=[0, 1, 2]), [0, 2 / 8, 4 / 8])
 
 
-def test_the_nearest_average_is_the_nearest() -> None:
+def test_the_nearest_average_agrees_with_brute_force() -> None:
     random = np.random.default_rng(0)
     means, images = random.normal(size=(10, 784)), random.normal(size=(40, 28, 28)).astype(np.float32)
     distances = [[float(((image.ravel() - mean) ** 2).sum()) for mean in means] for image in images]
     assert runs.nearest(images, means).tolist() == np.argmin(distances, axis=1).tolist()
 
 
-def test_templates_that_are_averages_are_like_them_whatever_all_have_in_common() -> None:
+def test_likeness_ignores_scale_and_what_all_templates_share() -> None:
     random = np.random.default_rng(0)
     means = random.normal(size=(10, 784))
     np.testing.assert_allclose(runs.likeness(3 * means + random.normal(size=784), means), 1.0)
     np.testing.assert_allclose(runs.likeness(-means, means), -1.0)
 
 
-def test_a_packed_array_comes_back() -> None:
+def test_a_packed_array_survives_the_round_trip() -> None:
     values = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float16)
     assert (runs.unpacked(runs.packed(values), np.float16).reshape(10, 3) == values).all()
 
@@ -159,7 +161,7 @@ def test_the_linear_regressor_finds_the_least_squares_solution() -> None:
     np.testing.assert_allclose(forward.logits(model, data.images[:, 0].numpy())[:, 0], exact, atol=0.03)
 
 
-def test_a_regressor_has_one_output_and_the_features_of_the_classifier() -> None:
+def test_a_regressor_has_one_output_and_the_classifiers_features() -> None:
     data, targets = _linear_task()
     recipe = Recipe(
         model="convnet", model_params=SMALL, optimizer="adam", learning_rate=0.01, batch_size=300, num_epochs=1
@@ -179,12 +181,12 @@ def test_plans_each_model_with_each_seed_the_largest_first() -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
-def test_the_same_config_gives_the_same_figures(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+def test_the_same_config_gives_the_same_result(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     for one in done[::4]:
         assert runs.run(one.config, splits) == Result(figures=one.result, intermediate=one.intermediate)
 
 
-def test_an_unmoved_image_is_recognised_as_often_as_the_test_accuracy_says(done: list[Run]) -> None:
+def test_unmoved_images_have_the_test_accuracy(done: list[Run]) -> None:
     for one in done:
         if one.config["task"] == "classify":
             for kind in ("shifted", "turned"):
@@ -202,7 +204,7 @@ def test_the_table_has_the_published_row_and_every_model(splits: dict[str, Norma
     assert all(len(row.values) == 3 for row in rows)
 
 
-def test_what_is_reported_follows_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
+def test_the_findings_follow_the_numbers(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     conclusions = runs.conclude(done, splits)
     rows = findings.rows(measured(done, conclusions))
 
@@ -223,11 +225,11 @@ def test_what_is_reported_follows_the_numbers(splits: dict[str, NormalizedSplit]
 @pytest.mark.parametrize(
     ("values", "reached"), [([90.0, 60.0, 40.0], 1.5), ([90.0, 80.0, 70.0], None), ([90.0, 50.0, 40.0], 1.0)]
 )
-def test_where_a_curve_crosses_a_level(values: list[float], reached: float | None) -> None:
+def test_crossing_interpolates_where_a_curve_falls_to_a_level(values: list[float], reached: float | None) -> None:
     assert findings.crossing([0, 1, 2], values, level=50) == reached
 
 
-def test_draws_every_picture(
+def test_the_figures_show_every_model_and_task(
     splits: dict[str, NormalizedSplit], done: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = recorded(monkeypatch)

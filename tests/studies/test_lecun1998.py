@@ -106,7 +106,7 @@ def _done(config: dict[str, object], result: dict[str, object]) -> Run:
     return Run(config=config, result=result)
 
 
-def test_every_system_costs_what_figures_11_and_12_say(costs: dict[str, tuple[int, int]]) -> None:
+def test_the_cost_of_every_system_agrees_with_figures_11_and_12(costs: dict[str, tuple[int, int]]) -> None:
     for name, thousands in MULTIPLY_ADDS.items():
         assert costs[name][1] / 1000 == pytest.approx(thousands, rel=0.04, abs=0.5), name
     for name, thousands in VARIABLES.items():
@@ -123,7 +123,7 @@ def test_the_reduced_set_costs_650_000_multiply_adds() -> None:
     assert cost.of_machine(methods.NUM_REDUCED, num_pixels=20 * 20)[1] == pytest.approx(650_000, rel=1e-3)
 
 
-def test_neighbours_are_those_that_brute_force_finds() -> None:
+def test_nearest_neighbours_agree_with_brute_force() -> None:
     random = np.random.default_rng(0)
     templates, queries = (random.integers(0, 4, (n, 30)).astype(np.float32) for n in (2000, 300))
     found = neighbours.nearest(torch.from_numpy(queries), torch.from_numpy(templates), num_neighbours=4)
@@ -140,7 +140,7 @@ def test_near_ties_are_ranked_in_float64() -> None:
     assert found.tolist() == [[19, 18, 17, 16, 15]]
 
 
-def test_the_vote_is_scikit_learns(split: NormalizedSplit, rows: torch.Tensor) -> None:
+def test_the_vote_of_neighbours_agrees_with_scikit_learn(split: NormalizedSplit, rows: torch.Tensor) -> None:
     labels = torch.from_numpy(split.labels.astype(np.int64))
     found = neighbours.nearest(rows[200:], rows[:200], num_neighbours=3)
     theirs = KNeighborsClassifier(3, algorithm="brute").fit(rows[:200], labels[:200]).predict(rows[200:])
@@ -148,7 +148,7 @@ def test_the_vote_is_scikit_learns(split: NormalizedSplit, rows: torch.Tensor) -
     assert neighbours.vote(torch.tensor([[4, 7, 7], [4, 7, 2], [9, 1, 9]])).tolist() == [7, 4, 9]
 
 
-def test_a_local_classifier_is_ridge_regression_on_the_neighbours() -> None:
+def test_local_learning_is_ridge_regression_on_the_neighbours() -> None:
     generator = torch.Generator().manual_seed(0)
     templates, queries = torch.randn(300, 6, generator=generator), torch.randn(3, 6, generator=generator)
     labels = torch.randint(0, 10, (300,), generator=generator)
@@ -160,7 +160,7 @@ def test_a_local_classifier_is_ridge_regression_on_the_neighbours() -> None:
         np.testing.assert_allclose(output, theirs, atol=1e-3)
 
 
-def test_softmax_is_logistic_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
+def test_softmax_agrees_with_logistic_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
     inputs, labels = rows[:, ::7], torch.from_numpy(split.labels.astype(np.int64))
     decay = 0.01
     weights = linear.softmax(inputs, labels, decay=decay, num_iterations=200)
@@ -171,7 +171,7 @@ def test_softmax_is_logistic_regression(split: NormalizedSplit, rows: torch.Tens
     np.testing.assert_allclose(probabilities, theirs.predict_proba(inputs), atol=2e-3)
 
 
-def test_a_pairwise_unit_learns_from_its_two_classes_alone(split: NormalizedSplit, rows: torch.Tensor) -> None:
+def test_a_pairwise_unit_learns_only_from_its_two_classes(split: NormalizedSplit, rows: torch.Tensor) -> None:
     labels = torch.from_numpy(split.labels.astype(np.int64))
     inputs = rows[:, ::7]
     weights = linear.pairwise(inputs, labels, decay=0.01, num_iterations=100)
@@ -184,7 +184,7 @@ def test_a_pairwise_unit_learns_from_its_two_classes_alone(split: NormalizedSpli
     assert (linear.pairwise_scores(inputs, weights).argmax(1) == labels).float().mean() > 0.98
 
 
-def test_least_squares_is_ridge_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
+def test_least_squares_agrees_with_ridge_regression(split: NormalizedSplit, rows: torch.Tensor) -> None:
     labels = torch.from_numpy(split.labels.astype(np.int64))
     ours = linear.least_squares(rows[:, ::7], labels, ridge=0.5)
     theirs = Ridge(alpha=0.5 * len(rows), fit_intercept=False).fit(rows[:, ::7], 2 * np.eye(10)[labels] - 1)
@@ -230,7 +230,7 @@ def test_tangents_are_the_derivatives_of_small_moves() -> None:
         assert outside.norm() < 0.25 * change.norm(), name  # finite differences only approximate derivatives
 
 
-def test_the_distance_of_two_planes_is_that_of_their_nearest_points() -> None:
+def test_the_distance_of_two_planes_is_between_their_nearest_points() -> None:
     generator = torch.Generator().manual_seed(0)
     query, template = torch.randn(2, 60, generator=generator)
     bases = torch.linalg.qr(torch.randn(2, 60, 7, generator=generator)).Q
@@ -249,7 +249,7 @@ def test_a_small_rotation_is_near_in_tangent_distance(split: NormalizedSplit) ->
     assert (split.labels[rows.numpy()] == split.labels[:10, None]).all()
 
 
-def test_a_machine_decides_as_scikit_learn_does(split: NormalizedSplit) -> None:
+def test_a_support_vector_machine_agrees_with_scikit_learn(split: NormalizedSplit) -> None:
     images = kernels.unit(pixels(split))
     machine = kernels.train(images, split.labels, degree=5, penalty=10.0)
     theirs = SVC(C=10.0, kernel="poly", degree=5, gamma=0.8, coef0=0.2, decision_function_shape="ovo", tol=1e-2).fit(
@@ -264,7 +264,7 @@ def test_a_machine_decides_as_scikit_learn_does(split: NormalizedSplit) -> None:
     torch.testing.assert_close(machine.vectors, images[torch.from_numpy(machine.rows)])
 
 
-def test_a_reduced_set_of_every_vector_decides_as_the_machine(split: NormalizedSplit) -> None:
+def test_a_reduced_set_of_all_vectors_agrees_with_the_full_machine(split: NormalizedSplit) -> None:
     images = kernels.unit(pixels(split))
     machine = kernels.train(images, split.labels, degree=5, penalty=10.0)
     whole, none = (kernels.reduced(machine, num_vectors=number, num_steps=0, seed=0) for number in (60, 5))
@@ -278,7 +278,7 @@ def test_a_reduced_set_of_every_vector_decides_as_the_machine(split: NormalizedS
     assert miss(moved) < miss(none)
 
 
-def test_virtual_vectors_are_shifts_of_a_pixel() -> None:
+def test_virtual_vectors_are_shifts_by_one_pixel() -> None:
     image = np.zeros((1, 28, 28), np.float32)
     image[0, 10, 12] = 1
     places = [tuple(np.argwhere(moved)[0]) for moved in kernels.shifted(image)]
@@ -286,7 +286,7 @@ def test_virtual_vectors_are_shifts_of_a_pixel() -> None:
     assert places[0] == (10, 12)
 
 
-def test_the_reduced_database_has_digits_of_16_pixels() -> None:
+def test_the_16x16_database_has_digits_of_16_pixels() -> None:
     ink = np.zeros((1, 28, 28), np.float32)
     ink[0, 4:24, 4:24] = 1
     split = NormalizedSplit(
@@ -302,7 +302,7 @@ def test_the_reduced_database_has_digits_of_16_pixels() -> None:
     assert (pixels(databases.prepared(split, "deslanted"))[0, 4:24, 4:24] == 1).all()
 
 
-def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
+def test_filtering_keeps_the_selected_rows_of_each_pass(split: NormalizedSplit) -> None:
     recipe = Recipe(
         model="linear", optimizer="sgd", learning_rate=0.1, batch_size=10, num_epochs=1, translation_pixels=1.0
     )
@@ -316,7 +316,7 @@ def test_filtering_keeps_what_it_is_asked_to(split: NormalizedSplit) -> None:
     np.testing.assert_array_equal(kept.images, again.images)
 
 
-def test_three_networks_are_boosted(split: NormalizedSplit) -> None:
+def test_boosting_trains_three_networks_and_adds_their_outputs(split: NormalizedSplit) -> None:
     recipe = Recipe(
         model="linear",
         optimizer="sgd",
@@ -360,9 +360,7 @@ PARAMS = runs.Params(
 )
 
 
-def test_every_run_can_be_done_and_every_system_is_measured(
-    split: NormalizedSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_can_be_run_and_measures_every_system(split: NormalizedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "NUM_REDUCED", 20)
     splits = {
         "train": replace(split, images=split.images[:250], labels=split.labels[:250], index=split.index[:250]),
@@ -381,7 +379,7 @@ def test_every_run_can_be_done_and_every_system_is_measured(
     assert names == wanted
 
 
-def test_seeds_repeat_what_draws_and_nothing_else() -> None:
+def test_only_random_methods_are_repeated_over_seeds() -> None:
     configs = runs.plan(PARAMS)
     assert len({str(config) for config in configs}) == len(configs)
     seeds = {(config["method"], config.get("name")): 0 for config in configs}
@@ -436,7 +434,7 @@ def _measured(factor: float) -> list[Run]:
     return done
 
 
-def test_every_published_row_of_the_paper_is_shown() -> None:
+def test_every_published_result_of_the_paper_has_a_row() -> None:
     done = _measured(0.9)
     rows = findings.rows(measured(done, runs.conclude(done, {})))
     table = pd.read_csv(paths.PUBLISHED)
@@ -449,7 +447,7 @@ def test_every_published_row_of_the_paper_is_shown() -> None:
     assert {len(row.values) for row in rows if "deterministic" in row.note} == {1}
 
 
-def test_the_findings_follow_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_findings_and_figures_follow_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = []
     for factor in (0.9, 1.5):
         done = _measured(factor)

@@ -71,7 +71,7 @@ def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, chosen: Study[Params]
     return found
 
 
-def test_results_of_the_search_and_of_the_plan_reach_what_follows_and_the_conclusions(
+def test_search_and_plan_results_reach_later_runs_and_conclusions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = study(tune=tune, plan=plan, plan_from_results=plan_from_results, conclude=conclude)
@@ -90,13 +90,13 @@ def test_results_of_the_search_and_of_the_plan_reach_what_follows_and_the_conclu
 
 
 @pytest.mark.long
-def test_a_study_may_leave_out_all_but_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_enough_for_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = measure(monkeypatch, tmp_path, study(plan=plan))
     assert found["conclusions"] == {}
     assert [run["result"]["square"] for run in found["runs"]] == [1, 4]
 
 
-def test_a_finished_study_is_forgotten_with_its_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_removes_its_ledgers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     storage = project_storage(tmp_path)
     ledger_of(LEDGER, storage=storage).record(Run(config={}, result={}), name="1")

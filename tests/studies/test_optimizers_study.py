@@ -63,7 +63,7 @@ def test_glorots_first_weights_are_within_their_bound_and_fill_it() -> None:
         assert not layers[name].get_parameter("bias").any()
 
 
-def test_linear_convolutions_have_nothing_between_them_and_their_pools() -> None:
+def test_linear_convolutions_have_no_activation_before_their_pools() -> None:
     first, second = blobs(4).images, blobs(4, seed=1).images
     for convolutions, is_linear in (("linear", True), ("relu", False)):
         torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_linear_convolutions_have_nothing_between_them_and_their_pools() -> None
         assert bool(error.abs().max() < 1e-5) == is_linear
 
 
-def test_a_convolution_and_its_average_as_one_are_the_two() -> None:
+def test_an_averaged_convolution_is_a_convolution_and_a_pool() -> None:
     images = torch.randn(3, 2, 10, 12, generator=torch.Generator().manual_seed(0))
     as_one = AveragedConv2d(2, 4, 5, padding=1)
     apart = F.avg_pool2d(F.conv2d(images, as_one.weight, as_one.bias, padding=1), 2)
@@ -84,7 +84,7 @@ def test_a_convolution_and_its_average_as_one_are_the_two() -> None:
 
 @pytest.mark.parametrize("rows", [1, 5, 32])
 @pytest.mark.parametrize("kind", [side_by_side.LeNets, side_by_side.Networks])
-def test_networks_computed_together_are_the_networks(kind: type[side_by_side.Networks], rows: int) -> None:
+def test_stacked_networks_agree_with_single_ones(kind: type[side_by_side.Networks], rows: int) -> None:
     networks, data = new(0, 1, 2), blobs(rows)
     together = kind(networks, dtype=torch.float32)
     logits = together.logits(data.images)
@@ -96,7 +96,7 @@ def test_networks_computed_together_are_the_networks(kind: type[side_by_side.Net
         torch.testing.assert_close(together.weights.grad[index], gradient(network), rtol=1e-4, atol=1e-5)  # type: ignore[index]
 
 
-def test_in_bfloat16_they_are_as_exact_as_autocast() -> None:
+def test_stacked_networks_in_bfloat16_are_as_exact_as_autocast() -> None:
     network, data = new(0)[0], blobs(256)
     together = side_by_side.LeNets([network], dtype=torch.bfloat16)
     F.cross_entropy(together.logits(data.images)[0].T, data.labels).backward()
@@ -110,7 +110,7 @@ def test_in_bfloat16_they_are_as_exact_as_autocast() -> None:
     assert 0 < ours < 2 * theirs
 
 
-def test_each_optimizers_numbers_beside_the_others_are_those_of_the_training_loop() -> None:
+def test_optimizers_trained_side_by_side_agree_with_the_training_loop() -> None:
     names, training, validation = list(KERAS_DEFAULTS), blobs(200), blobs(100, seed=1)
     recipes = [
         Recipe(
@@ -220,7 +220,7 @@ KERAS: dict[str, Callable[..., Array]] = {
 
 @pytest.mark.parametrize("name", KERAS)
 @pytest.mark.parametrize("scale", [1e-2, 1e-3])
-def test_the_defaults_are_those_of_keras(name: str, scale: float) -> None:
+def test_the_default_settings_agree_with_keras(name: str, scale: float) -> None:
     generator = np.random.default_rng(0)
     start = 0.1 * generator.normal(size=100)
     vector = nn.Parameter(torch.tensor(start))
@@ -238,7 +238,7 @@ def test_the_defaults_are_those_of_keras(name: str, scale: float) -> None:
     assert error < tolerance * np.linalg.norm(weights - start)
 
 
-def test_every_optimizer_is_an_entry_and_is_named() -> None:
+def test_every_optimizer_is_registered_and_has_a_label() -> None:
     assert set(KERAS_DEFAULTS) == set(results.NAMES) == set(OPTIMIZERS) - {"nesterov"}
     assert {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()} == {
         **dict.fromkeys(KERAS_DEFAULTS, 0.001),
@@ -281,7 +281,7 @@ def rendered(done: Sequence[Run]) -> str:
     return findings.render_findings(found, findings.rows(found))
 
 
-def test_the_plan_has_every_column_for_its_optimizers_and_seeds() -> None:
+def test_the_plan_covers_every_column_optimizer_and_seed() -> None:
     configs = runs.plan(PARAMS, searched())
     assert {config["phase"] for config in configs} == {"defaults", "tuned", *findings.CONTROLS}
     phases: dict[str, Iterable[str]] = {"defaults": KERAS_DEFAULTS, "tuned": KERAS_DEFAULTS, **runs.CONTROLS}
@@ -291,7 +291,7 @@ def test_the_plan_has_every_column_for_its_optimizers_and_seeds() -> None:
     assert runs.plan(PARAMS, computed({"defaults": {}, "tuned": {}})) == configs
 
 
-def test_the_best_rate_is_the_most_accurate_trials_then_the_one_of_lower_loss() -> None:
+def test_the_best_rate_has_the_highest_accuracy_then_the_lowest_loss() -> None:
     done = [
         trial("adam", 0.1, 0.9),
         trial("adam", 0.2, 0.95, loss=0.3),
@@ -303,7 +303,7 @@ def test_the_best_rate_is_the_most_accurate_trials_then_the_one_of_lower_loss() 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_search_tries_the_same_even_places_of_every_optimizers_range(
+def test_the_search_spaces_learning_rates_evenly_over_every_range(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runs, "KERAS_DEFAULTS", {name: KERAS_DEFAULTS[name] for name in ("momentum", "adam")})
@@ -324,7 +324,7 @@ def test_the_search_tries_the_same_even_places_of_every_optimizers_range(
     assert runs.best_rates(found).keys() == places.keys()
 
 
-def test_a_run_is_deterministic_and_its_last_metric_is_the_networks_own_accuracy() -> None:
+def test_a_run_is_deterministic_and_ends_with_the_networks_accuracy() -> None:
     config: dict[str, Any] = {
         "phase": "defaults",
         "learning_rates": {"adam": 0.001, "muon": 0.001, "rmsprop": 0.001},
@@ -342,7 +342,7 @@ def test_a_run_is_deterministic_and_its_last_metric_is_the_networks_own_accuracy
         assert result[name]["test_accuracy"][-1] * 100 == pytest.approx(round(result[name]["test_accuracy"][-1] * 100))
 
 
-def test_a_member_that_diverges_leaves_the_others_alone() -> None:
+def test_a_diverging_member_does_not_change_the_others() -> None:
     config = {"phase": "tuned", "num_epochs": 1, "batch_size": 32, "seed": 0}
     wild, tame = ({**config, "learning_rates": {"sgd": rate, "adam": 0.001}} for rate in (1e20, 0.01))
     first, second = (runs.run(config, SPLITS).figures for config in (wild, tame))
@@ -350,17 +350,17 @@ def test_a_member_that_diverges_leaves_the_others_alone() -> None:
     assert first["adam"] == second["adam"]
 
 
-def test_samples_without_any_difference_are_not_distinct() -> None:
+def test_equal_samples_are_not_distinct() -> None:
     assert findings.welch([1.0, 1.0], [1.0, 1.0]) == 1
     assert findings.num_distinct_pairs([[1.0, 1.0], [1.0, 1.0]], level=0.05) == 0
 
 
-def test_holm_stops_at_the_first_pair_that_its_share_of_the_level_does_not_pass() -> None:
+def test_holms_correction_counts_pairs_until_one_is_not_significant() -> None:
     # The p-values of the three pairs are 0.0001, 0.0001 and about 0.9: two pairs are distinct.
     assert findings.num_distinct_pairs([[0.0, 0.01, 0.02], [0.0, 0.011, 0.02], [9.0, 9.01, 9.02]], level=0.05) == 2
 
 
-def test_every_published_figure_has_a_row_in_both_columns() -> None:
+def test_every_published_result_has_a_row_in_both_columns() -> None:
     rows = findings.rows(measured(computed({"defaults": {"adadelta": 0.8}, "tuned": {}})))
     assert len(rows) == 2 * len(KERAS_DEFAULTS) + len(runs.CONTROLS)
     compared = {(row.variant, row.published.value) for row in rows if row.published}

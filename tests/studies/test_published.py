@@ -15,7 +15,7 @@ from tests.support import ROOT
 PUBLISHED = Published(ROOT / paths.PUBLISHED)
 
 
-def test_every_published_figure_has_a_source_and_can_be_found() -> None:
+def test_every_published_result_has_a_source_and_can_be_found() -> None:
     rows = list(csv.DictReader((ROOT / paths.PUBLISHED).read_text().splitlines()))
     for row in rows:
         assert row["reference"], row
@@ -23,7 +23,7 @@ def test_every_published_figure_has_a_source_and_can_be_found() -> None:
         assert (found.value, found.reference) == (float(row["value"]), row["reference"])
 
 
-def test_a_missing_figure_is_reported_with_the_nearest_name() -> None:
+def test_a_missing_result_is_reported_with_a_suggestion() -> None:
     with pytest.raises(InputError) as caught:
         PUBLISHED.find("LeNet-6", "plain", "test_error")
     assert str(caught.value) == (
@@ -32,7 +32,7 @@ def test_a_missing_figure_is_reported_with_the_nearest_name() -> None:
     )
 
 
-def test_figures_that_only_their_setting_tells_apart_are_asked_for_by_it() -> None:
+def test_results_that_differ_only_in_setting_are_found_by_setting() -> None:
     reported = ("CNN 32-64 + max-pool + 128", "rotation 10 + translation 0.1; Adam 1e-3; NLL", "test_accuracy")
     assert PUBLISHED.find(*reported, setting="epoch 4").value == 99.08
     with pytest.raises(InputError, match=r"tell the rows of .* apart by their setting, but got 5 rows"):

@@ -18,7 +18,7 @@ def published(value: float) -> Row:
     return dataclasses.replace(ROW, published=figure)
 
 
-def test_a_study_renews_its_own_row_and_leaves_the_others() -> None:
+def test_a_study_replaces_only_its_own_row() -> None:
     note, blank, head, rule = "*Generated*", "", "| study |", "| --- |"
     linear, frontier = (f"| [{name}](studies/README.md#{name}) | old |" for name in ("lecun1998", "frontier"))
     for middle in ([], ["| [cnn](studies/README.md#cnn) | old |"]):
@@ -26,7 +26,7 @@ def test_a_study_renews_its_own_row_and_leaves_the_others() -> None:
         assert report.with_study(before, "cnn", "| new |").splitlines()[4:] == [linear, "| new |", frontier]
 
 
-def test_the_result_counts_what_is_reached_of_what_was_published() -> None:
+def test_the_summary_counts_the_published_results_that_are_reached() -> None:
     rows = [published(2.0), published(0.1), ROW]
     assert report.summary("cnn", "t", rows, TIMES) == (
         "[cnn](studies/README.md#cnn)", "t", "1 of 2 published results reached",
@@ -34,6 +34,6 @@ def test_the_result_counts_what_is_reached_of_what_was_published() -> None:
     )  # fmt: skip
 
 
-def test_without_published_results_the_best_of_ours_is_the_result() -> None:
+def test_the_summary_without_published_results_is_our_best() -> None:
     worse = dataclasses.replace(ROW, system="other", values=[3.0, 3.1])
     assert report.summary("cnn", "t", [worse, ROW], TIMES)[2] == "s: 1.10 % ± 0.14 % test error"

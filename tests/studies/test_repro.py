@@ -121,7 +121,7 @@ def interrupted(clone: Path) -> Interrupted:
     return Interrupted(folder=clone, known=known, had_results=had_results, output=run(clone, *command))
 
 
-def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(interrupted: Interrupted) -> None:
+def test_an_interrupted_study_resumes_with_the_missing_runs(interrupted: Interrupted) -> None:
     assert (interrupted.known, interrupted.had_results) == (NUM_FIRST, False)
     assert stages_run(interrupted.output)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
     assert f"{STUDY}: {NUM_FIRST} runs had ended before it was interrupted" in interrupted.output
@@ -129,7 +129,7 @@ def test_an_interrupted_study_goes_on_with_the_runs_that_are_missing(interrupted
     assert not list((interrupted.folder / ".state/studies").iterdir())  # of a finished study only DVC keeps the results
 
 
-def test_the_study_is_shown_with_every_run(interrupted: Interrupted) -> None:
+def test_the_section_and_figure_show_every_run(interrupted: Interrupted) -> None:
     folder = interrupted.folder / "studies" / STUDY
     content = json.loads((folder / "runs.json").read_text())
     assert len(content["runs"]) == 18
@@ -139,7 +139,7 @@ def test_the_study_is_shown_with_every_run(interrupted: Interrupted) -> None:
     assert f"({STUDY}/figure.png)" in section
 
 
-def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(interrupted: Interrupted) -> None:
+def test_a_second_repro_does_nothing_and_a_forced_one_gives_the_same_bytes(interrupted: Interrupted) -> None:
     clone = interrupted.folder
     target = f"studies/dvc.yaml:{STUDY}"
     assert stages_run(run(clone, "dvc", "repro", target)) == []
@@ -149,7 +149,7 @@ def test_done_again_it_does_nothing_and_the_same_runs_give_the_same_bytes(interr
     assert measured.read_bytes() == before
 
 
-def test_a_figure_that_nobody_published_is_reported_and_nothing_is_written(interrupted: Interrupted) -> None:
+def test_an_unpublished_result_is_reported_and_nothing_is_written(interrupted: Interrupted) -> None:
     clone = interrupted.folder
     path, page = clone / "studies/published.csv", (clone / "studies/README.md").read_bytes()
     before = path.read_text()
@@ -168,7 +168,7 @@ def test_a_figure_that_nobody_published_is_reported_and_nothing_is_written(inter
     [("studies", "gradient-descent"), ("pipelines", "gradient_descent-run")],
     ids=["show", "measure"],
 )
-def test_a_wrong_name_is_reported_with_the_nearest(module: str, name: str) -> None:
+def test_a_wrong_name_is_reported_with_a_suggestion(module: str, name: str) -> None:
     output = run(ROOT, sys.executable, "-m", module, name, code=2)
     assert output.startswith(f"python -m {module}: {'study' if module == 'studies' else 'stage'} must be one of ")
     assert "did you mean 'gradient_descent" in output

@@ -8,13 +8,13 @@ import pytest
 from studies.common.significance import combined
 
 
-def test_the_combined_p_value_by_hand() -> None:
+def test_the_combined_p_value_agrees_with_a_calculation_by_hand() -> None:
     assert combined([0.03]) == 0.03
     assert combined([0.5, 0.001, 0.02]) == pytest.approx(1.5 * 0.02)
     assert combined([0.9, 0.8, 1.0]) == 1.0
 
 
-def test_the_combined_p_value_is_one_whether_the_tests_depend_or_not() -> None:
+def test_the_combined_p_value_keeps_its_level_for_dependent_tests() -> None:
     random = np.random.default_rng(0)
     alone, shared = random.random((20_000, 3)), np.repeat(random.random((20_000, 1)), 3, axis=1)
     for p_values in (alone, shared):

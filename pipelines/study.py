@@ -54,7 +54,7 @@ def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
     done: list[Run] = []
     with ray_session.connected(name) as available:
         if chosen.tune:
-            done += chosen.tune(section, splits, available=available, storage=storage, name=name, say=log.info)
+            done += chosen.tune(section, splits, available=available, storage=storage, name=name, log=log.info)
         if chosen.plan:
             done += compute(chosen.plan(section))
         if chosen.plan_from_results:

@@ -372,7 +372,7 @@ def test_every_run_can_be_done_and_every_system_is_measured(
     configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}))
     skipped = {"1000 RBF + linear, plain"}  # 30 rows cannot form 100 clusters
     done = [
-        _done(config, runs.run(config, splits).figures)
+        _done(config, runs.run(config, splits).metrics)
         for config in configs
         if config["method"] not in ("radial",) and "MLP" not in config.get("name", "")
     ]

@@ -39,7 +39,7 @@ def _status(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     found = services.status(root)
-    _print([(name, services.how(name, state, service)) for name, (state, service) in found.items()])
+    _print([(name, services.describe(name, state, service)) for name, (state, service) in found.items()])
     return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
 
 
@@ -84,7 +84,7 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
 def _score(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services, supervisor
 
-    if (code := supervisor.run_again("pipelines.cli", options.arguments)) is not None:
+    if (code := supervisor.run_supervised("pipelines.cli", options.arguments)) is not None:
         return code
     os.environ.update(services.ray_environment(root))
     with nullcontext() if options.debug else _errors_to(root / services.LOGS / "score.log"):
@@ -172,7 +172,7 @@ def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[t
 def _services(root: Path) -> list[tuple[str, str]]:
     from mnist_pipe.local import services
 
-    return [(name, services.how(name, state, service)) for name, (state, service) in services.status(root).items()]
+    return [(name, services.describe(name, state, service)) for name, (state, service) in services.status(root).items()]
 
 
 def _times(timings: dict[str, float]) -> str:

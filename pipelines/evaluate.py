@@ -16,7 +16,7 @@ from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.params.schema import EvaluateParams
 
 SPLITS = ("validation", "test")
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 @flow
@@ -38,7 +38,7 @@ def evaluate(params: EvaluateParams) -> None:
 
 
 @task
-def score_split(split: str, params: EvaluateParams) -> Figures:
+def score_split(split: str, params: EvaluateParams) -> Metrics:
     """Evaluate both models on a split, write every prediction, and return the metrics and McNemar's test."""
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
@@ -53,14 +53,16 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
         logits["candidate"], logits["baseline"], labels=data.labels, index=data.index, provenance=data.provenance
     )
     write_predictions(paths.PREDICTIONS / f"{split}.parquet", predictions)
-    options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
+    options: Metrics = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
     comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
-    figures = {name: asdict(metrics.compute_metrics(output, data.labels, **options)) for name, output in logits.items()}
-    return {**figures, "mcnemar": asdict(comparison)}
+    by_model = {
+        name: asdict(metrics.compute_metrics(output, data.labels, **options)) for name, output in logits.items()
+    }
+    return {**by_model, "mcnemar": asdict(comparison)}
 
 
 @task
-def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
+def summarise(by_split: dict[str, Metrics], params: EvaluateParams) -> Metrics:
     """Write `reports/evaluation.json` and `reports/confusion.csv`, and return the content of the former."""
     import pandas as pd
 
@@ -77,9 +79,9 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
         "fallback_for": provenance.get("fallback_for"),
         "model": atomic.read_json(paths.CANDIDATE / paths.CARD)["model"],
         "confidence": params.confidence,
-        **{split: figures["candidate"] for split, figures in by_split.items()},
-        "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
-        "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
+        **{split: scores["candidate"] for split, scores in by_split.items()},
+        "baseline": {split: scores["baseline"] for split, scores in by_split.items()},
+        "mcnemar_against_baseline": {split: scores["mcnemar"] for split, scores in by_split.items()},
         "per_class": [asdict(one) for one in metrics.compute_class_metrics(matrix)],
     }
     atomic.write_json(paths.EVALUATION, evaluation)

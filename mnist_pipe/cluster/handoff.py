@@ -165,14 +165,14 @@ def download_outputs(request: Request, root: Path, *, storage: Storage, key: str
         CorruptDataError: an output is missing, was not requested, or has other bytes.
         UnavailableError: the storage does not answer.
     """
-    made: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
-    for path in made:
+    uploaded: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
+    for path in uploaded:
         if ".." in Path(path).parts or not any(Path(path).is_relative_to(output) for output in request.outputs):
             raise CorruptDataError.invalid(f"{storage.uri}/{key}", "an output", "be asked for", got=repr(path))
     state = root / paths.STATE
     state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=state) as folder:
-        for path, content_sha256 in made.items():
+        for path, content_sha256 in uploaded.items():
             storage.get(content_sha256, Path(folder) / path)
         for output in request.outputs:
             source, target = Path(folder) / output, root / output

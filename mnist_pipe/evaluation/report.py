@@ -50,7 +50,7 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
     environment.filters.update(
         percent=format_percent,
         count=format_count,
-        figure=format_figure,
+        number=format_number,
         p_value=format_p_value,
         duration=format_duration,
     )
@@ -72,7 +72,7 @@ def format_count(number: int) -> str:
     return f"{number:,}"
 
 
-def format_figure(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Format a float to four significant digits, an integer as `format_count` does, and any other value by `str`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -130,7 +130,7 @@ def score(location: str | Path, output: Path, *, model: Model, filesystem: fs.Fi
     _check_output(output)
     found = _examine(location, filesystem=filesystem)
     if not found.is_raw:
-        _check_figures(found.groups, model.card, filesystem=filesystem)
+        _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
     with connected("score") as available, atomic_folder(output) as folder:
         scored = _scored(found, model, available=available, filesystem=filesystem)
@@ -186,7 +186,7 @@ def _is_plain(field: pa.Field) -> bool:
     return all(_is_plain(field.type.field(number)) for number in range(field.type.num_fields))
 
 
-def _check_figures(groups: Iterable[RowGroup], card: dict[str, Any], *, filesystem: fs.FileSystem | None) -> None:
+def _check_mean_and_std(groups: Iterable[RowGroup], card: dict[str, Any], *, filesystem: fs.FileSystem | None) -> None:
     for file in sorted({group.file for group in groups}):
         provenance = parquet.read_provenance(file, filesystem=filesystem, fix="score the raw images")
         for key in ("mean", "std"):

@@ -174,7 +174,7 @@ def _services(root: Path) -> str:
     found = services.status(root)
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
-            fix = f"run: {services.starter(name, state)}"
+            fix = f"run: {services.start_command(name, state)}"
             raise UnavailableError.unreachable(name, where=service.log, cause=f"it {state}", fix=fix)
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 

@@ -143,7 +143,7 @@ class Program:
     """
     has_secret: bool = True
     """Whether the service requires a password or token."""
-    asks: str = "password"
+    credential: str = "password"
     """Name of what a user must enter to log in, for instance `password`."""
     header: Callable[[str], str] = http_probe.basic
     """Function that returns the HTTP Authorization header for the secret."""
@@ -161,4 +161,4 @@ class Program:
         """Return how a user logs in: where the secret is stored, never the secret itself."""
         if not service.secret:
             return "no password: on loopback alone"
-        return f"{self.asks}: the line in {os.path.relpath(service.secret)}"
+        return f"{self.credential}: the line in {os.path.relpath(service.secret)}"

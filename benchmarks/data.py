@@ -68,7 +68,7 @@ def measure(mirror: Path, *, repeats: int, log: Callable[[str], None] = lambda _
                     seconds[step].setdefault(name, []).append(time.perf_counter() - start)
                     if result is not None:
                         _check(name, result)
-                    log(f"{repeat + 1} {step}, {name}: {seconds[step][name][-1]:.3f} s")
+                    log(f"round {repeat + 1}, {step}, {name}: {seconds[step][name][-1]:.3f} s")
                     del result  # otherwise this result's memory would slow the next way down
     return {step: {"limit_seconds": LIMITS[step], **_summary(found)} for step, found in seconds.items()}
 
@@ -287,7 +287,7 @@ def main() -> None:
                 continue
             comparison = f"limit {ways['limit_seconds']:g} s"
             if name != "ours":
-                comparison = f"{summary['ratio']:.1f} times ours, {summary['least_ratio']:.1f} at least"
+                comparison = f"{summary['ratio']:.1f} times ours, at least {summary['least_ratio']:.1f} times"
             print(f"{step}, {name}: median {summary['median']:.3f} s, least {summary['least']:.3f} s; {comparison}")
     if options.output:
         options.output.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")

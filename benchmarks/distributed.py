@@ -74,14 +74,15 @@ def measure(*, repeats: int, log: Callable[[str], None] = lambda _: None) -> dic
                 "fit of two, epoch": fit_seconds(LONG, available=available, num_workers=2)[1],
                 "torch.distributed of two, epoch": _two(),
             }
-            log(f"{number + 1} " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
+            log(f"round {number + 1}: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
             rounds.append(found)
     over = statistics.median(found["fit, run"] - found["loop, run"] for found in rounds)
     over_of_two = statistics.median(found["fit of two, run"] - found["loop, run"] for found in rounds)
     epoch = statistics.median(found["fit, epoch"] / found["loop, epoch"] for found in rounds)
     two = statistics.median(found["fit of two, epoch"] / found["torch.distributed of two, epoch"] for found in rounds)
     log(
-        f"over the loop: {over:.1f} s, of two {over_of_two:.1f} s; an epoch {epoch:.3f} of the loop's, of two {two:.3f}"
+        f"overhead of a run: {over:.1f} s with one worker, {over_of_two:.1f} s with two; ratio of an epoch: "
+        f"{epoch:.3f} with one worker, {two:.3f} with two"
     )
     return {
         "rounds": rounds,

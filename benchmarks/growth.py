@@ -87,7 +87,7 @@ def _images(log: Callable[[str], None]) -> Points:
     _epoch(channels=(16, 32, 64), num_rows=ROWS)
     for copies in COPIES:
         seconds, _ = _epoch(channels=(16, 32, 64), num_rows=55_000, copies=copies)
-        log(f"{55_000 * copies:,} images: {seconds:.1f} s an epoch")
+        log(f"{55_000 * copies:,} images: {seconds:.1f} s per epoch")
         yield 55_000 * copies, seconds
 
 
@@ -131,7 +131,7 @@ def _workers(log: Callable[[str], None]) -> Points:
     available = Cluster(num_cpus=most, num_gpus=0, nodes=(most,), grows=False, address=address)
     for workers in WORKERS:
         _, seconds = fit_seconds(LONG, available=available, num_workers=workers, cpus_per_worker=1)
-        log(f"{workers} workers of one thread: {seconds:.2f} s an epoch")
+        log(f"{workers} workers with one thread each: {seconds:.2f} s per epoch")
         yield workers, seconds
     ray.shutdown()
 

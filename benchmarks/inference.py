@@ -53,7 +53,7 @@ def measure(*, recipe: str = "fast", repeats: int = 5, log: Callable[[str], None
         rounds.append(rates)
     found = {name: statistics.median(rates[name] for rates in rounds[1:]) for name in ways}
     ratio = statistics.median(rates["ours"] / rates["pytorch/examples"] for rates in rounds[1:])
-    log(", ".join(f"{name} {rate:,.0f} images/s" for name, rate in found.items()) + f", {ratio:.1f} times")
+    log(", ".join(f"{name} {rate:,.0f} images/s" for name, rate in found.items()) + f", ratio {ratio:.1f}")
     return {"images_per_second": found, "ratio": ratio}
 
 

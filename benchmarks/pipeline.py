@@ -96,11 +96,11 @@ def _rebuild(project: Path, environment: dict[str, str], *, log: Callable[[str],
         found["after_seconds"] = found.pop("ended") - last
         found["seconds"] = found["after_seconds"] + last - found.pop("started")
         log(
-            f"{stage}: {found['seconds']:.1f} s, {found['before_seconds']:.2f} s before its first task and "
-            f"{found['after_seconds']:.2f} s after its last, {found['peak_bytes'] / 1e6:.0f} MB"
+            f"{stage}: {found['seconds']:.1f} s, {found['before_seconds']:.2f} s before its first task, "
+            f"{found['after_seconds']:.2f} s after its last task, peak memory {found['peak_bytes'] / 1e6:.0f} MB"
         )
     outside = seconds - sum(stages[stage]["seconds"] for stage in OURS)
-    log(f"dvc repro: {seconds:.1f} s, {outside:.1f} s of it outside {', '.join(OURS)}")
+    log(f"dvc repro: {seconds:.1f} s, of which {outside:.1f} s outside {', '.join(OURS)}")
     return {"seconds": seconds, "outside": outside, "stages": stages}
 
 

@@ -51,13 +51,13 @@ def overhead(*, trials: int, without_reuse: int = 10, log: Callable[[str], None]
 
         ray.get(ray.remote(lambda: None).remote())
         seconds["ours"], first = no_op_seconds(available, trials=trials, folder=Path(folder) / "ours")
-        log(f"ours: {seconds['ours']:.1f} s, the first trial had ended after {first:.1f} s")
+        log(f"ours: {seconds['ours']:.1f} s for {trials} trials, the first ended after {first:.1f} s")
         for name, reuse in REUSED.items():
             started = time.perf_counter()
             count = trials if reuse else without_reuse
             _stock(_report, {}, num_trials=count, reuse=reuse, folder=Path(folder) / name)
             seconds[name] = (time.perf_counter() - started) * trials / count
-            log(f"{name}: {seconds[name]:.1f} s for {trials} trials")
+            log(f"plain Tune, {name}: {seconds[name]:.1f} s for {trials} trials")
     return {"trials": trials, "seconds": seconds, "first_trial_seconds": first}
 
 
@@ -89,7 +89,7 @@ def real(*, trials: int, log: Callable[[str], None] = lambda _: None) -> dict[st
             folder=Path(folder) / "stock",
         )
         best = max(result.metrics["accuracy"] for result in results if not result.error)
-        found["stock"] = _result(time.perf_counter() - started, float(best), "stock", log)
+        found["stock"] = _result(time.perf_counter() - started, float(best), "plain Tune", log)
     return {"trials": trials, **found, "ratio": found["stock"]["seconds"] / found["ours"]["seconds"]}
 
 
@@ -109,7 +109,7 @@ def no_op_seconds(available: Any, *, trials: int, folder: Path) -> tuple[float, 
 
 
 def _result(seconds: float, accuracy: float, name: str, log: Callable[[str], None]) -> dict[str, float]:
-    log(f"{name}: {accuracy:.2%} on the validation split after {seconds:.1f} s")
+    log(f"{name}: validation accuracy {accuracy:.2%} after {seconds:.1f} s")
     return {"seconds": seconds, "validation_accuracy": accuracy}
 
 

@@ -87,7 +87,7 @@ async def _poll(client: PrefectClient, pool: str, *, name: str, missed: set[UUID
         if process is None and is_old:
             without_process.add(run.id)
             if run.id in missed:
-                end: State[Any] = Cancelled() if cancelling else Crashed(message=f"its process is gone from {name}")
+                end: State[Any] = Cancelled() if cancelling else Crashed(message=f"its process on {name} has ended")
                 await client.set_flow_run_state(run.id, end, force=True)
         elif process is not None and cancelling and (is_old or process.ppid() != os.getpid()):
             await asyncio.to_thread(_end, process)

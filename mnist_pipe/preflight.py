@@ -68,7 +68,7 @@ def check_workers(
         UnavailableError: there is no CPU at all, because no node has joined the cluster yet.
     """
     if not num_cpus:
-        fix = "start deploy/node on one that trains"
+        fix = "start deploy/node on a machine that trains"
         raise UnavailableError.missing("no node with CPUs", state="has joined Ray", where=where, fix=fix)
     if use_gpu is True and not num_gpus:
         rule = "be auto or false without a GPU"

@@ -34,6 +34,6 @@ def normalize(params: NormalizeParams) -> None:
         if rows["validation"] < params.validation_rows:
             requested, got = params.validation_rows, rows["validation"]
             get_run_logger().warning(
-                "validation_rows: %s asked, %s taken, a fifth of the training split", requested, got
+                "validation_rows: %s requested, %s used, a fifth of the training split", requested, got
             )
         get_run_logger().info("rows: %s", ", ".join(f"{name} {number:,}" for name, number in rows.items()))

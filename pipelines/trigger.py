@@ -84,13 +84,13 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
                 return
             if not run.state.is_crashed() or attempt + 1 == MAX_ATTEMPTS:
                 raise _error(run, handoff.read_failure(place, key))
-            _print_line(f"{run.name}: {one_line(run.state.message)}; trying again")
+            _print_line(f"{run.name}: {one_line(run.state.message)}; retrying")
 
 
 def _storage() -> Storage:
     if not os.environ.get(storage.VARIABLE):
-        fix = "name a bucket or a shared directory, for the inputs and outputs"
-        raise UnavailableError.missing(storage.VARIABLE, state=f"is not set, which {WORK_POOL} needs", fix=fix)
+        fix = "set it to a bucket or a shared directory, for the inputs and outputs"
+        raise UnavailableError.missing(storage.VARIABLE, state=f"is not set, but {WORK_POOL} needs it", fix=fix)
     return storage.project_storage(Path.cwd())
 
 
@@ -103,8 +103,8 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         UnavailableError: one of them is not available, or the server refuses the credentials.
     """
     if not PREFECT_API_URL.value():
-        fix = "name the team's Prefect server"
-        raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, which {WORK_POOL} needs", fix=fix)
+        fix = "set it to the URL of the team's Prefect server"
+        raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, but {WORK_POOL} needs it", fix=fix)
     server = public_url(str(PREFECT_API_URL.value()))
 
     def absent(what: str, name: str, *, fix: str) -> UnavailableError:
@@ -124,7 +124,7 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         if error.response.status_code not in (401, 403):
             raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
-        raise UnavailableError.invalid(server, "", "accept our credentials", got="a refusal", fix=fix) from None
+        raise UnavailableError.missing("the credentials", state="were refused", where=server, fix=fix) from None
     except httpx.HTTPError as error:
         raise UnavailableError.unreachable(server, cause=one_line(error) or type(error).__name__) from error
 
@@ -223,7 +223,7 @@ def _with_retries(request: Callable[Arguments, Reply], *args: Arguments.args, **
                 server = public_url(str(PREFECT_API_URL.value()))
                 raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
             if not is_reported:
-                _print_line("the Prefect server does not answer; waiting for it")
+                _print_line(f"the Prefect server does not answer; retrying for up to {PATIENCE_SECONDS:.0f} s")
                 is_reported = True
             time.sleep(2)
 
@@ -233,7 +233,7 @@ def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
         client.set_flow_run_state(run_id, Cancelling(message="the client was stopped"), force=False)
         _print_line(f"cancelled: {_url(run_id)}")
     except Exception:
-        _print_line(f"could not be cancelled and may go on: {_url(run_id)}")
+        _print_line(f"could not be cancelled and may still be running: {_url(run_id)}")
 
 
 def _error(run: FlowRun, failure: tuple[str, int] | None) -> PipelineError:

@@ -81,7 +81,7 @@ def test_each_page_is_a_line_with_its_address_and_where_the_secret_is(root: Path
     assert run(root, "dashboards").splitlines() == [
         line("prefect", found["prefect"].url, "password: the line in .state/secrets/prefect"),
         line("ray", found["ray"].url, "token: the line in .state/secrets/ray"),
-        line("tensorboard", found["tensorboard"].url, "no password: on loopback alone"),
+        line("tensorboard", found["tensorboard"].url, "no password: it listens on loopback only"),
         line("mlflow", found["mlflow"].url, "user mnist, password: the line in .state/secrets/mlflow"),
     ]
 
@@ -303,7 +303,7 @@ def test_a_wrong_secret_is_that_pages_line_alone(
     monkeypatch.setenv(variable, "0" * 64)
     found = dashboards.check(client)
     url = recorded(root)[name].url
-    assert error(found, name) == f"{url}: the page must accept the credentials, but got {answer}; {login}"
+    assert error(found, name) == f"{url}: the credentials were refused: {answer}; {login}"
     assert [other for other, page in found.items() if isinstance(page, PipelineError)] == [name]
 
 
@@ -321,9 +321,7 @@ def test_without_a_secret_the_variable_that_lacks_is_named(
         ("mlflow", "no password: MLFLOW_TRACKING_USERNAME is not set"),
     ):
         url = recorded(root)[name].url
-        assert error(found, name) == (
-            f"{url}: the page must accept the credentials, but got 401 Unauthorized; {reason}"
-        )
+        assert error(found, name) == (f"{url}: the credentials were refused: 401 Unauthorized; {reason}")
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
@@ -334,7 +332,8 @@ def test_a_page_that_cannot_be_reached_is_a_line(client: Path, monkeypatch: pyte
         found = dashboards.check(client)
     got = "no reply within 3 seconds" if silent else "connection refused"
     assert error(found, "mlflow") == (
-        f"http://{LOOPBACK}:{port}: the page must answer, but got {got}; check the address, and whether the server runs"
+        f"http://{LOOPBACK}:{port}: the page must return status 2xx, but got {got}; "
+        "check the address and whether the server is running"
     )
 
 
@@ -377,7 +376,9 @@ def test_a_server_that_sends_elsewhere_gets_the_credentials_alone(
         assert server.stdout is not None
         url = f"http://{LOOPBACK}:{int(server.stdout.readline())}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert error(dashboards.check(client), "mlflow").startswith(f"{url}: the page must answer, but got 302 Found")
+        assert error(dashboards.check(client), "mlflow").startswith(
+            f"{url}: the page must return status 2xx, but got 302 Found"
+        )
     finally:
         server.kill()
         server.communicate()

@@ -107,8 +107,8 @@ def test_among_several_champions_the_user_chooses(
     with pytest.raises(InputError) as caught:
         classify([picture], root=registry_root)
     assert str(caught.value) == (
-        "--model is not given, and several champions are registered; "
-        "known: digits-classifier@champion, mnist-classifier@champion"
+        "--model is not set, but several champions are registered; "
+        "choose one of digits-classifier@champion, mnist-classifier@champion"
     )
 
 

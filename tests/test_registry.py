@@ -202,7 +202,7 @@ def test_looking_at_a_registry_that_does_not_exist_creates_nothing(
     with pytest.raises(InputError) as caught:
         mlflow_registry.find(f"{NAME}@champion", root=tmp_path)
     assert str(caught.value) == (
-        "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet, run: "
+        "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet; run: "
         "dvc repro"
     )
     assert list(tmp_path.iterdir()) == []

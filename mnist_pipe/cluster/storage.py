@@ -63,7 +63,7 @@ class Storage:
         with _reporting(self.uri):
             found = filesystem.get_file_info(place)
         if found.type != fs.FileType.Directory:
-            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"make the {kind}")
+            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"create the {kind}")
 
     def write(self, key: str, content: bytes) -> None:
         """Write `content` to `key`, whole or not at all."""
@@ -187,7 +187,7 @@ def open_uri(uri: str) -> Storage:
         return Storage(uri=uri.rstrip("/"), filesystem=_connect(_S3_ATTEMPTS), root=bucket + prefix)
     if not Path(uri).is_absolute():
         rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
-        fix = "credentials go to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        fix = "put credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise InputError.invalid(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix)
     folder = str(Path(uri))
     return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)

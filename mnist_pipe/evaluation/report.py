@@ -57,9 +57,8 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
     try:
         return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
-        raise CorruptDataError.invalid(
-            root / paths.REPORTS, "the figures", "be complete", got=one_line(error), fix=_FIX
-        ) from error
+        state = f"is incomplete: {one_line(error)}"
+        raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=_FIX) from error
 
 
 def format_percent(share: float | None, digits: int = 2) -> str:

@@ -146,7 +146,9 @@ def _check_output(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
-        raise InputError.invalid(output, "the output", "be new", got="one that exists", fix="remove it or name another")
+        raise InputError.invalid(
+            output, "the output", "be new or empty", got="an existing one", fix="remove it or name another"
+        )
 
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
@@ -165,7 +167,7 @@ def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Inpu
         raise InputError.invalid(files[0], "the column image", rule, got=got)
     for field in schema:
         if field.name in RESULTS.names or schema.names.count(field.name) > 1:
-            rule = "have a name of its own"
+            rule = f"have a unique name other than {', '.join(RESULTS.names)}"
             raise InputError.invalid(files[0], "every column", rule, got=repr(field.name), fix="rename it")
         if not _is_plain(field):
             # Decoding an extension type can run code.

@@ -219,7 +219,8 @@ def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
         return reply.body
     if reply.status == 404 and missing is not None:
         return missing
-    rule, fix = "answer", "check the address, and whether the server runs"
     if reply.status in (401, 403):
-        rule, fix = "accept the credentials", page.login
+        state = f"were refused: {reply.reason}"
+        raise UnavailableError.missing("the credentials", state=state, where=page.url, fix=page.login)
+    rule, fix = "return status 2xx", "check the address and whether the server is running"
     raise UnavailableError.invalid(page.url, "the page", rule, got=reply.reason, fix=fix)

@@ -198,7 +198,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
                 return _registered(version)
             known = [f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in versions]
             known = sorted(known) or sorted(model.name for model in client.search_registered_models())
-    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet, run: dvc repro"
+    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet; run: dvc repro"
     raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
 
 

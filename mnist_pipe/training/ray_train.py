@@ -97,7 +97,7 @@ def fit(
     check_storage(scale.num_nodes)
     if recipe.batch_size < scale.max_workers:
         rule = f"be at least the number of workers, {scale.max_workers}"
-        fix = "set search.space.batch_size or train.num_workers"
+        fix = "raise search.space.batch_size or lower train.num_workers"
         raise InputError.invalid("train", "batch_size", rule, got=recipe.batch_size, fix=fix)
     is_local = scale.max_workers == 0
     resume_from = None if is_local else restore(storage, name=name, into=state)
@@ -146,8 +146,8 @@ def fit(
             for known in getattr(error, "worker_failures", {}).values():
                 if isinstance(known, PipelineError):
                     raise known from None
-            cause = one_line(error)[-300:]
-            raise PipelineError.invalid("train", "the workers", "finish", got=cause) from error
+            reason = f"failed: {one_line(error)[-300:]}"
+            raise PipelineError.missing("the workers", state=reason, where="train") from error
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
@@ -239,7 +239,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     )
     done = _resume(config, model=model, optimizer=optimizer)
     history = done["history"]
-    print_line(f"{recipe.model} {recipe.optimizer}, from epoch {len(history) + 1} on")
+    print_line(f"training {recipe.model} with {recipe.optimizer} from epoch {len(history) + 1}")
     parallel: torch.nn.Module = model
     if ranks.size > 1:
         sync_batchnorm.synchronize(model, device=device)

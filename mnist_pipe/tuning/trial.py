@@ -96,7 +96,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         if len(proposals) > 1:
             self._epochs = self._train_together(proposals)
         elif recorded is not None:
-            self._printers[0]("had ended before the search was interrupted")
+            self._printers[0]("finished before the interruption; its recorded metrics are reported again")
             self._epochs = iter([*recorded[:-1], {**recorded[-1], DONE: True}])
         else:
             self._epochs = self._train(proposals[0])

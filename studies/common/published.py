@@ -64,7 +64,7 @@ class Published:
                 fix = closest(name, known) or "add the row with its source"
                 raise InputError.invalid(self._path, column, rule, got=f"none with {column} {name!r}", fix=fix)
         if len(rows) > 1:
-            rule = f"tell the rows of {', '.join(wanted.values())} apart by their setting"
+            rule = f"distinguish the rows of {', '.join(wanted.values())}"
             raise InputError.invalid(self._path, "setting", rule, got=f"{len(rows)} rows")
         row = rows.iloc[0]
         try:

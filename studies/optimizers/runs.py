@@ -160,7 +160,9 @@ def tune(
     )
     for optimizer in rates:
         winner = best_trial([trial for trial in trials if trial.config["optimizer"] == optimizer])
-        log(f"{optimizer}: {winner.score:.2%} of the validation split at rate {winner.config['learning_rate']:.2g}")
+        log(
+            f"{optimizer}: validation accuracy {winner.score:.2%} at learning rate {winner.config['learning_rate']:.2g}"
+        )
     seconds = round((time.perf_counter() - started) / len(trials), 2)
     return [_trial(trial, params, seconds=seconds) for trial in trials]
 

@@ -82,7 +82,7 @@ def test_the_prefect_server_is_away_for_half_a_minute(bed: Bed, ready: Project) 
         time.sleep(OUTAGE_SECONDS)
         bed.deploy("prefect-server")
     check_once(run)
-    assert run.log.count("waiting for it") == 1
+    assert run.log.count("does not answer; retrying") == 1
 
 
 def test_the_storage_answers_503_for_half_a_minute(bed: Bed, ready: Project) -> None:

@@ -60,7 +60,7 @@ def test_no_worker_on_the_pool(bed: Bed, ready: Project) -> None:
 
 def test_a_wrong_password(ready: Project) -> None:
     line = refusal(ready, env={"PREFECT_API_AUTH_STRING": "mnist:wrong"})
-    assert "must accept our credentials, but got a refusal; set PREFECT_API_AUTH_STRING" in line
+    assert "the credentials were refused; set PREFECT_API_AUTH_STRING" in line
 
 
 def test_an_unreachable_server(ready: Project) -> None:
@@ -72,10 +72,10 @@ def test_an_unreachable_server(ready: Project) -> None:
 
 def test_a_bucket_that_does_not_exist(ready: Project) -> None:
     line = refusal(ready, env={"MNIST_PIPE_STORAGE": "s3://no-such-bucket/a"})
-    assert line == ("MNIST_PIPE_STORAGE: the bucket s3://no-such-bucket/a does not exist; make the bucket")
+    assert line == ("MNIST_PIPE_STORAGE: the bucket s3://no-such-bucket/a does not exist; create the bucket")
 
 
 def test_no_storage(ready: Project) -> None:
     assert refusal(ready, env={"MNIST_PIPE_STORAGE": ""}).startswith(
-        "MNIST_PIPE_STORAGE is not set, which MNIST_PIPE_WORK_POOL needs"
+        "MNIST_PIPE_STORAGE is not set, but MNIST_PIPE_WORK_POOL needs it"
     )

@@ -164,10 +164,10 @@ def _wait_until_ready(
                 launches[name] += 1
                 _launch(root, name, records, started)
             elif code is not None or time.monotonic() > deadline:
-                got = "silence" if code is None else f"exit code {code}"
-                fix = "it printed (more in the file):\n" + _tail(Path(service.log))
+                got = "no reply" if code is None else f"exit code {code}"
+                fix = "the last lines of the file:\n" + _tail(Path(service.log))
                 if name not in started:
-                    fix = "end it with `mnist-pipe down` and start again"
+                    fix = f"run: {start_command(name, State.SILENT)}"
                 raise UnavailableError.invalid(
                     service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix
                 )

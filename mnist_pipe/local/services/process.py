@@ -73,7 +73,7 @@ def free_port(first: int) -> int:
         if is_free(port):
             return port
     state = f"from {first} to {first + _PORTS_TRIED - 1} is free"
-    raise UnavailableError.missing("no port", state=state, where=LOOPBACK, fix="stop what listens there")
+    raise UnavailableError.missing("no port", state=state, where=LOOPBACK, fix="stop a program that uses one of them")
 
 
 def is_free(port: int) -> bool:

@@ -26,7 +26,7 @@ def read(root: Path) -> dict[str, Service]:
     path = root / paths.SERVICES
     if not path.exists():
         return {}
-    content = atomic.read_json(path, fix="delete it and end the services by hand")
+    content = atomic.read_json(path, fix="delete it and stop the services by hand")
     return {name: Service(**record) for name, record in content.items()}
 
 
@@ -160,5 +160,5 @@ class Program:
     def login(self, service: Service) -> str:
         """Return how a user logs in: where the secret is stored, never the secret itself."""
         if not service.secret:
-            return "no password: on loopback alone"
+            return "no password: it listens on loopback only"
         return f"{self.credential}: the line in {os.path.relpath(service.secret)}"

@@ -25,69 +25,69 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 SHORT = ["99.00 %", "99.50 %"]
 LONG = {"99.65 %": 10, "99.75 %": 5}  # number of seeds of each
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
-def _training(say: Say) -> Any:
+def _training(log: Log) -> Any:
     from benchmarks import training
 
-    return training.measure(SHORT, seeds=10, say=say)
+    return training.measure(SHORT, seeds=10, log=log)
 
 
-def _accuracy(say: Say) -> Any:
+def _accuracy(log: Log) -> Any:
     from benchmarks import training
 
     points: dict[str, Any] = {}
     for name, seeds in LONG.items():
-        points |= training.measure([name], seeds=seeds, peer=False, say=say)["points"]
+        points |= training.measure([name], seeds=seeds, peer=False, log=log)["points"]
     return {"points": points}
 
 
-def _inference(say: Say) -> Any:
+def _inference(log: Log) -> Any:
     from benchmarks import inference
 
-    return inference.measure(say=say)
+    return inference.measure(log=log)
 
 
-def _data(say: Say) -> Any:
+def _data(log: Log) -> Any:
     from benchmarks import data
 
-    return data.measure(Path("../shared/mnist"), repeats=5, say=say)
+    return data.measure(Path("../shared/mnist"), repeats=5, log=log)
 
 
-def _overhead(say: Say) -> Any:
+def _overhead(log: Log) -> Any:
     from benchmarks import search
 
-    return search.overhead(trials=100, say=say)
+    return search.overhead(trials=100, log=log)
 
 
-def _search(say: Say) -> Any:
+def _search(log: Log) -> Any:
     from benchmarks import search
 
-    return search.real(trials=32, say=say)
+    return search.real(trials=32, log=log)
 
 
-def _distributed(say: Say) -> Any:
+def _distributed(log: Log) -> Any:
     from benchmarks import distributed
 
-    return distributed.measure(repeats=3, say=say)
+    return distributed.measure(repeats=3, log=log)
 
 
-def _pipeline(say: Say) -> Any:
+def _pipeline(log: Log) -> Any:
     from benchmarks import pipeline
 
-    return pipeline.measure(repeats=2, say=say)
+    return pipeline.measure(repeats=2, log=log)
 
 
-def _growth(say: Say) -> Any:
+def _growth(log: Log) -> Any:
     from benchmarks import growth
 
-    found = growth.measure(say=say)
+    found = growth.measure(log=log)
     growth.draw(found, FOLDER / "growth.png")
     return found
 
 
-BENCHMARKS: dict[str, Callable[[Say], Any]] = {
+BENCHMARKS: dict[str, Callable[[Log], Any]] = {
     "training": _training,
     "accuracy": _accuracy,
     "inference": _inference,

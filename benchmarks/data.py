@@ -41,13 +41,13 @@ LIMITS = {"files to raw": 1.0, "raw to normalized": 1.0, "normalized to tensor":
 SPLITS = ("train", "test")
 
 
-def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(mirror: Path, *, repeats: int, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Time every way of every step `repeats` times.
 
     Args:
         mirror: folder of the four published files, `*.gz`.
         repeats: number of rounds.
-        say: called with one line for each measurement.
+        log: called with one line for each measurement.
 
     Returns:
         For each step, `limit_seconds`, `ours` and one entry for each other way. An entry has the `seconds` of each
@@ -68,7 +68,7 @@ def measure(mirror: Path, *, repeats: int, say: Callable[[str], None] = lambda _
                     seconds[step].setdefault(name, []).append(time.perf_counter() - start)
                     if result is not None:
                         _check(name, result)
-                    say(f"{repeat + 1} {step}, {name}: {seconds[step][name][-1]:.3f} s")
+                    log(f"round {repeat + 1}, {step}, {name}: {seconds[step][name][-1]:.3f} s")
                     del result  # otherwise this result's memory would slow the next way down
     return {step: {"limit_seconds": LIMITS[step], **_summary(found)} for step, found in seconds.items()}
 
@@ -280,15 +280,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    found = measure(options.mirror.resolve(), repeats=options.repeats, say=lambda line: print(line, flush=True))
+    found = measure(options.mirror.resolve(), repeats=options.repeats, log=lambda line: print(line, flush=True))
     for step, ways in found.items():
-        for name, figures in ways.items():
+        for name, summary in ways.items():
             if name == "limit_seconds":
                 continue
-            told = f"limit {ways['limit_seconds']:g} s"
+            comparison = f"limit {ways['limit_seconds']:g} s"
             if name != "ours":
-                told = f"{figures['ratio']:.1f} times ours, {figures['least_ratio']:.1f} at least"
-            print(f"{step}, {name}: median {figures['median']:.3f} s, least {figures['least']:.3f} s; {told}")
+                comparison = f"{summary['ratio']:.1f} times ours, at least {summary['least_ratio']:.1f} times"
+            print(f"{step}, {name}: median {summary['median']:.3f} s, least {summary['least']:.3f} s; {comparison}")
     if options.output:
         options.output.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

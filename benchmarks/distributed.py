@@ -47,7 +47,7 @@ LONG: dict[str, Any] = {
 }
 
 
-def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(*, repeats: int, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure whole runs and single epochs, with one worker and with two, `repeats` times.
 
     Returns:
@@ -74,14 +74,15 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
                 "fit of two, epoch": fit_seconds(LONG, available=available, num_workers=2)[1],
                 "torch.distributed of two, epoch": _two(),
             }
-            say(f"{number + 1} " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
+            log(f"round {number + 1}: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in found.items()))
             rounds.append(found)
     over = statistics.median(found["fit, run"] - found["loop, run"] for found in rounds)
     over_of_two = statistics.median(found["fit of two, run"] - found["loop, run"] for found in rounds)
     epoch = statistics.median(found["fit, epoch"] / found["loop, epoch"] for found in rounds)
     two = statistics.median(found["fit of two, epoch"] / found["torch.distributed of two, epoch"] for found in rounds)
-    say(
-        f"over the loop: {over:.1f} s, of two {over_of_two:.1f} s; an epoch {epoch:.3f} of the loop's, of two {two:.3f}"
+    log(
+        f"overhead of a run: {over:.1f} s with one worker, {over_of_two:.1f} s with two; ratio of an epoch: "
+        f"{epoch:.3f} with one worker, {two:.3f} with two"
     )
     return {
         "rounds": rounds,
@@ -198,7 +199,7 @@ def main() -> None:
     """Print a line for each round, then the medians."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
-    measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))
+    measure(repeats=parser.parse_args().repeats, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":

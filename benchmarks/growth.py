@@ -30,17 +30,17 @@ ROWS = 6_000
 Points = Iterator[tuple[float, float]]  # pairs of a size and its seconds
 
 
-def measure(*, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(*, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure each cost, and return by its name the `size`s, `seconds`, `exponent` and `last_exponent`.
 
     `last_exponent` is that of the largest three sizes.
     """
     os.environ.update(services.ray_environment(Path.cwd()))  # Ray reads it only on import
     found = {
-        "images": _images(say),
-        "parameters": _parameters(say),
-        "trials": _trials(say),
-        "workers": _workers(say),
+        "images": _images(log),
+        "parameters": _parameters(log),
+        "trials": _trials(log),
+        "workers": _workers(log),
     }
     return {name: _with_exponents(points) for name, points in found.items()}
 
@@ -82,23 +82,23 @@ def _epoch(*, channels: tuple[int, ...], num_rows: int, copies: int = 1) -> tupl
     return time.perf_counter() - started, sum(parameter.numel() for parameter in model.parameters())
 
 
-def _images(say: Callable[[str], None]) -> Points:
+def _images(log: Callable[[str], None]) -> Points:
     """Yield number of images and seconds; copies of the training rows differ because the recipe augments each."""
     _epoch(channels=(16, 32, 64), num_rows=ROWS)
     for copies in COPIES:
         seconds, _ = _epoch(channels=(16, 32, 64), num_rows=55_000, copies=copies)
-        say(f"{55_000 * copies:,} images: {seconds:.1f} s an epoch")
+        log(f"{55_000 * copies:,} images: {seconds:.1f} s per epoch")
         yield 55_000 * copies, seconds
 
 
-def _parameters(say: Callable[[str], None]) -> Points:
+def _parameters(log: Callable[[str], None]) -> Points:
     for channels in CHANNELS:
         seconds, parameters = _epoch(channels=(channels, 2 * channels, 4 * channels), num_rows=ROWS)
-        say(f"{parameters:,} parameters: {seconds:.2f} s for {ROWS:,} images")
+        log(f"{parameters:,} parameters: {seconds:.2f} s for {ROWS:,} images")
         yield parameters, seconds
 
 
-def _trials(say: Callable[[str], None]) -> Points:
+def _trials(log: Callable[[str], None]) -> Points:
     """Yield number of trials and seconds of a search whose trials do nothing, which leaves the search's own cost."""
     from benchmarks.search import no_op_seconds
     from mnist_pipe.cluster.ray_session import connected
@@ -107,11 +107,11 @@ def _trials(say: Callable[[str], None]) -> Points:
         for trials in TRIALS:
             with tempfile.TemporaryDirectory() as folder:
                 seconds, _ = no_op_seconds(available, trials=trials, folder=Path(folder))
-            say(f"{trials} trials that do nothing: {seconds:.1f} s")
+            log(f"{trials} trials that do nothing: {seconds:.1f} s")
             yield trials, seconds
 
 
-def _workers(say: Callable[[str], None]) -> Points:
+def _workers(log: Callable[[str], None]) -> Points:
     """Yield number of workers and mean seconds of an epoch, on a Ray that counts four CPUs, however many there are."""
     import ray
 
@@ -131,7 +131,7 @@ def _workers(say: Callable[[str], None]) -> Points:
     available = Cluster(num_cpus=most, num_gpus=0, nodes=(most,), grows=False, address=address)
     for workers in WORKERS:
         _, seconds = fit_seconds(LONG, available=available, num_workers=workers, cpus_per_worker=1)
-        say(f"{workers} workers of one thread: {seconds:.2f} s an epoch")
+        log(f"{workers} workers with one thread each: {seconds:.2f} s per epoch")
         yield workers, seconds
     ray.shutdown()
 
@@ -179,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--plot", type=Path, default=Path(__file__).with_name("growth.png"))
     options = parser.parse_args()
-    draw(measure(say=partial(print, flush=True)), options.plot)
+    draw(measure(log=partial(print, flush=True)), options.plot)
 
 
 if __name__ == "__main__":

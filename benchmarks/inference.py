@@ -25,7 +25,7 @@ from mnist_pipe.training import loop
 from mnist_pipe.training.recipe import recipe_of
 
 
-def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(*, recipe: str = "fast", repeats: int = 5, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Measure both networks, and return `images_per_second` of each and `ratio`, ours over the peer's.
 
     All are medians over the rounds.
@@ -54,7 +54,7 @@ def measure(*, recipe: str = "fast", repeats: int = 5, say: Callable[[str], None
         rounds.append(rates)
     found = {name: statistics.median(rates[name] for rates in rounds[1:]) for name in ways}
     ratio = statistics.median(rates["ours"] / rates["pytorch/examples"] for rates in rounds[1:])
-    say(", ".join(f"{name} {rate:,.0f} images/s" for name, rate in found.items()) + f", {ratio:.1f} times")
+    log(", ".join(f"{name} {rate:,.0f} images/s" for name, rate in found.items()) + f", ratio {ratio:.1f}")
     return {"images_per_second": found, "ratio": ratio}
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    measure(recipe=options.recipe, repeats=options.repeats, say=print)
+    measure(recipe=options.recipe, repeats=options.repeats, log=print)
 
 
 if __name__ == "__main__":

@@ -117,11 +117,12 @@ def main() -> None:
                     recipe, members=options.members, num_rows=options.rows, repeats=options.repeats, device=device
                 )
                 shown = ", ".join(
-                    f"{number}: {1000 * found['packed'][number]:.0f} ms ({found['speedup'][number]:.2f})"
+                    f"{number}: {1000 * found['packed'][number]:.0f} ms ({found['speedup'][number]:.2f} times as fast)"
                     for number in options.members
                 )
                 print(
-                    f"{model}, {precision}, batch {batch_size}: alone {1000 * found['alone']:.0f} ms, packed {shown}",
+                    f"{model}, {precision}, batch {batch_size}: an epoch takes {1000 * found['alone']:.0f} ms alone, "
+                    f"and per member in packs of {shown}",
                     flush=True,
                 )
     print(f"{options.rows:,} rows, {device.type}, {options.threads} thread(s), augmented: {options.augment}")

@@ -37,7 +37,7 @@ OURS = ("search", "train", "evaluate")  # stages whose work other benchmarks mea
 NOTHING_TO_DO = 5
 
 
-def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(*, repeats: int, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Rebuild the pipeline `repeats` times, then run it with nothing to do.
 
     Returns:
@@ -46,9 +46,9 @@ def measure(*, repeats: int, say: Callable[[str], None] = lambda _: None) -> dic
         `test_accuracy`: that of the last rebuild.
     """
     with tempfile.TemporaryDirectory() as folder, _project(Path(folder)) as (project, environment):
-        runs = [_rebuild(project, environment, say=say) for _ in range(repeats)]
+        runs = [_rebuild(project, environment, log=log) for _ in range(repeats)]
         idle = [_seconds(["dvc", "repro"], project, environment) for _ in range(NOTHING_TO_DO)]
-        say(f"nothing to do: {statistics.median(idle):.2f} s")
+        log(f"nothing to do: {statistics.median(idle):.2f} s")
         evaluation = read_json(project / paths.EVALUATION)
     return {"runs": runs, "nothing_to_do_seconds": idle, "test_accuracy": evaluation["test"]["accuracy"]}
 
@@ -77,7 +77,7 @@ def _seconds(command: list[str], project: Path, environment: dict[str, str]) -> 
     return time.perf_counter() - started
 
 
-def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str], None]) -> dict[str, Any]:
+def _rebuild(project: Path, environment: dict[str, str], *, log: Callable[[str], None]) -> dict[str, Any]:
     for path in (paths.RAW, paths.NORMALIZED, "models", ".dvc/cache"):
         shutil.rmtree(project / path, ignore_errors=True)
     (project / "dvc.lock").unlink()
@@ -95,12 +95,12 @@ def _rebuild(project: Path, environment: dict[str, str], *, say: Callable[[str],
         found["before_seconds"] = first - found["started"]
         found["after_seconds"] = found.pop("ended") - last
         found["seconds"] = found["after_seconds"] + last - found.pop("started")
-        say(
-            f"{stage}: {found['seconds']:.1f} s, {found['before_seconds']:.2f} s before its first task and "
-            f"{found['after_seconds']:.2f} s after its last, {found['peak_bytes'] / 1e6:.0f} MB"
+        log(
+            f"{stage}: {found['seconds']:.1f} s, {found['before_seconds']:.2f} s before its first task, "
+            f"{found['after_seconds']:.2f} s after its last task, peak memory {found['peak_bytes'] / 1e6:.0f} MB"
         )
     outside = seconds - sum(stages[stage]["seconds"] for stage in OURS)
-    say(f"dvc repro: {seconds:.1f} s, {outside:.1f} s of it outside {', '.join(OURS)}")
+    log(f"dvc repro: {seconds:.1f} s, of which {outside:.1f} s outside {', '.join(OURS)}")
     return {"seconds": seconds, "outside": outside, "stages": stages}
 
 
@@ -153,7 +153,7 @@ def main() -> None:
     """Print a line for each stage, then the totals."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--repeats", type=int, default=1)
-    measure(repeats=parser.parse_args().repeats, say=partial(print, flush=True))
+    measure(repeats=parser.parse_args().repeats, log=partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of raw and normalized")
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; a convnet without training where it is left out")
+    parser.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; an untrained convnet by default")
     options = parser.parse_args()
     os.environ.update(services.ray_environment(Path.cwd()))
     import torch
@@ -65,14 +65,14 @@ def main() -> None:
                 whole[name].append(done.num_rows / done.seconds)
                 steady[name].append(done.num_rows / (done.seconds - done.start_seconds))
                 print(
-                    f"{repeat + 1} {name}: {done.num_rows:,} rows in {done.seconds:.1f} s, "
-                    f"{done.start_seconds:.1f} s of them to the first",
+                    f"round {repeat + 1}, {name}: {done.num_rows:,} rows in {done.seconds:.1f} s, "
+                    f"{done.start_seconds:.1f} s of them until the first rows",
                     flush=True,
                 )
     print(f"{model.name}, {sum(p.numel() for p in model.network.parameters()):,} parameters, {os.cpu_count()} CPUs")
     for kind, rates in (("with the start", whole), ("after the start", steady)):
         for name, found in rates.items():
-            print(f"{name}, {kind}: median {statistics.median(found):,.0f} rows/s, least {min(found):,.0f}")
+            print(f"{name}, {kind}: median {statistics.median(found):,.0f} rows/s, lowest {min(found):,.0f} rows/s")
 
 
 if __name__ == "__main__":

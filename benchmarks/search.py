@@ -34,7 +34,7 @@ EPOCHS = 3
 REUSED = {"with processes reused": True, "with a process each": False}
 
 
-def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def overhead(*, trials: int, without_reuse: int = 10, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Time `trials` trials that do nothing, through our search and through plain Tune, after Ray has started.
 
     Plain Tune with a process for each trial runs only `without_reuse` trials; its time is scaled up to `trials`.
@@ -51,17 +51,17 @@ def overhead(*, trials: int, without_reuse: int = 10, say: Callable[[str], None]
 
         ray.get(ray.remote(lambda: None).remote())
         seconds["ours"], first = no_op_seconds(available, trials=trials, folder=Path(folder) / "ours")
-        say(f"ours: {seconds['ours']:.1f} s, the first trial had ended after {first:.1f} s")
+        log(f"ours: {seconds['ours']:.1f} s for {trials} trials, the first ended after {first:.1f} s")
         for name, reuse in REUSED.items():
             started = time.perf_counter()
             count = trials if reuse else without_reuse
             _stock(_report, {}, num_trials=count, reuse=reuse, folder=Path(folder) / name)
             seconds[name] = (time.perf_counter() - started) * trials / count
-            say(f"{name}: {seconds[name]:.1f} s for {trials} trials")
+            log(f"plain Tune, {name}: {seconds[name]:.1f} s for {trials} trials")
     return {"trials": trials, "seconds": seconds, "first_trial_seconds": first}
 
 
-def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def real(*, trials: int, log: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
     """Run a real search of `trials` trials in our way and in plain Tune's.
 
     Returns:
@@ -77,7 +77,7 @@ def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[st
     with connected("benchmark") as available, tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         records = _ours(params, available=available, folder=Path(folder) / "ours", num_trials=trials)
-        found["ours"] = _told(time.perf_counter() - started, max(record.score for record in records), "ours", say)
+        found["ours"] = _result(time.perf_counter() - started, max(record.score for record in records), "ours", log)
         example.unpack(Path(folder))
         config = _space(params)
         started = time.perf_counter()
@@ -89,7 +89,7 @@ def real(*, trials: int, say: Callable[[str], None] = lambda _: None) -> dict[st
             folder=Path(folder) / "stock",
         )
         best = max(result.metrics["accuracy"] for result in results if not result.error)
-        found["stock"] = _told(time.perf_counter() - started, float(best), "stock", say)
+        found["stock"] = _result(time.perf_counter() - started, float(best), "plain Tune", log)
     return {"trials": trials, **found, "ratio": found["stock"]["seconds"] / found["ours"]["seconds"]}
 
 
@@ -108,8 +108,8 @@ def no_op_seconds(available: Any, *, trials: int, folder: Path) -> tuple[float, 
     return time.perf_counter() - started, first[0]
 
 
-def _told(seconds: float, accuracy: float, name: str, say: Callable[[str], None]) -> dict[str, float]:
-    say(f"{name}: {accuracy:.2%} on the validation split after {seconds:.1f} s")
+def _result(seconds: float, accuracy: float, name: str, log: Callable[[str], None]) -> dict[str, float]:
+    log(f"{name}: validation accuracy {accuracy:.2%} after {seconds:.1f} s")
     return {"seconds": seconds, "validation_accuracy": accuracy}
 
 
@@ -246,11 +246,11 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "real"))
     parser.add_argument("--trials", type=int)
     options = parser.parse_args()
-    say = partial(print, flush=True)
+    log = partial(print, flush=True)
     if options.what == "overhead":
-        overhead(trials=options.trials or 100, say=say)
+        overhead(trials=options.trials or 100, log=log)
     else:
-        real(trials=options.trials or 32, say=say)
+        real(trials=options.trials or 32, log=log)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def main() -> None:
                 seconds, accuracy = run(recipe, training=source, validation=validation, scale=scale)
                 medians[name], sums[name] = statistics.median(seconds[1:]), sum(seconds)
                 print(
-                    f"{repeat + 1} {name}: first epoch after {seconds[0]:.2f} s, then {min(seconds[1:]):.2f} to "
-                    f"{max(seconds[1:]):.2f} s, median {medians[name]:.2f} s; accuracy {accuracy:.2%}",
+                    f"round {repeat + 1}, {name}: first epoch after {seconds[0]:.2f} s, then {min(seconds[1:]):.2f} to "
+                    f"{max(seconds[1:]):.2f} s, median {medians[name]:.2f} s; validation accuracy {accuracy:.2%}",
                     flush=True,
                 )
             steady.append(medians["stream"] / medians["memory"])

@@ -45,22 +45,22 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
     for part in ("training", "accuracy"):
         for name, point in found.get(part, {}).get("points", {}).items():
             peer = found[part].get("peer") if name == "99.00 %" else None
-            beside = ratio = ""
+            compared = ratio = ""
             if peer:
                 total = sum(seconds for seconds, _ in peer)
-                beside = f"pytorch/examples: {peer[-1][1]:.2%} in {total:.0f} s, {len(peer)} epochs"
+                compared = f"pytorch/examples: {peer[-1][1]:.2%} in {total:.0f} s, {len(peer)} epochs"
                 ratio = f"{found[part]['ratio']:.0f}"
             yield (
                 f"`{point['recipe']}`{_epochs(point)}, {point['num_parameters']:,} parameters",
                 f"{name.replace(' ', '&nbsp;')} in {point['seconds_goal']:g} s",
                 f"{_accuracy(point)} in {point['median_seconds']:.1f} s",
-                beside,
+                compared,
                 ratio,
             )
     if inference := found.get("inference"):
         ours, peer = (inference["images_per_second"][name] for name in ("ours", "pytorch/examples"))
-        beside = f"the network of pytorch/examples: {peer:,.0f}"
-        yield "images classified a second, `fast`", "60,000", f"{ours:,.0f}", beside, f"{inference['ratio']:.0f}"
+        compared = f"the network of pytorch/examples: {peer:,.0f}"
+        yield "images classified a second, `fast`", "60,000", f"{ours:,.0f}", compared, f"{inference['ratio']:.0f}"
     for step, ways in found.get("data", {}).items():
         others = {name: way for name, way in ways.items() if isinstance(way, dict) and name != "ours"}
         yield (
@@ -93,8 +93,8 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         yield "Ray Train over the bare loop, 5 epochs", "", f"{run['seconds_over_loop']:.1f} s", "", ""
         yield "the same with two workers", "", f"{run['seconds_over_loop_of_two']:.1f} s", "", ""
         yield "an epoch within it", "1.03", f"{run['epoch_ratio']:.2f}", "the bare loop", ""
-        beside = "plain torch.distributed"
-        yield "an epoch of two workers", "1.05", f"{run['epoch_ratio_of_two']:.2f}", beside, ""
+        compared = "plain torch.distributed"
+        yield "an epoch of two workers", "1.05", f"{run['epoch_ratio_of_two']:.2f}", compared, ""
     if pipeline := found.get("pipeline"):
         whole = [run["seconds"] for run in pipeline["runs"]]
         yield "`dvc repro` from nothing, services up", "100 s", _range(whole, "s"), "", ""

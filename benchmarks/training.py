@@ -54,7 +54,7 @@ POINTS = {
 
 
 def measure(
-    names: Sequence[str], *, seeds: int, peer: bool = True, say: Callable[[str], None] = lambda _: None
+    names: Sequence[str], *, seeds: int, peer: bool = True, log: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Train the recipe of each of `names` once for each seed, and then the peer.
 
@@ -62,7 +62,7 @@ def measure(
         names: keys of POINTS.
         seeds: number of seeds, from 0 on.
         peer: whether to run the example of pytorch/examples too.
-        say: called with one line for each result.
+        log: called with one line for each result.
 
     Returns:
         `points`: by name the goals, the `seconds` and `accuracies` of the seeds, `median_seconds`, `mean_accuracy` and
@@ -87,16 +87,16 @@ def measure(
             "mean_accuracy": statistics.mean(accuracies),
             "deviation": statistics.stdev(accuracies) if seeds > 1 else 0.0,
         }
-        say(
+        log(
             f"{name}: {found[name]['mean_accuracy']:.3%} ± {found[name]['deviation']:.3%} over {seeds} seeds in "
             f"{min(seconds):.2f} to {max(seconds):.2f} s"
         )
     if not peer:
         return {"points": found}
-    history = _peer(say)
+    history = _peer(log)
     total = sum(seconds for seconds, _ in history)
     first = found[names[0]]
-    say(f"pytorch/examples: {total:.1f} s, {total / first['median_seconds']:.0f} times as long as {names[0]}")
+    log(f"pytorch/examples: {total:.1f} s, {total / first['median_seconds']:.0f} times as long as {names[0]}")
     return {"points": found, "peer": history, "ratio": total / first["median_seconds"]}
 
 
@@ -134,7 +134,7 @@ def _parameters(point: Point) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _peer(say: Callable[[str], None]) -> list[tuple[float, float]]:
+def _peer(log: Callable[[str], None]) -> list[tuple[float, float]]:
     from benchmarks import example
 
     history = []
@@ -142,7 +142,7 @@ def _peer(say: Callable[[str], None]) -> list[tuple[float, float]]:
         example.unpack(Path(folder))
         for seconds, accuracy in example.epochs(Path(folder)):
             history.append((seconds, accuracy))
-            say(f"pytorch/examples, epoch {len(history)}: {seconds:.1f} s, {accuracy:.2%}")
+            log(f"pytorch/examples, epoch {len(history)}: {seconds:.1f} s, {accuracy:.2%}")
             if accuracy >= PEER_ACCURACY:
                 break
     return history
@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--points", nargs="+", default=list(POINTS), choices=list(POINTS))
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
-    measure(options.points, seeds=options.seeds, peer=not options.no_peer, say=lambda line: print(line, flush=True))
+    measure(options.points, seeds=options.seeds, peer=not options.no_peer, log=lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

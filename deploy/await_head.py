@@ -27,11 +27,11 @@ def main() -> int:
         if reply.is_success:
             return 0
         if reply.status in (401, 403):
-            print(f"{url}: RAY_AUTH_TOKEN must be the head's, but got another; correct it", file=sys.stderr)
+            print(f"{url}: RAY_AUTH_TOKEN must be the head's token, but got another one; correct it", file=sys.stderr)
             return 2
         time.sleep(0.5)
     fix = "start deploy/head there, or correct MNIST_PIPE_HEAD"
-    print(f"{url}: the Ray head must answer within {PATIENCE_SECONDS:.0f} s, but got silence; {fix}", file=sys.stderr)
+    print(f"{url}: the Ray head does not answer: no reply within {PATIENCE_SECONDS:.0f} s; {fix}", file=sys.stderr)
     return 3
 
 

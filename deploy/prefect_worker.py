@@ -31,7 +31,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed
 from prefect.workers.process import ProcessWorker
 
-LOOK_SECONDS = 5.0
+POLL_SECONDS = 5.0
 """Interval between two checks of the runs' processes, in seconds."""
 PATIENCE_SECONDS = 30.0
 """Time that a run may be pending, running or cancelling before this worker intervenes, in seconds."""
@@ -51,7 +51,7 @@ def template() -> dict[str, Any]:
     return content
 
 
-async def look_after(pool: str, *, name: str) -> None:
+async def supervise_runs(pool: str, *, name: str) -> None:
     """Report to the server which runs of the worker `name` have lost their process, and end cancelled runs, forever.
 
     A worker reports its own runs while it lives. A run that was killed together with its worker, or later, is set to
@@ -61,13 +61,13 @@ async def look_after(pool: str, *, name: str) -> None:
     missed: set[UUID] = set()
     async with get_client() as client:
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
             # The server is unreachable, the run was deleted, or its process ended while it was looked at.
             with suppress(httpx.HTTPError, ObjectNotFound, psutil.NoSuchProcess):
-                missed = await _look(client, pool, name=name, missed=missed)
+                missed = await _poll(client, pool, name=name, missed=missed)
 
 
-async def _look(client: PrefectClient, pool: str, *, name: str, missed: set[UUID]) -> set[UUID]:
+async def _poll(client: PrefectClient, pool: str, *, name: str, missed: set[UUID]) -> set[UUID]:
     """Check the unfinished runs once and return the ids of those without a process.
 
     A run that was already in `missed` is set to crashed, or to cancelled if it was being cancelled.
@@ -79,20 +79,20 @@ async def _look(client: PrefectClient, pool: str, *, name: str, missed: set[UUID
     )
     ours = [run for run in unfinished if run.labels.get("prefect.worker.name") == name]
     processes = _processes() if ours else {}
-    gone = set()
+    without_process = set()
     for run in ours:
         assert run.state is not None
         process, cancelling = processes.get(str(run.id)), run.state.is_cancelling()
         is_old = datetime.now(UTC) - run.state.timestamp > timedelta(seconds=PATIENCE_SECONDS)
         if process is None and is_old:
-            gone.add(run.id)
+            without_process.add(run.id)
             if run.id in missed:
-                end: State[Any] = Cancelled() if cancelling else Crashed(message=f"its process is gone from {name}")
+                end: State[Any] = Cancelled() if cancelling else Crashed(message=f"its process on {name} has ended")
                 await client.set_flow_run_state(run.id, end, force=True)
         elif process is not None and cancelling and (is_old or process.ppid() != os.getpid()):
             await asyncio.to_thread(_end, process)
             await client.set_flow_run_state(run.id, Cancelled(), force=True)
-    return gone
+    return without_process
 
 
 def _processes() -> dict[str, psutil.Process]:
@@ -121,7 +121,7 @@ def main() -> None:
     worker = ProcessWorker(work_pool_name=pool, name=name, base_job_template=template())
 
     async def work() -> None:
-        await asyncio.gather(worker.start(printer=print), look_after(pool, name=name))
+        await asyncio.gather(worker.start(printer=print), supervise_runs(pool, name=name))
 
     asyncio.run(work())
 

@@ -159,9 +159,8 @@ def locked(path: Path, *, purpose: str, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
-            raise BusyError.invalid(
-                path, purpose, "run once at a time", got=f"process {holder}", fix="wait for it or stop it"
-            ) from None
+            state, fix = f"is already running in process {holder}", "wait for it or stop it"
+            raise BusyError.missing(purpose, state=state, where=path, fix=fix) from None
         stream.seek(0)
         stream.truncate()
         stream.write(str(os.getpid()))

@@ -46,7 +46,7 @@ def sections(params: Params, names: Iterable[str]) -> dict[str, Any]:
 
 def check_workers(
     key: str,
-    asked: int | str | Sequence[int],
+    requested: int | str | Sequence[int],
     *,
     num_cpus: int,
     num_gpus: int,
@@ -57,7 +57,7 @@ def check_workers(
 
     Args:
         key: the dotted key of params.yaml that the message names.
-        asked: the number of workers, `auto`, or an elastic range `[low, high]`, of which only `low` is required.
+        requested: the number of workers, `auto`, or an elastic range `[low, high]`, of which only `low` is required.
         num_cpus: the number of CPUs available.
         num_gpus: the number of GPUs available.
         use_gpu: whether each worker needs a GPU; `auto` uses GPUs if there are any.
@@ -68,17 +68,17 @@ def check_workers(
         UnavailableError: there is no CPU at all, because no node has joined the cluster yet.
     """
     if not num_cpus:
-        fix = "start deploy/node on one that trains"
+        fix = "start deploy/node on a machine that trains"
         raise UnavailableError.missing("no node with CPUs", state="has joined Ray", where=where, fix=fix)
     if use_gpu is True and not num_gpus:
         rule = "be auto or false without a GPU"
         raise InputError.invalid(paths.PARAMS, "train.use_gpu", rule, got=f"true, while {where} has none")
     available, kind = (num_gpus, "GPU") if num_gpus and use_gpu is not False else (num_cpus, "CPU")
-    least = 0 if asked == "auto" else asked if isinstance(asked, int) else int(asked[0])
+    least = 0 if requested == "auto" else requested if isinstance(requested, int) else int(requested[0])
     if least > available:
         rule = f"be at most {available}, the number of {kind}s of {where}"
         fix = "lower it or connect a larger cluster with RAY_ADDRESS"
-        raise InputError.invalid(paths.PARAMS, key, rule, got=asked, fix=fix)
+        raise InputError.invalid(paths.PARAMS, key, rule, got=requested, fix=fix)
 
 
 def check_params(params: Params) -> None:

@@ -35,7 +35,7 @@ def main() -> int:
 def _supervised(options: argparse.Namespace) -> int:
     if options.stage not in {*STAGES, *studies.STAGES}:
         raise unknown("python -m pipelines", "stage", options.stage, {*STAGES, *studies.STAGES})
-    if (code := supervisor.run_again("pipelines", options.arguments)) is not None:
+    if (code := supervisor.run_supervised("pipelines", options.arguments)) is not None:
         return code
     run(options.stage, debug=options.debug)
     return 0
@@ -72,7 +72,7 @@ def run(stage: str, *, debug: bool = False) -> None:
 
             if not debug:
                 for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
-                    handler.addFilter(_told_once)
+                    handler.addFilter(_is_shown)
             # Heartbeats let a server's automations detect a dead run; DVC itself notices when this one dies. Their
             # thread would delay the end of the flow by up to 1 s.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -120,7 +120,7 @@ def _parameters(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {"params" if name == own else name.rpartition(".")[2]: content for name, content in sections.items()}
 
 
-def _told_once(record: logging.LogRecord) -> bool:
+def _is_shown(record: logging.LogRecord) -> bool:
     """Return whether the terminal shows a log record.
 
     Prefect logs an error four times, twice with a traceback. These records are hidden, because the command itself

@@ -39,7 +39,7 @@ def _status(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     found = services.status(root)
-    _print([(name, services.how(name, state, service)) for name, (state, service) in found.items()])
+    _print([(name, services.describe(name, state, service)) for name, (state, service) in found.items()])
     return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
 
 
@@ -84,7 +84,7 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
 def _score(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services, supervisor
 
-    if (code := supervisor.run_again("pipelines.cli", options.arguments)) is not None:
+    if (code := supervisor.run_supervised("pipelines.cli", options.arguments)) is not None:
         return code
     os.environ.update(services.ray_environment(root))
     with nullcontext() if options.debug else _errors_to(root / services.LOGS / "score.log"):
@@ -103,8 +103,8 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
     accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
     print(
-        f"{options.output}: {done.num_rows:,} rows by {model.name} in {done.seconds:.1f} s, {rate:,.0f} a second "
-        f"({steady:,.0f} after the {done.start_seconds:.1f} s that starting takes){accuracy}"
+        f"{options.output}: scored {done.num_rows:,} rows with {model.name} in {done.seconds:.1f} s: "
+        f"{rate:,.0f} rows/s ({steady:,.0f} rows/s after {done.start_seconds:.1f} s of start-up){accuracy}"
     )
     return 0
 
@@ -138,14 +138,14 @@ def _summary(root: Path, _: argparse.Namespace) -> int:
             ("report", str(root / paths.REPORT)),
             *_services(root),
             *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
-            ("dashboards", "mnist-pipe dashboards   opens TensorBoard and MLflow too, and checks every page"),
+            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
             _STOP,
         ]
         if evaluation["fallback_for"]:
             rows = [_fallback(evaluation), *rows, _fallback(evaluation)]
     except (LookupError, TypeError, ValueError) as error:
-        got = f"{type(error).__name__} {error}"
-        raise CorruptDataError.invalid(root / paths.REPORTS, "the figures", "be complete", got=got, fix=fix) from error
+        state = f"is incomplete: {type(error).__name__} {error}"
+        raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=fix) from error
     _print(rows)
     return 0
 
@@ -172,7 +172,7 @@ def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[t
 def _services(root: Path) -> list[tuple[str, str]]:
     from mnist_pipe.local import services
 
-    return [(name, services.how(name, state, service)) for name, (state, service) in services.status(root).items()]
+    return [(name, services.describe(name, state, service)) for name, (state, service) in services.status(root).items()]
 
 
 def _times(timings: dict[str, float]) -> str:
@@ -180,14 +180,14 @@ def _times(timings: dict[str, float]) -> str:
     from pipelines import STAGES
 
     parts = [f"{stage} {format_duration(timings[stage])}" for stage in STAGES if stage in timings]
-    return ", ".join([*parts, f"together {format_duration(sum(timings.values()))}"]) if parts else "not recorded"
+    return ", ".join([*parts, f"total {format_duration(sum(timings.values()))}"]) if parts else "not recorded"
 
 
 def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
     wanted, used = evaluation["fallback_for"], evaluation["dataset"]
     return (
         "FALLBACK",
-        f"{wanted} could not be fetched: all of this is about {used}. Try again: dvc repro --force ingest",
+        f"{wanted} could not be downloaded; all results are for {used}. To retry, run: dvc repro --force ingest",
     )
 
 
@@ -207,18 +207,18 @@ _STOP = ("stop", "mnist-pipe down")
 COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
     "down": (_down, "stop what `up` started"),
-    "status": (_status, "how they are, and how to log in"),
-    "dashboards": (_dashboards, "open every page, TensorBoard and MLflow too, and check that it answers"),
+    "status": (_status, "print the state of each service and how to log in"),
+    "dashboards": (_dashboards, "start TensorBoard and MLflow too, check every page, and print its URL and login"),
     "doctor": (_doctor, "check this machine and this checkout"),
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
-    "predict": (_predict, "which digits the registered champion sees in pictures"),
-    "score": (_score, "which digit the registered champion sees in every row of Parquet files, on the Ray cluster"),
-    "summary": (_summary, "what the last `dvc repro` registered, and where to look at it"),
+    "predict": (_predict, "predict the digits in image files with the registered champion"),
+    "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
+    "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
 }
 
 
 def _parser() -> command_line.Parser:
-    description = "Look after the local services and the registered champion."
+    description = "Manage the local services, and predict with the registered champion."
     parser = command_line.Parser(prog="mnist-pipe", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, explanation) in COMMANDS.items():
@@ -226,11 +226,11 @@ def _parser() -> command_line.Parser:
         command.set_defaults(run=run)
         if name == "predict":
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
-            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
+            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
         if name == "score":
             command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
             command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
-            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion where it is left out")
+            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
     return parser
 
 

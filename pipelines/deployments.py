@@ -39,18 +39,19 @@ def deploy(root: Path) -> list[str]:
             client.read_work_pool(pool)
             _write_dashboards(client)
     except ObjectNotFound as error:
-        fix = "start deploy/worker, which makes it"
+        fix = "start deploy/worker, which creates it"
         raise UnavailableError.missing(f"the work pool {pool}", where=server, fix=fix) from error
     except PrefectHTTPStatusError as error:
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
-        got = f"status {error.response.status_code}"
-        raise UnavailableError.invalid(server, "", "accept our credentials", got=got, fix=fix) from None
+        state = f"were refused: status {error.response.status_code}"
+        raise UnavailableError.missing("the credentials", state=state, where=server, fix=fix) from None
     except httpx.HTTPError as error:
         raise UnavailableError.unreachable(server, cause=one_line(error) or type(error).__name__) from error
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UnavailableError.invalid(server, FILE, "be applied", got=one_line(done.stdout + done.stderr)[-300:])
+        state = f"could not be applied: {one_line(done.stdout + done.stderr)[-300:]}"
+        raise UnavailableError.missing(FILE, state=state, where=server)
     entries = YAML(typ="safe").load(root / FILE)["deployments"]
     return [f"{entry['entrypoint'].rpartition('.')[2]}/{pool}" for entry in entries]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SPLITS = ("validation", "test")
 THRESHOLDS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.99)
 """Smallest confidences whose coverage and accuracy the report lists."""
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 @flow
@@ -43,7 +43,7 @@ def evaluate(params: EvaluateParams) -> None:
 
 
 @task
-def score_split(split: str, params: EvaluateParams) -> Figures:
+def score_split(split: str, params: EvaluateParams) -> Metrics:
     """Evaluate both models on a split, and write every prediction.
 
     Returns:
@@ -66,10 +66,10 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
         logits["candidate"], logits["baseline"], labels=data.labels, index=data.index, provenance=data.provenance
     )
     write_predictions(paths.PREDICTIONS / f"{split}.parquet", predictions)
-    options: Figures = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
+    options: Metrics = {"confidence": params.confidence, "num_bins": params.num_calibration_bins}
     comparison = mcnemar(predictions.correct, predictions.baseline_correct, alternative="greater")
     raw = logits["candidate"] * temperature
-    figures = {
+    by_model = {
         name: asdict(metrics.compute_metrics(output, data.labels, **options))
         for name, output in {**logits, "uncalibrated": raw}.items()
     }
@@ -78,11 +78,11 @@ def score_split(split: str, params: EvaluateParams) -> Figures:
         predictions.correct,
         num_bins=params.num_calibration_bins,
     )
-    return {**figures, "uncalibrated_bins": bins, "mcnemar": asdict(comparison)}
+    return {**by_model, "uncalibrated_bins": bins, "mcnemar": asdict(comparison)}
 
 
 @task
-def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
+def summarise(by_split: dict[str, Metrics], params: EvaluateParams) -> Metrics:
     """Write `reports/evaluation.json` and `reports/confusion.csv`, and return the content of the former."""
     import pandas as pd
 
@@ -100,14 +100,14 @@ def summarise(by_split: dict[str, Figures], params: EvaluateParams) -> Figures:
         "fallback_for": provenance.get("fallback_for"),
         "model": card["model"],
         "confidence": params.confidence,
-        **{split: figures["candidate"] for split, figures in by_split.items()},
-        "baseline": {split: figures["baseline"] for split, figures in by_split.items()},
-        "mcnemar_against_baseline": {split: figures["mcnemar"] for split, figures in by_split.items()},
+        **{split: scores["candidate"] for split, scores in by_split.items()},
+        "baseline": {split: scores["baseline"] for split, scores in by_split.items()},
+        "mcnemar_against_baseline": {split: scores["mcnemar"] for split, scores in by_split.items()},
         "calibration": {
             "temperature": card.get("temperature", 1.0),
             **{
-                split: {key: figures["uncalibrated"][key] for key in ("nll", "calibration_error")}
-                for split, figures in by_split.items()
+                split: {key: scores["uncalibrated"][key] for key in ("nll", "calibration_error")}
+                for split, scores in by_split.items()
             },
         },
         "coverage": [

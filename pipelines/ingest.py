@@ -55,7 +55,7 @@ def ingest(params: IngestParams) -> None:
                 raise
             dataset, fallback_for = params.fallback, params.dataset
             log.warning(
-                "FALLBACK: everything from here on is made from %s, not %s. %s. To try again: dvc repro --force ingest",
+                "FALLBACK: all stages use %s instead of %s. %s. To retry, run: dvc repro --force ingest",
                 dataset,
                 fallback_for,
                 error,

@@ -32,6 +32,8 @@ def normalize(params: NormalizeParams) -> None:
     with workspace():
         rows = standardise(params)
         if rows["validation"] < params.validation_rows:
-            asked, got = params.validation_rows, rows["validation"]
-            get_run_logger().warning("validation_rows: %s asked, %s taken, a fifth of the training split", asked, got)
+            requested, got = params.validation_rows, rows["validation"]
+            get_run_logger().warning(
+                "validation_rows: %s requested, %s used, a fifth of the training split", requested, got
+            )
         get_run_logger().info("rows: %s", ", ".join(f"{name} {number:,}" for name, number in rows.items()))

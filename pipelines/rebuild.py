@@ -98,4 +98,6 @@ def _run(*command: str, cwd: Path, must: bool = True) -> None:
         process.wait()
         raise
     if code and must:
-        raise PipelineError.invalid("rebuild", " ".join(command[:2]), "succeed", got=f"exit code {code}: {last}")
+        raise PipelineError.missing(
+            " ".join(command[:2]), state=f"failed with exit code {code}: {last}", where="rebuild"
+        )

@@ -9,7 +9,7 @@ from typing import Any
 def after(error: type[Exception]) -> Callable[[Any, Any, Any], bool]:
     """Return a `retry_condition_fn` that is true if the task raised `error`."""
 
-    def may_heal(_task: Any, _run: Any, state: Any) -> bool:
+    def is_transient(_task: Any, _run: Any, state: Any) -> bool:
         return isinstance(state.result(raise_on_failure=False), error)
 
-    return may_heal
+    return is_transient

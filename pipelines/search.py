@@ -55,9 +55,11 @@ def tune(
     def show(trial: TrialRecord) -> None:
         point = {**recipe.model_dump(), **trial.config}
         what = f"{point['model']} {point['optimizer']} lr {point['learning_rate']:.2g}"
-        result = f"{trial.score:.2%} after {len(trial.history)} epochs" if trial.score >= 0 else ""
+        result = (
+            f", validation accuracy {trial.score:.2%} after {len(trial.history)} epochs" if trial.score >= 0 else ""
+        )
         logger.info(
-            "trial %d of %d on %s: %s, %s %s", trial.trial, params.num_trials, trial.address, what, trial.status, result
+            "trial %d of %d on %s: %s, %s%s", trial.trial, params.num_trials, trial.address, what, trial.status, result
         )
 
     with ray_session.connected(run_name) as available:

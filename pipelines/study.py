@@ -42,19 +42,19 @@ def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
     splits = {split: read_normalized(path) for split, path in paths.SPLITS.items()}
     started, num_known = time.monotonic(), len(ledger.read())
     if num_known:
-        log.info("%s: %d runs had ended before it was interrupted", study, num_known)
+        log.info("%s: resuming after an interruption; %d runs are already finished", study, num_known)
 
     def show(run: Run) -> None:
         log.info("%s on %s, %.1f s: %s", study, run.address, run.seconds, _line(run.config))
 
     def compute(configs: Sequence[Config]) -> list[Run]:
-        log.info("%s: %d runs", study, len(configs))
+        log.info("%s: computing %d runs", study, len(configs))
         return run_all(chosen.run, configs, shared=splits, available=available, ledger=ledger, on_run=show)
 
     done: list[Run] = []
     with ray_session.connected(name) as available:
         if chosen.tune:
-            done += chosen.tune(section, splits, available=available, storage=storage, name=name, say=log.info)
+            done += chosen.tune(section, splits, available=available, storage=storage, name=name, log=log.info)
         if chosen.plan:
             done += compute(chosen.plan(section))
         if chosen.plan_from_results:

@@ -50,10 +50,14 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
             info("%s", progress_line(metrics, num_epochs=num_epochs))
 
         def on_save(self, position: dict[str, Any]) -> None:
-            info("a machine is leaving: saved epoch %d, step %d", position["epoch"] + 1, position["step"])
+            info(
+                "a node is about to leave: saved a checkpoint at epoch %d, step %d",
+                position["epoch"] + 1,
+                position["step"],
+            )
 
         def on_wait(self) -> None:
-            info("waiting for machines: no worker has started yet")
+            info("waiting for free nodes: no worker has started yet")
 
     path, place = paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
 

@@ -84,13 +84,13 @@ def trigger(stage: str, root: Path, *, flow: str, parameters: Mapping[str, Any],
                 return
             if not run.state.is_crashed() or attempt + 1 == MAX_ATTEMPTS:
                 raise _error(run, handoff.read_failure(place, key))
-            _say(f"{run.name}: {one_line(run.state.message)}; trying again")
+            _print_line(f"{run.name}: {one_line(run.state.message)}; retrying")
 
 
 def _storage() -> Storage:
     if not os.environ.get(storage.VARIABLE):
-        fix = "name a bucket or a shared directory, for the inputs and outputs"
-        raise UnavailableError.missing(storage.VARIABLE, state=f"is not set, which {WORK_POOL} needs", fix=fix)
+        fix = "set it to a bucket or a shared directory, for the inputs and outputs"
+        raise UnavailableError.missing(storage.VARIABLE, state=f"is not set, but {WORK_POOL} needs it", fix=fix)
     return storage.project_storage(Path.cwd())
 
 
@@ -103,8 +103,8 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         UnavailableError: one of them is not available, or the server refuses the credentials.
     """
     if not PREFECT_API_URL.value():
-        fix = "name the team's Prefect server"
-        raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, which {WORK_POOL} needs", fix=fix)
+        fix = "set it to the URL of the team's Prefect server"
+        raise UnavailableError.missing("PREFECT_API_URL", state=f"is not set, but {WORK_POOL} needs it", fix=fix)
     server = public_url(str(PREFECT_API_URL.value()))
 
     def absent(what: str, name: str, *, fix: str) -> UnavailableError:
@@ -124,7 +124,7 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         if error.response.status_code not in (401, 403):
             raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
-        raise UnavailableError.invalid(server, "", "accept our credentials", got="a refusal", fix=fix) from None
+        raise UnavailableError.missing("the credentials", state="were refused", where=server, fix=fix) from None
     except httpx.HTTPError as error:
         raise UnavailableError.unreachable(server, cause=one_line(error) or type(error).__name__) from error
 
@@ -159,7 +159,7 @@ def _start(
         name=name if number == 0 else f"{name}.{number}",
         idempotency_key=key,
     )
-    _say(f"{run.name}: {_url(run.id)}")
+    _print_line(f"{run.name}: {_url(run.id)}")
     return f"runs/{key}", run
 
 
@@ -172,21 +172,21 @@ def _is_open(run: FlowRun, place: Storage, key: str) -> bool:
 
 def _follow(client: SyncPrefectClient, run: FlowRun) -> FlowRun:
     """Print the run's logs and states until it has ended, and return its final version."""
-    shown, state, is_told, started, deadline = 0, None, False, time.monotonic(), float("inf")
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # `_patiently` retries instead, and prints a notice
+    shown, state, saw_last_line, started, deadline = 0, None, False, time.monotonic(), float("inf")
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # `_with_retries` retries instead, and prints a notice
         while True:
-            run = _patiently(client.read_flow_run, run.id)
+            run = _with_retries(client.read_flow_run, run.id)
             assert run.state is not None
             if run.state.name != state:
                 state = run.state.name
-                _say(f"{run.name}: {state}")
+                _print_line(f"{run.name}: {state}")
             logs = _show_logs(client, run.id, shown)
             shown += len(logs)
-            is_told |= any(log.message.startswith(_LAST_LINE) and log.task_run_id is None for log in logs)
+            saw_last_line |= any(log.message.startswith(_LAST_LINE) and log.task_run_id is None for log in logs)
             if run.state.is_final():
                 patience = _LAST_LINE_SECONDS if run.state.is_completed() or run.state.is_failed() else 1
                 deadline = min(deadline, time.monotonic() + patience)
-                if is_told or time.monotonic() >= deadline:
+                if saw_last_line or time.monotonic() >= deadline:
                     return run
             least, most = _POLL_SECONDS
             time.sleep(least if run.state.is_final() else min(max(least, (time.monotonic() - started) / 20), most))
@@ -198,48 +198,48 @@ def _show_logs(client: SyncPrefectClient, run_id: UUID, shown: int) -> list[Log]
     found: list[Log] = []
     while True:
         offset = shown + len(found)
-        logs = _patiently(client.read_logs, wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
+        logs = _with_retries(client.read_logs, wanted, limit=_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC)
         for log in logs:
             if "\nTraceback (most" not in log.message and not log.message.startswith(f"{_LAST_LINE} Failed"):
-                _say(log.message, at=log.timestamp)  # the caller raises the error, which is printed once, at the end
+                _print_line(log.message, at=log.timestamp)  # the caller raises the error, so that it is printed once
         found += logs
         if len(logs) < _PAGE:
             return found
 
 
-def _patiently(ask: Callable[Arguments, Reply], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply:
-    """Call `ask` and return its reply; retry for up to `PATIENCE_SECONDS` while the server is unreachable.
+def _with_retries(request: Callable[Arguments, Reply], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Reply:
+    """Call `request` and return its reply; retry for up to `PATIENCE_SECONDS` while the server is unreachable.
 
     Raises:
         UnavailableError: the server refuses the request, or is unreachable for longer.
     """
-    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+    deadline, is_reported = time.monotonic() + PATIENCE_SECONDS, False
     while True:
         try:
-            return ask(*args, **kwargs)
+            return request(*args, **kwargs)
         except (httpx.HTTPError, PrefectHTTPStatusError) as error:
             refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
             if refused or time.monotonic() > deadline:
                 server = public_url(str(PREFECT_API_URL.value()))
                 raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
-            if not told:
-                _say("the Prefect server does not answer; waiting for it")
-                told = True
+            if not is_reported:
+                _print_line(f"the Prefect server does not answer; retrying for up to {PATIENCE_SECONDS:.0f} s")
+                is_reported = True
             time.sleep(2)
 
 
 def _cancel(client: SyncPrefectClient, run_id: UUID) -> None:
     try:
         client.set_flow_run_state(run_id, Cancelling(message="the client was stopped"), force=False)
-        _say(f"cancelled: {_url(run_id)}")
+        _print_line(f"cancelled: {_url(run_id)}")
     except Exception:
-        _say(f"could not be cancelled and may go on: {_url(run_id)}")
+        _print_line(f"could not be cancelled and may still be running: {_url(run_id)}")
 
 
-def _error(run: FlowRun, told: tuple[str, int] | None) -> PipelineError:
+def _error(run: FlowRun, failure: tuple[str, int] | None) -> PipelineError:
     assert run.state is not None
     state = run.state.type.value.lower()
-    reason, exit_code = told or (one_line(run.state.message or state), PipelineError.exit_code)
+    reason, exit_code = failure or (one_line(run.state.message or state), PipelineError.exit_code)
     error = PipelineError(f"{reason} ({state} on the cluster: {_url(run.id)})")
     error.exit_code = exit_code
     return error
@@ -249,6 +249,6 @@ def _url(run_id: UUID) -> str:
     return f"{public_url(str(PREFECT_UI_URL.value()))}/runs/flow-run/{run_id}"
 
 
-def _say(text: str, *, at: datetime | None = None) -> None:
+def _print_line(text: str, *, at: datetime | None = None) -> None:
     moment = (at or datetime.now(UTC)).astimezone()
     print(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} | {text}", file=sys.stderr, flush=True)

@@ -170,7 +170,8 @@ def test_an_invalid_input_is_refused_with_its_path(
         ),
         (
             {"image": images_of(pixels[:1]), "prediction": [1]},
-            "every column must have a name of its own, but got 'prediction'; rename it",
+            "every column must have a unique name other than prediction, probability, probabilities, but got "
+            "'prediction'; rename it",
         ),
         (
             {"image": images_of(pixels[:1]), "id": pa.array([b"0" * 16], pa.uuid())},
@@ -202,7 +203,7 @@ def test_images_standardised_with_another_mean_are_refused(model: Classifier, tm
     assert line == expected
     pq.write_table(pq.read_table(where).replace_schema_metadata(None), where)
     line = refused(CorruptDataError, where, tmp_path / "out", model=model)
-    assert line == f"{where}: the metadata must carry mnist_pipe's provenance, but got none; score the raw images"
+    assert line == f"{where}: the metadata must contain mnist_pipe's provenance, but got none; score the raw images"
 
 
 def test_an_existing_output_is_refused(model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_an_existing_output_is_refused(model: Classifier, pixels: NDArray[np.uin
     (tmp_path / "out" / "mine").touch()
     for taken in (tmp_path / "out", tmp_path / "out" / "mine"):
         line = refused(InputError, where, taken, model=model)
-        assert line == f"{taken}: the output must be new, but got one that exists; remove it or name another"
+        assert line == f"{taken}: the output must be new or empty, but got an existing one; remove it or name another"
 
 
 # --- the command
@@ -243,7 +244,7 @@ def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path,
     output, errors = process.communicate(timeout=200)
     assert (process.returncode, errors) == (0, "")
     [line] = output.splitlines()
-    assert line.startswith(f"out: 2,500 rows by {NAME}/1 in ")
+    assert line.startswith(f"out: scored 2,500 rows with {NAME}/1 in ")
     assert "; accuracy " in line
     assert read(project / "out").num_rows == ROWS
     assert read(project / "out").column_names == ["label", "prediction", "probability", "probabilities"]
@@ -257,7 +258,7 @@ def test_the_command_scores_with_the_champion_and_prints_one_line(project: Path,
         (
             ["in.parquet", "out", "--model", "toy/7"],
             2,
-            "--model: the version must be registered, but got 'toy/7'; nothing is registered yet, run: dvc repro",
+            "--model: the version must be registered, but got 'toy/7'; nothing is registered yet; run: dvc repro",
         ),
     ],
 )

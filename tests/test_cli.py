@@ -223,10 +223,10 @@ def test_the_summary_names_the_model_its_accuracy_and_the_dashboards(finished: P
         "             Every gate passed, so the candidate is the new champion.",
         "validation   accuracy 99.40 %, 95 % interval 99.15 to 99.58 %, 5,000 images",
         "test         accuracy 99.43 %, 95 % interval 99.26 to 99.56 %, 10,000 images",
-        "time         ingest 1.2 s, train 1 min 2 s, together 1 min 3 s",
+        "time         ingest 1.2 s, train 1 min 2 s, total 1 min 3 s",
         f"report       {finished / 'reports/index.html'}",
         *NO_SERVICES,
-        "dashboards   mnist-pipe dashboards   opens TensorBoard and MLflow too, and checks every page",
+        "dashboards   mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page",
         "stop         mnist-pipe down",
     ]
 
@@ -241,7 +241,10 @@ def test_the_summary_announces_a_fallback_first_and_last(finished: Path) -> None
     }
     write_json(finished / paths.EVALUATION, evaluation)
     _, lines, _ = mnist_pipe("summary")
-    loud = "FALLBACK     mnist could not be fetched: all of this is about digits. Try again: dvc repro --force ingest"
+    loud = (
+        "FALLBACK     mnist could not be downloaded; all results are for digits. "
+        "To retry, run: dvc repro --force ingest"
+    )
     assert lines[0] == lines[-1] == loud
     assert "test         accuracy 100.00 %, 90 % interval 70.00 to 100.00 %, 10 images" in lines
 
@@ -269,9 +272,7 @@ def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
     write_json(finished / paths.EVALUATION, {"dataset": "mnist", "fallback_for": None})
     code, output, [line] = mnist_pipe("summary")
     assert (code, output) == (4, [])
-    assert (
-        line == f"{finished / 'reports'}: the figures must be complete, but got KeyError 'validation'; run: dvc repro"
-    )
+    assert line == f"{finished / 'reports'}: a report is incomplete: KeyError 'validation'; run: dvc repro"
 
 
 # --- predict

@@ -81,7 +81,7 @@ def test_each_page_is_a_line_with_its_address_and_the_file_of_its_secret(root: P
     assert run(root, "dashboards").splitlines() == [
         line("prefect", found["prefect"].url, "password: the line in .state/secrets/prefect"),
         line("ray", found["ray"].url, "token: the line in .state/secrets/ray"),
-        line("tensorboard", found["tensorboard"].url, "no password: on loopback alone"),
+        line("tensorboard", found["tensorboard"].url, "no password: it listens on loopback only"),
         line("mlflow", found["mlflow"].url, "user mnist, password: the line in .state/secrets/mlflow"),
     ]
 
@@ -307,7 +307,7 @@ def test_a_wrong_secret_fails_only_its_own_page(
     monkeypatch.setenv(variable, "0" * 64)
     found = dashboards.check(client)
     url = recorded(root)[name].url
-    assert error(found, name) == f"{url}: the page must accept the credentials, but got {answer}; {login}"
+    assert error(found, name) == f"{url}: the credentials were refused: {answer}; {login}"
     assert [other for other, page in found.items() if isinstance(page, PipelineError)] == [name]
 
 
@@ -325,9 +325,7 @@ def test_a_missing_secret_is_reported_with_its_variable(
         ("mlflow", "no password: MLFLOW_TRACKING_USERNAME is not set"),
     ):
         url = recorded(root)[name].url
-        assert error(found, name) == (
-            f"{url}: the page must accept the credentials, but got 401 Unauthorized; {reason}"
-        )
+        assert error(found, name) == (f"{url}: the credentials were refused: 401 Unauthorized; {reason}")
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "closed"])
@@ -340,7 +338,8 @@ def test_an_unreachable_page_is_reported_in_one_line(
         found = dashboards.check(client)
     got = "no reply within 3 seconds" if silent else "connection refused"
     assert error(found, "mlflow") == (
-        f"http://{LOOPBACK}:{port}: the page must answer, but got {got}; check the address, and whether the server runs"
+        f"http://{LOOPBACK}:{port}: the page must return status 2xx, but got {got}; "
+        "check the address and whether the server is running"
     )
 
 
@@ -381,7 +380,9 @@ def test_a_redirect_is_not_followed_with_credentials(root: Path, client: Path, m
         assert server.stdout is not None
         url = f"http://{LOOPBACK}:{int(server.stdout.readline())}"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
-        assert error(dashboards.check(client), "mlflow").startswith(f"{url}: the page must answer, but got 302 Found")
+        assert error(dashboards.check(client), "mlflow").startswith(
+            f"{url}: the page must return status 2xx, but got 302 Found"
+        )
     finally:
         server.kill()
         server.communicate()

@@ -114,7 +114,7 @@ def test_too_little_disk_space_is_reported_with_both_numbers(tmp_path: Path) -> 
         doctor.check_disk(tmp_path, needed_bytes=10**18)
     free = f"{shutil.disk_usage(tmp_path).free / 1e6:,.0f} MB"
     assert str(caught.value).split(",000 MB")[0] == f"{tmp_path}: free space must be at least 1,000,000,000"
-    assert str(caught.value).endswith("; delete something, or move the project to a larger disk")
+    assert str(caught.value).endswith("; free some space or move the project to a larger disk")
     assert free[:-6] in str(caught.value)
     assert doctor.check_disk(tmp_path, needed_bytes=1).endswith(" MB free")
 
@@ -170,7 +170,7 @@ def test_a_project_without_git_and_no_scm_is_an_error_with_its_remedy(project: P
         f"{project}: the project is in no Git repository; run: dvc config --local core.no_scm true"
     )
     (project / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n")
-    assert dict(doctor.examine(project))["versioning"] == "DVC without Git; the lineage says so"
+    assert dict(doctor.examine(project))["versioning"] == "DVC without Git; the lineage records this"
 
 
 def test_missing_git_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +182,7 @@ def test_missing_git_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_dvc_repository_is_an_error(project: Path) -> None:
     shutil.rmtree(project / ".dvc")
     assert str(error("versioning", project)) == (
-        f"{project / '.dvc'}: the DVC repository does not exist; "
-        "run: dvc init (or dvc init --no-scm where there is no Git)"
+        f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init (without Git: dvc init --no-scm)"
     )
 
 
@@ -203,7 +202,7 @@ def test_a_taken_port_is_reported_without_an_error(project: Path, monkeypatch: p
         found = dict(doctor.examine(project))["ports"]
     assert isinstance(found, str)
     assert str(port) in found
-    assert found.endswith("taken by another program; `mnist-pipe up` uses the next free ones")
+    assert found.endswith("in use by another program; `mnist-pipe up` uses the next free ones")
 
 
 def test_a_service_that_died_is_an_error_with_its_log(project: Path) -> None:
@@ -230,4 +229,4 @@ def test_too_few_open_files_are_an_error(project: Path) -> None:
 def test_a_missing_storage_is_reported(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(storage.VARIABLE, str(project / "none"))
     found = dict(doctor.examine(project))["storage"]
-    assert str(found) == (f"MNIST_PIPE_STORAGE: the directory {project}/none does not exist; make the directory")
+    assert str(found) == (f"MNIST_PIPE_STORAGE: the directory {project}/none does not exist; create the directory")

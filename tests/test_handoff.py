@@ -105,7 +105,9 @@ def test_a_worker_with_other_code_refuses(client: Path, place: Storage) -> None:
     handoff.upload_request("double", client, name="double-abc", storage=place)
     asked = place.read_json("runs/double-abc/request.json")
     place.write_json("runs/double-abc/request.json", {**asked, "code": "f" * 64})
-    with pytest.raises(UnavailableError, match="the code must be the client's, ffffffffffff, but got") as caught:
+    with pytest.raises(
+        UnavailableError, match="the code must be version ffffffffffff, as on the client, but got"
+    ) as caught:
         work(place)
     assert handoff.read_failure(place, KEY) == (str(caught.value), 3)
 
@@ -131,7 +133,7 @@ def test_an_unrequested_output_is_refused(path: str, client: Path, place: Storag
     work(place)
     made = place.read_json(f"{KEY}/outputs.json")
     place.write_json(f"{KEY}/outputs.json", {**made, path: next(iter(made.values()))})
-    with pytest.raises(CorruptDataError, match="an output must be asked for"):
+    with pytest.raises(CorruptDataError, match="an output must be requested"):
         handoff.download_outputs(request, client, storage=place, key=KEY)
     assert not (client / "models/out").exists()
 

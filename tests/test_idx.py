@@ -110,7 +110,7 @@ def test_a_damaged_gzip_stream_is_reported(tmp_path: Path) -> None:
         b"<!DOCTYPE html><html>": "images.gz: the file must be gzip, but got one that starts with '<!DO' (HTML)",
         idx.encode(IMAGES): r"images.gz: the file must be gzip, but got one that starts with '\x00\x00\x08\x03'",
         b"PK\xff\xfe": r"images.gz: the file must be gzip, but got one that starts with 'PK\\xff\\xfe'",
-        packed[:-1]: "images.gz: the gzip stream must be whole, but got one that is cut short",
+        packed[:-1]: "images.gz: the gzip stream must be complete, but got a truncated one",
         packed + b"\0": "images.gz: the gzip stream must end the file, but got more data after its end",
         packed + packed: "images.gz: the gzip stream must end the file, but got more data after its end",
         wrong_crc: "images.gz: the gzip stream must be intact, but got Error -6 Incorrect checksum found",

@@ -109,8 +109,8 @@ def test_several_champions_are_listed_for_the_user_to_choose(
     with pytest.raises(InputError) as caught:
         classify([picture], root=registry_root)
     assert str(caught.value) == (
-        "--model is not given, and several champions are registered; "
-        "known: digits-classifier@champion, mnist-classifier@champion"
+        "--model is not set, but several champions are registered; "
+        "choose one of digits-classifier@champion, mnist-classifier@champion"
     )
 
 

@@ -181,7 +181,7 @@ def test_fewer_images_than_workers_are_refused_before_work_starts(tmp_path: Path
         fit(tmp_path, recipe=Recipe(**{**ray_data.RECIPE.to_dict(), "batch_size": 1}), scale=TWO)
     assert str(caught.value) == (
         "train: batch_size must be at least the number of workers, 2, but got 1; "
-        "set search.space.batch_size or train.num_workers"
+        "raise search.space.batch_size or lower train.num_workers"
     )
 
 
@@ -190,7 +190,7 @@ def test_several_nodes_need_a_shared_storage(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UnavailableError) as caught:
         fit(tmp_path, scale=Scale(min_workers=1, max_workers=2, use_gpu=False, cpus_per_worker=1, num_nodes=2))
     assert str(caught.value) == (
-        "MNIST_PIPE_STORAGE is not set, which a cluster of 2 nodes needs; name a bucket or a shared directory"
+        "MNIST_PIPE_STORAGE is not set, but a cluster of 2 nodes needs it; set it to a bucket or a shared directory"
     )
 
 

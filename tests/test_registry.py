@@ -200,7 +200,7 @@ def test_reading_a_missing_registry_creates_nothing(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError) as caught:
         mlflow_registry.find(f"{NAME}@champion", root=tmp_path)
     assert str(caught.value) == (
-        "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet, run: "
+        "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet; run: "
         "dvc repro"
     )
     assert list(tmp_path.iterdir()) == []

@@ -387,8 +387,7 @@ def test_a_missing_figure_is_reported(project: Path) -> None:
     with pytest.raises(CorruptDataError) as error:
         report.render_page(project)
     assert str(error.value) == (
-        f"{project / paths.REPORTS}: the figures must be complete, but got 'dict object' has no attribute 'nll'; "
-        "run: dvc repro"
+        f"{project / paths.REPORTS}: a report is incomplete: 'dict object' has no attribute 'nll'; run: dvc repro"
     )
 
 

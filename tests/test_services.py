@@ -267,7 +267,7 @@ def test_a_failed_start_stops_the_other_service_and_names_the_log(tmp_path: Path
     assert done.returncode == 3
     assert first == (
         f"{root / services.LOGS / 'prefect.log'}: prefect must answer within 120 seconds, but got exit code 1; "
-        "it printed (more in the file):"
+        "the last lines of the file:"
     )
     assert "nonsense" in "".join(log)
     assert not (root / paths.SERVICES).exists()
@@ -436,5 +436,5 @@ def test_a_damaged_record_is_reported(tmp_path: Path) -> None:
         services.status(tmp_path)
     assert str(caught.value) == (
         f"{path}: the file must be JSON, but got Expecting property name enclosed in double quotes: "
-        "line 1 column 2 (char 1); delete it and end the services by hand"
+        "line 1 column 2 (char 1); delete it and stop the services by hand"
     )

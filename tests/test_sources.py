@@ -197,8 +197,8 @@ def assert_toy(found: dict[str, Path]) -> None:
 
 def no_mirror(*causes: str) -> str:
     return (
-        f"toy: {FIRST} must come from a mirror, but got {', '.join(causes) or 'no mirror'}; "
-        "check the network, name another in ingest.mirrors or set ingest.dataset to digits"
+        f"toy: {FIRST} is not available from any mirror: {', '.join(causes) or 'none is set'}; "
+        "check the network, add a mirror to ingest.mirrors or set ingest.dataset to digits"
     )
 
 
@@ -371,8 +371,8 @@ def test_files_of_a_directory_mirror_are_verified_and_not_copied(tmp_path: Path)
     assert_toy(found)
     assert found[NAMES[0]] == directory / FIRST
     assert lines == [
-        f"{FIRST}: not from nowhere (no such directory)",
-        *(f"{name}.gz: from {directory}" for name in NAMES),
+        f"{FIRST}: not available from nowhere (no such directory)",
+        *(f"{name}.gz: found at {directory}" for name in NAMES),
     ]
     assert leftovers() == []
 
@@ -428,9 +428,9 @@ FAULTS = {
     "wrong": f"1000 bytes, not {SIZE}",
     "page": f"41 bytes, a web page, not {SIZE}",
     "endless": f"more than {SIZE} bytes",
-    "silent": "silent for 0.5 s",
-    "drip": "not done in 0.8 s",
-    "drip_headers": "not done in 0.8 s",
+    "silent": "no data for 0.5 s",
+    "drip": "not finished in 0.8 s",
+    "drip_headers": "not finished in 0.8 s",
     "unavailable": "HTTP 503 Service Unavailable",
     "loop": "more than 3 redirects",
     "hops-4": "more than 3 redirects",
@@ -505,7 +505,7 @@ def test_credentials_are_sent_to_the_mirror_and_not_logged(server: Server) -> No
     lines: list[str] = []
     authority = server.url.removeprefix("http://")
     assert_toy(fetch(f"http://user:secret@{authority}/private", log=lines.append))
-    assert lines == [f"{name}.gz: from http://{authority}/private" for name in NAMES]
+    assert lines == [f"{name}.gz: found at http://{authority}/private" for name in NAMES]
     (sources.DOWNLOADS / "toy" / FIRST).unlink()
     mirrors = [f"http://user:secret@{authority}/wrong", "http://user:secret@127.0.0.1:port", "http://user:secret@/"]
     with pytest.raises(NoMirrorError) as caught:
@@ -531,7 +531,10 @@ def test_a_full_disk_is_not_reported_as_a_mirrors_error(server: Server) -> None:
             fetch(f"{server.url}/good")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(caught.value) == f".state/downloads/toy: the folder must take {SIZE} bytes, but got File too large"
+    assert (
+        str(caught.value)
+        == f".state/downloads/toy: the folder must accept a file of {SIZE} bytes, but got File too large"
+    )
     assert not isinstance(caught.value, NoMirrorError)
     assert leftovers() == []
 
@@ -559,8 +562,8 @@ def test_the_flow_falls_back_with_a_warning_or_fails_without_output(
     ingest(params)
     [warning] = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
     assert warning == (
-        "FALLBACK: everything from here on is made from digits, not toy. "
-        f"{no_mirror('missing (no such directory)')}. To try again: dvc repro --force ingest"
+        "FALLBACK: all stages use digits instead of toy. "
+        f"{no_mirror('missing (no such directory)')}. To retry, run: dvc repro --force ingest"
     )
     for name, rows in (("train", 1437), ("test", 360)):
         split = read_raw(Path(f"data/raw/{name}.parquet"))

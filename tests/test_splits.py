@@ -150,7 +150,7 @@ def test_pages_in_the_wrong_row_group_are_detected(tmp_path: Path, many: Normali
     moved = whole.set_column(whole.column_names.index(column), whole.schema.field(column), swapped[column])
     pq.write_table(moved, path, row_group_size=1400, write_page_checksum=True)
     assert error(splits.read_normalized, path) == (
-        f"n: {column} must match its checksum, but got other values; run: dvc repro --force normalize"
+        f"n: {column} must match its checksum, but got a different one; run: dvc repro --force normalize"
     )
 
 
@@ -324,7 +324,7 @@ def test_foreign_provenance_is_refused(
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
     schema = splits.RAW_SCHEMA.with_metadata(metadata)
     pq.write_table(pa.Table.from_arrays([images, pa.array(raw.labels)], schema=schema), tmp_path / "raw")
-    message = f"raw: the metadata must carry mnist_pipe's provenance, but got {got}; run: dvc repro --force"
+    message = f"raw: the metadata must contain mnist_pipe's provenance, but got {got}; run: dvc repro --force"
     assert error(splits.read_raw, tmp_path / "raw") == f"{message} ingest"
     assert error(parquet.read_provenance, tmp_path / "raw") == message
 

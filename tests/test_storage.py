@@ -146,7 +146,7 @@ def test_a_missing_bucket_or_directory_is_reported(outage: Path, tmp_path: Path)
     for uri, kind in (("s3://no-such-bucket/a", "bucket"), (f"{tmp_path}/none", "directory")):
         with pytest.raises(UnavailableError) as caught:
             storage.open_uri(uri).check()
-        assert str(caught.value) == (f"MNIST_PIPE_STORAGE: the {kind} {uri} does not exist; make the {kind}")
+        assert str(caught.value) == (f"MNIST_PIPE_STORAGE: the {kind} {uri} does not exist; create the {kind}")
 
 
 @pytest.fixture

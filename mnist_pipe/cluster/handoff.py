@@ -130,16 +130,14 @@ def _environment(variable: str, value: str) -> Iterator[None]:
 def _receive(storage: Storage, key: str, folder: Path) -> Request:
     content = storage.read_json(f"{key.rpartition('/')[0]}/request.json")
     if content is None:
-        raise CorruptDataError.missing("the request", where=f"{storage.uri}/{key}")
+        raise CorruptDataError.missing("the request", where=f"{storage.uri}/{key}", fix="start the stage from a client")
     request = Request(**content)
     if request.code != (found := fingerprint.source_version()):
-        fix = "bring the worker's checkout to the client's commit, then restart deploy/worker"
-        where = "the worker's mnist_pipe and pipelines"
-        raise UnavailableError.invalid(
-            where, "the code", f"be the client's, {request.code[:12]}", got=found[:12], fix=fix
-        )
+        fix = "check out the client's commit on the worker, then restart deploy/worker"
+        rule = f"be version {request.code[:12]}, as on the client"
+        raise UnavailableError.invalid("the worker", "the code", rule, got=found[:12], fix=fix)
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        fix = "start deploy/mlflow-server and name it in the worker's settings"
+        fix = "start deploy/mlflow-server and set the variable in the worker's settings file"
         raise UnavailableError.missing("MLFLOW_TRACKING_URI", state="is not set on the worker", fix=fix)
     for path, content_sha256 in request.inputs.items():
         storage.get(content_sha256, folder / path)
@@ -165,19 +163,19 @@ def download_outputs(request: Request, root: Path, *, storage: Storage, key: str
         CorruptDataError: an output is missing, was not requested, or has other bytes.
         UnavailableError: the storage does not answer.
     """
-    made: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
-    for path in made:
+    uploaded: Mapping[str, str] = storage.read_json(f"{key}/outputs.json") or {}
+    for path in uploaded:
         if ".." in Path(path).parts or not any(Path(path).is_relative_to(output) for output in request.outputs):
-            raise CorruptDataError.invalid(f"{storage.uri}/{key}", "an output", "be asked for", got=repr(path))
+            raise CorruptDataError.invalid(f"{storage.uri}/{key}", "an output", "be requested", got=repr(path))
     state = root / paths.STATE
     state.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=state) as folder:
-        for path, content_sha256 in made.items():
+        for path, content_sha256 in uploaded.items():
             storage.get(content_sha256, Path(folder) / path)
         for output in request.outputs:
             source, target = Path(folder) / output, root / output
             if not source.exists():
-                raise CorruptDataError.missing(output, state="was not made", where=f"{storage.uri}/{key}")
+                raise CorruptDataError.missing(output, state="was not written", where=f"{storage.uri}/{key}")
             if target.is_dir():
                 shutil.rmtree(target)
             target.parent.mkdir(parents=True, exist_ok=True)

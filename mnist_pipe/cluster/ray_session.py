@@ -141,8 +141,8 @@ def check_storage(num_nodes: int) -> None:
         UnavailableError: there are several nodes, and MNIST_PIPE_STORAGE is not set.
     """
     if num_nodes > 1 and not os.environ.get(VARIABLE):
-        state = f"is not set, which a cluster of {num_nodes} nodes needs"
-        raise UnavailableError.missing(VARIABLE, state=state, fix="name a bucket or a shared directory")
+        state = f"is not set, but a cluster of {num_nodes} nodes needs it"
+        raise UnavailableError.missing(VARIABLE, state=state, fix="set it to a bucket or a shared directory")
 
 
 def check_code(expected: str, *, found: str | None = None) -> None:
@@ -154,8 +154,8 @@ def check_code(expected: str, *, found: str | None = None) -> None:
     found = found or code_version()
     if found != expected:
         where = ray.util.get_node_ip_address()
-        fix = "bring its checkout to the same commit"
-        raise UnavailableError.invalid(where, "the code", f"be {expected[:12]}", got=found[:12], fix=fix)
+        fix = "check out the same commit on every node"
+        raise UnavailableError.invalid(where, "the code", f"be version {expected[:12]}", got=found[:12], fix=fix)
 
 
 def attempts(storage: Storage, name: str) -> list[str]:

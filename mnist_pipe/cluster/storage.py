@@ -33,7 +33,7 @@ from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, on
 VARIABLE = "MNIST_PIPE_STORAGE"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
-_PATIENT_ATTEMPTS = 12  # about 90 s with the standard back-off, so that a run survives a storage outage of 30 s
+_S3_ATTEMPTS = 12  # about 90 s with the standard back-off, so that a run survives a storage outage of 30 s
 _CHUNK_BYTES = 1 << 20
 
 
@@ -58,12 +58,12 @@ class Storage:
             UnavailableError: the bucket, directory or host does not exist, or permission is denied.
         """
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
-        hasty = _connect(1) if _is_s3(self.uri) else self.filesystem
+        filesystem = _connect(1) if _is_s3(self.uri) else self.filesystem
         kind = "bucket" if _is_s3(self.uri) else "directory"
         with _reporting(self.uri):
-            found = hasty.get_file_info(place)
+            found = filesystem.get_file_info(place)
         if found.type != fs.FileType.Directory:
-            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"make the {kind}")
+            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"create the {kind}")
 
     def write(self, key: str, content: bytes) -> None:
         """Write `content` to `key`, whole or not at all."""
@@ -184,10 +184,10 @@ def open_uri(uri: str) -> Storage:
     """
     if match := _S3.fullmatch(uri):
         bucket, prefix = match.groups()
-        return Storage(uri=uri.rstrip("/"), filesystem=_connect(_PATIENT_ATTEMPTS), root=bucket + prefix)
+        return Storage(uri=uri.rstrip("/"), filesystem=_connect(_S3_ATTEMPTS), root=bucket + prefix)
     if not Path(uri).is_absolute():
         rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
-        fix = "credentials go to AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        fix = "put credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         raise InputError.invalid(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix)
     folder = str(Path(uri))
     return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)

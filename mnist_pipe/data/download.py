@@ -72,7 +72,7 @@ def fetch_published(
     except _MirrorError:
         pass
     else:
-        log(f"{target.name}: downloaded before, in {target.parent}")
+        log(f"{target.name}: already downloaded to {target.parent}")
         return target
     causes = []
     for mirror in mirrors:
@@ -92,14 +92,13 @@ def fetch_published(
             if isinstance(error, _UnreachableError):
                 unreachable[mirror] = str(error)
             causes.append(f"{shown} ({error})")
-            log(f"{target.name}: not from {causes[-1]}")
+            log(f"{target.name}: not available from {causes[-1]}")
         else:
-            log(f"{target.name}: from {shown}")
+            log(f"{target.name}: found at {shown}")
             return path
-    fix = "check the network, name another in ingest.mirrors or set ingest.dataset to digits"
-    raise NoMirrorError.invalid(
-        target.parent.name, target.name, "come from a mirror", got=", ".join(causes) or "no mirror", fix=fix
-    )
+    state = f"is not available from any mirror: {', '.join(causes) or 'none is set'}"
+    fix = "check the network, add a mirror to ingest.mirrors or set ingest.dataset to digits"
+    raise NoMirrorError.missing(target.name, state=state, where=target.parent.name, fix=fix)
 
 
 def _verify_file(path: Path, published: PublishedFile) -> None:
@@ -149,9 +148,9 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
                 _finish_within(limit_seconds, stream)
             except TimeoutError:
                 is_late.set()
-                raise _UnreachableError(f"not done in {limit_seconds:.1f} s") from None
+                raise _UnreachableError(f"not finished in {limit_seconds:.1f} s") from None
     except httpx.TimeoutException as error:
-        raise _UnreachableError(f"silent for {timeout_seconds:g} s") from error
+        raise _UnreachableError(f"no data for {timeout_seconds:g} s") from error
     except httpx.ConnectError as error:
         cause = re.sub(r"^\[Errno -?\d+\] ", "", one_line(error))
         raise _UnreachableError(f"no connection: {cause}") from error
@@ -162,7 +161,7 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
     except httpx.HTTPError as error:
         raise _MirrorError(one_line(error) or type(error).__name__) from error
     except OSError as error:
-        rule = f"take {published.num_bytes} bytes"
+        rule = f"accept a file of {published.num_bytes} bytes"
         raise UnavailableError.invalid(target.parent, "the folder", rule, got=error.strerror) from error
 
 

@@ -117,7 +117,7 @@ def _inflated(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
     compressed = start
     while not inflater.eof:
         if not compressed:
-            raise CorruptDataError.invalid(where, "the gzip stream", "be whole", got="one that is cut short")
+            raise CorruptDataError.invalid(where, "the gzip stream", "be complete", got="a truncated one")
         try:
             yield inflater.decompress(compressed, _CHUNK_BYTES)
         except isal_zlib.error as error:  # type: ignore[misc]  # their stub has it as an instance

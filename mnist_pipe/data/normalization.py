@@ -53,7 +53,7 @@ def normalize(
     mean, std = mean_and_std(images["train"])
     # One value per grey level, computed in float64 and rounded once, gives the same bytes on every machine.
     standardised = ((np.arange(256) / 255 - mean) / std).astype(np.float32)
-    travelling = {name: train.provenance.get(name) for name in ("dataset", "fallback_for")}
+    carried = {name: train.provenance.get(name) for name in ("dataset", "fallback_for")}
     digests = {"train": content_sha256(train), "test": content_sha256(test)}
     digests["validation"] = digests["train"]
     splits = {}
@@ -64,7 +64,7 @@ def normalize(
             labels=raw.labels[index],
             index=index.astype(np.uint32),
             provenance={
-                **travelling,
+                **carried,
                 "mean": mean,
                 "std": std,
                 "shape": [SIDE, SIDE],
@@ -73,7 +73,7 @@ def normalize(
             },
         )
     report = {
-        **travelling,
+        **carried,
         "mean": mean,
         "std": std,
         "test_images_in_train": overlap,

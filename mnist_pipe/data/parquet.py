@@ -298,7 +298,7 @@ def _checked_metadata(
     content = metadata.get(_METADATA_KEY, b"")
     if not content or metadata.get(_CHECKSUM_KEY) != str(crc32(content)).encode():
         got = "metadata that does not match its checksum" if content else "none"
-        raise CorruptDataError.invalid(path, "the metadata", "carry mnist_pipe's provenance", got=got, fix=fix)
+        raise CorruptDataError.invalid(path, "the metadata", "contain mnist_pipe's provenance", got=got, fix=fix)
     return dict(json.loads(content))
 
 
@@ -339,7 +339,7 @@ def _contents(column: pa.ChunkedArray) -> list[NDArray[np.uint8]]:
 def _compare_checksums(path: Path | str, found: dict[str, int], expected: dict[str, int], *, fix: str) -> None:
     for name, checksum in found.items():
         if checksum != expected[name]:
-            raise CorruptDataError.invalid(path, name, "match its checksum", got="other values", fix=fix)
+            raise CorruptDataError.invalid(path, name, "match its checksum", got="a different one", fix=fix)
 
 
 def _aligned(num_rows: int, width: int) -> NDArray[np.uint8]:

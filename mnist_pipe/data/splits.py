@@ -198,7 +198,7 @@ def read_images(
         missing = table.column("image").is_null().to_numpy()
         if missing.any():
             name = f"image[{row + missing.argmax()}]"
-            raise CorruptDataError.invalid(group.file, name, "be there", got="null", fix=fix)
+            raise CorruptDataError.invalid(group.file, name, "have a value", got="null", fix=fix)
         if not is_raw:
             images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
             check_finite(group.file, images, first_row=row, fix=fix)

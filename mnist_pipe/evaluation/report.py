@@ -50,16 +50,15 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
     environment.filters.update(
         percent=format_percent,
         count=format_count,
-        figure=format_figure,
+        number=format_number,
         p_value=format_p_value,
         duration=format_duration,
     )
     try:
         return environment.get_template(_TEMPLATE.name).render(_content(root, stages=stages))
     except (jinja2.UndefinedError, KeyError, TypeError) as error:
-        raise CorruptDataError.invalid(
-            root / paths.REPORTS, "the figures", "be complete", got=one_line(error), fix=_FIX
-        ) from error
+        state = f"is incomplete: {one_line(error)}"
+        raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=_FIX) from error
 
 
 def format_percent(share: float | None, digits: int = 2) -> str:
@@ -72,7 +71,7 @@ def format_count(number: int) -> str:
     return f"{number:,}"
 
 
-def format_figure(value: Any) -> str:
+def format_number(value: Any) -> str:
     """Format a float to four significant digits, an integer as `format_count` does, and any other value by `str`."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)

@@ -100,7 +100,7 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
     _check_output(output)
     found = _examine(location, filesystem=filesystem)
     if not found.is_raw:
-        _check_figures(found.groups, model.card, filesystem=filesystem)
+        _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
     with connected("score") as available, atomic_folder(output) as folder:
         scored = _scored(found, model, available=available, filesystem=filesystem)
@@ -116,7 +116,9 @@ def _check_output(output: Path) -> None:
     if output.is_dir() and not any(output.iterdir()):
         return
     if output.exists():
-        raise InputError.invalid(output, "the output", "be new", got="one that exists", fix="remove it or name another")
+        raise InputError.invalid(
+            output, "the output", "be new or empty", got="an existing one", fix="remove it or name another"
+        )
 
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
@@ -135,7 +137,7 @@ def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Inpu
         raise InputError.invalid(files[0], "the column image", rule, got=got)
     for field in schema:
         if field.name in RESULTS.names or schema.names.count(field.name) > 1:
-            rule = "have a name of its own"
+            rule = f"have a unique name other than {', '.join(RESULTS.names)}"
             raise InputError.invalid(files[0], "every column", rule, got=repr(field.name), fix="rename it")
         if not _is_plain(field):
             # Decoding an extension type can run code.
@@ -156,7 +158,9 @@ def _is_plain(field: pa.Field) -> bool:
     return all(_is_plain(field.type.field(number)) for number in range(field.type.num_fields))
 
 
-def _check_figures(groups: Iterable[RowGroup], card: Mapping[str, Any], *, filesystem: fs.FileSystem | None) -> None:
+def _check_mean_and_std(
+    groups: Iterable[RowGroup], card: Mapping[str, Any], *, filesystem: fs.FileSystem | None
+) -> None:
     for file in sorted({group.file for group in groups}):
         provenance = parquet.read_provenance(file, filesystem=filesystem, fix="score the raw images")
         for key in ("mean", "std"):

@@ -46,7 +46,7 @@ def find(spec: str | None = None, *, root: Path) -> RegisteredModel:
     if len(champions) > 1:
         known = ", ".join(f"{model.name}@{mlflow_registry.CHAMPION}" for model in champions)
         raise InputError.missing(
-            "--model", state="is not given, and several champions are registered", fix=f"known: {known}"
+            "--model", state="is not set, but several champions are registered", fix=f"choose one of {known}"
         )
     if not champions:
         raise UnavailableError.missing(f"no champion{of}", state="is registered yet", fix="run: dvc repro")

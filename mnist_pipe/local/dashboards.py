@@ -84,13 +84,13 @@ def _server(api: str) -> Page:
 
 def _ray(root: Path) -> Page:
     variable = "RAY_API_SERVER_ADDRESS"
-    given = os.environ.get(variable) or _published("ray", variable=variable)
-    if not given:
+    address = os.environ.get(variable) or _published("ray", variable=variable)
+    if not address:
         if os.environ.get("RAY_ADDRESS", "local") != "local":
             fix = "set it to the address of the dashboard of the cluster that RAY_ADDRESS names"
             raise UnavailableError.missing(variable, state="is not set", fix=fix)
         return _joined("ray", root)
-    url, _ = _address(given, where=variable)
+    url, _ = _address(address, where=variable)
     token, login = _ray_token()
     probe = f"{url}/{PROGRAMS['ray'].probe}"
     return Page(url=url, login=login, probe=probe, authorization=http_probe.bearer(token) if token else "")
@@ -114,15 +114,15 @@ def _tensorboard(root: Path) -> Page:
 
 def _mlflow(root: Path) -> Page:
     variable = "MLFLOW_TRACKING_URI"
-    given = os.environ.get(variable) or _published("mlflow", variable=variable)
-    if not given.startswith(("http://", "https://")):
+    address = os.environ.get(variable) or _published("mlflow", variable=variable)
+    if not address.startswith(("http://", "https://")):
         if services.status(root).get("mlflow", (State.STOPPED, None))[0] is not State.RUNNING:
             from mnist_pipe.registry import store
 
             store.prepare(root)
         [service] = services.up(root, names=("mlflow",))
         return _local(service)
-    url, credentials = _address(given, where=variable)
+    url, credentials = _address(address, where=variable)
     names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
     login = f"user and password: {variable if credentials else ', '.join(names)}"
     if not credentials and os.environ.get(names[0]):
@@ -151,7 +151,7 @@ def _joined(name: str, root: Path) -> Page:
     """
     state, service = services.status(root)[name]
     if service is None or state is not State.RUNNING:
-        raise UnavailableError(services.how(name, state, service))
+        raise UnavailableError(services.describe(name, state, service))
     return _local(service)
 
 
@@ -190,22 +190,22 @@ def _published(name: str, *, variable: str) -> str:
     return ""
 
 
-def _address(given: str, *, where: str) -> tuple[str, str]:
+def _address(address: str, *, where: str) -> tuple[str, str]:
     """Split a server's address into a URL without credentials and the `user:password` that it contained.
 
     Raises:
         InputError: the address is not an HTTP URL with a host.
     """
     try:
-        parts = urlsplit(given)
+        parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
         rule = "be http://HOST:PORT"
-        raise InputError.invalid(where, "the address", rule, got=repr(without_credentials(given)))
+        raise InputError.invalid(where, "the address", rule, got=repr(without_credentials(address)))
     credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
-    return public_url(given).rstrip("/"), credentials
+    return public_url(address).rstrip("/"), credentials
 
 
 def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
@@ -219,7 +219,8 @@ def _get(url: str, page: Page, *, missing: bytes | None = None) -> bytes:
         return reply.body
     if reply.status == 404 and missing is not None:
         return missing
-    rule, fix = "answer", "check the address, and whether the server runs"
     if reply.status in (401, 403):
-        rule, fix = "accept the credentials", page.login
+        state = f"were refused: {reply.reason}"
+        raise UnavailableError.missing("the credentials", state=state, where=page.url, fix=page.login)
+    rule, fix = "return status 2xx", "check the address and whether the server is running"
     raise UnavailableError.invalid(page.url, "the page", rule, got=reply.reason, fix=fix)

@@ -38,7 +38,7 @@ def examine(root: Path) -> Iterator[tuple[str, str | PipelineError]]:
         except PipelineError as error:
             yield name, error
         except OSError as error:
-            yield name, UnavailableError.invalid(error.filename or name, "it", "be usable", got=_reason(error))
+            yield name, UnavailableError.invalid(error.filename or name, "the path", "be usable", got=_reason(error))
 
 
 def check_disk(root: Path, *, needed_bytes: int) -> str:
@@ -49,7 +49,7 @@ def check_disk(root: Path, *, needed_bytes: int) -> str:
     """
     free = shutil.disk_usage(root).free
     if free < needed_bytes:
-        rule, fix = f"be at least {_megabytes(needed_bytes)}", "delete something, or move the project to a larger disk"
+        rule, fix = f"be at least {_megabytes(needed_bytes)}", "free some space or move the project to a larger disk"
         raise UnavailableError.invalid(root, "free space", rule, got=_megabytes(free), fix=fix)
     return f"{_megabytes(free)} free"
 
@@ -135,12 +135,12 @@ def _shared_memory(_: Path) -> str:
 def _versioning(root: Path) -> str:
     folder = root / ".dvc"
     if not folder.is_dir():
-        fix = "run: dvc init (or dvc init --no-scm where there is no Git)"
+        fix = "run: dvc init (without Git: dvc init --no-scm)"
         raise UnavailableError.missing("the DVC repository", where=folder, fix=fix)
     config = configparser.ConfigParser()
     config.read([folder / "config", folder / "config.local"])
     if config.getboolean("core", "no_scm", fallback=False):
-        return "DVC without Git; the lineage says so"
+        return "DVC without Git; the lineage records this"
     fix = "run: dvc config --local core.no_scm true"
     if not any((parent / ".git").exists() for parent in (root, *root.parents)):
         raise UnavailableError.missing("the project", state="is in no Git repository", where=root, fix=fix)
@@ -157,7 +157,7 @@ def _dvc_lock(root: Path) -> str:
     path = root / ".dvc" / "tmp" / "rwlock"
     if path.exists():
         atomic.read_json(path, fix="delete it, unless a dvc is running")
-    return f"{path.relative_to(root)} is whole" if path.exists() else "none held"
+    return f"{path.relative_to(root)} is valid" if path.exists() else "no lock file"
 
 
 def _ports(root: Path) -> str:
@@ -166,15 +166,15 @@ def _ports(root: Path) -> str:
     wanted = (prefect_server.PORT, ray_head.PORT, ray_head.DASHBOARD_PORT)
     taken = [port for port in wanted if port not in ours and not process.is_free(port)]
     if taken:
-        return f"{', '.join(map(str, taken))} taken by another program; `mnist-pipe up` uses the next free ones"
-    return f"{', '.join(map(str, wanted))} free or ours"
+        return f"{', '.join(map(str, taken))} in use by another program; `mnist-pipe up` uses the next free ones"
+    return f"{', '.join(map(str, wanted))} free or used by this project"
 
 
 def _services(root: Path) -> str:
     found = services.status(root)
     for name, (state, service) in found.items():
         if service and state is not State.RUNNING:
-            fix = f"run: {services.starter(name, state)}"
+            fix = f"run: {services.start_command(name, state)}"
             raise UnavailableError.unreachable(name, where=service.log, cause=f"it {state}", fix=fix)
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 

@@ -27,7 +27,7 @@ def get(url: str, *, authorization: str = "", use_proxy: bool = True) -> Reply:
     """
     import httpx  # takes 0.1 s, as long as a whole `mnist-pipe status` without services to probe
 
-    def ask() -> Reply:
+    def request() -> Reply:
         try:
             reply = httpx.get(
                 url,
@@ -46,7 +46,7 @@ def get(url: str, *, authorization: str = "", use_proxy: bool = True) -> Reply:
             text = one_line(getattr(cause, "strerror", None) or cause).lower()
             return Reply(0, text or type(cause).__name__)
 
-    return within_seconds(ask) or _SILENCE
+    return within_seconds(request) or _SILENCE
 
 
 def get_json(url: str, *, authorization: str = "") -> Any:
@@ -58,15 +58,15 @@ def get_json(url: str, *, authorization: str = "") -> Any:
         return None
 
 
-def within_seconds(ask: Callable[[], T]) -> T | None:
-    """Return the result of `ask`, or None if it takes more than 3 seconds.
+def within_seconds(probe: Callable[[], T]) -> T | None:
+    """Return the result of `probe`, or None if it takes more than 3 seconds.
 
-    `ask` runs in a thread, because a DNS lookup has no time-out of its own.
+    `probe` runs in a thread, because a DNS lookup has no time-out of its own.
     """
     replies: list[T] = []
-    asking = threading.Thread(target=lambda: replies.append(ask()), daemon=True)
-    asking.start()
-    asking.join(SECONDS)
+    thread = threading.Thread(target=lambda: replies.append(probe()), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
     return replies[0] if replies else None
 
 

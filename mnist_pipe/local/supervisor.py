@@ -27,7 +27,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _INNER = "MNIST_PIPE_SUPERVISED"
 
 
-def run_again(module: str, arguments: Sequence[str]) -> int | None:
+def run_supervised(module: str, arguments: Sequence[str]) -> int | None:
     """Run `python -m module arguments` in a supervised child and return its exit code; in that child, return None.
 
     A command that must leave no processes behind calls this first, and does its work if the result is None.

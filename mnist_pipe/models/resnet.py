@@ -32,9 +32,9 @@ class Block(nn.Module):
         A side that `stride` does not divide is rounded up.
         """
         active = F.relu(self.norm1(features), inplace=True)
-        kept = features if self.shortcut is None else self.shortcut(active)
+        identity = features if self.shortcut is None else self.shortcut(active)
         change: Tensor = self.conv2(F.relu(self.norm2(self.conv1(active)), inplace=True))
-        return kept + change
+        return identity + change
 
 
 class ResNet(nn.Module):

@@ -23,5 +23,5 @@ class ShiftAveraged(nn.Module):
         """Return mean log-probabilities, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
         height, width = images.shape[-2:]
         padded = F.pad(images, (1, 1, 1, 1), value=self.background)
-        looks = [self.model(padded[..., y : y + height, x : x + width]).float().log_softmax(1) for y, x in SHIFTS]
-        return torch.stack(looks).mean(0)
+        views = [self.model(padded[..., y : y + height, x : x + width]).float().log_softmax(1) for y, x in SHIFTS]
+        return torch.stack(views).mean(0)

@@ -26,7 +26,7 @@ from mnist_pipe.registry.store import (
     find_runs,
     flatten,
     is_own_store,
-    log_figures,
+    log_metrics,
     open_existing_store,
     open_experiment,
     open_store,
@@ -147,7 +147,7 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
             tags = {"search": search_id, "trial": number, "status": str(trial["status"])}
             run = known.get(number) or client.create_run(experiment_id, run_name=f"{search_id}-{number}", tags=tags)
             history = [({k: v for k, v in epoch.items() if k != "epoch"}, epoch["epoch"]) for epoch in trial["history"]]
-            log_figures(client, run, params=trial["config"], history=history)
+            log_metrics(client, run, params=trial["config"], history=history)
             finished = trial["status"] in ("finished", "stopped")
             client.set_terminated(run.info.run_id, "FINISHED" if finished else "FAILED")
     return len(missing)
@@ -198,7 +198,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
                 return _registered(version)
             known = [f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in versions]
             known = sorted(known) or sorted(model.name for model in client.search_registered_models())
-    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet, run: dvc repro"
+    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet; run: dvc repro"
     raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
 
 
@@ -242,8 +242,8 @@ def _log_candidate(
     client.log_artifact(run_id, str(predictions), _PREDICTIONS)
     client.log_dict(run_id, dict(metrics), "metrics.json")
     card = read_json(candidate / paths.CARD)
-    figures = {key: value for key, value in flatten(metrics).items() if type(value) in (int, float)}
-    log_figures(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(figures, 0)])
+    numbers = {key: value for key, value in flatten(metrics).items() if type(value) in (int, float)}
+    log_metrics(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(numbers, 0)])
     client.set_terminated(run_id)
     return run
 

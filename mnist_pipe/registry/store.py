@@ -133,7 +133,7 @@ def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[
             return runs
 
 
-def log_figures(
+def log_metrics(
     client: MlflowClient, run: Run, *, params: Mapping[str, Any], history: Sequence[tuple[Mapping[str, float], int]]
 ) -> None:
     """Log parameters and metrics to a run, in as few calls as MLflow allows; a repeated call changes nothing.
@@ -149,7 +149,7 @@ def log_figures(
     # Of all timestamps, only the run's start is the same in a repeated call; MLflow stores equal metrics once.
     start = run.info.start_time
     entities: list[Any] = [Param(key, str(value)) for key, value in flatten(params).items()]
-    entities += [Metric(key, value, start, epoch) for figures, epoch in history for key, value in figures.items()]
+    entities += [Metric(key, value, start, epoch) for metrics, epoch in history for key, value in metrics.items()]
     for first in range(0, len(entities), _MAX_ENTITIES):
         part = entities[first : first + _MAX_ENTITIES]
         client.log_batch(

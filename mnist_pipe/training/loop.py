@@ -251,8 +251,8 @@ def train(
         DivergedError: the loss of an epoch is not finite.
     """
     learner = Network(recipe, model=model, optimizer=optimizer, ranks=ranks)
-    for epoch, figures in epochs(learner, recipe, training=training, start=start, ranks=ranks, after_step=after_step):
-        train_loss, train_accuracy = figures.tolist()
+    for epoch, metrics in epochs(learner, recipe, training=training, start=start, ranks=ranks, after_step=after_step):
+        train_loss, train_accuracy = metrics.tolist()
         with ema.averaged(optimizer):
             validation_loss, validation_accuracy = evaluate(model, validation, ranks=ranks)
         if not (np.isfinite(train_loss) and np.isfinite(validation_loss)):

@@ -97,7 +97,7 @@ def fit(
     check_storage(scale.num_nodes)
     if recipe.batch_size < scale.max_workers:
         rule = f"be at least the number of workers, {scale.max_workers}"
-        fix = "set search.space.batch_size or train.num_workers"
+        fix = "raise search.space.batch_size or lower train.num_workers"
         raise InputError.invalid("train", "batch_size", rule, got=recipe.batch_size, fix=fix)
     is_local = scale.max_workers == 0
     resume_from = None if is_local else restore(storage, name=name, into=state)
@@ -146,8 +146,8 @@ def fit(
             for known in getattr(error, "worker_failures", {}).values():
                 if isinstance(known, PipelineError):
                     raise known from None
-            cause = one_line(error)[-300:]
-            raise PipelineError.invalid("train", "the workers", "finish", got=cause) from error
+            reason = f"failed: {one_line(error)[-300:]}"
+            raise PipelineError.missing("the workers", state=reason, where="train") from error
     outcome: dict[str, Any] = result.return_value
     if outcome["diverged"]:
         raise DivergedError(outcome["diverged"])
@@ -234,10 +234,12 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     validation = to_device(ray.get(config["validation"]), device=device)
     model, optimizer = new_run(recipe, device=device)
     # Ray's dashboard shows what a worker prints as the log of its actor.
-    say = partial(print, f"{context.get_experiment_name()}, worker {ranks.rank + 1} of {ranks.size}:", flush=True)
+    print_line = partial(
+        print, f"{context.get_experiment_name()}, worker {ranks.rank + 1} of {ranks.size}:", flush=True
+    )
     done = _resume(config, model=model, optimizer=optimizer)
     history = done["history"]
-    say(f"{recipe.model} {recipe.optimizer}, from epoch {len(history) + 1} on")
+    print_line(f"training {recipe.model} with {recipe.optimizer} from epoch {len(history) + 1}")
     parallel: torch.nn.Module = model
     if ranks.size > 1:
         sync_batchnorm.synchronize(model, device=device)
@@ -268,7 +270,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     try:
         for metrics in epochs:
             history.append(metrics)
-            say(progress_line(metrics, num_epochs=recipe.num_epochs))
+            print_line(progress_line(metrics, num_epochs=recipe.num_epochs))
             save(Position(epoch=len(history)), metrics)
     except DivergedError as error:
         # A retry would diverge again, so the error is returned as a result and does not fail the worker.
@@ -303,7 +305,7 @@ class _Preemption:
 
     def __init__(self, ranks: Ranks, *, device: torch.device, save: Callable[[Position, dict[str, Any]], None]) -> None:
         self._device, self._save = device, save
-        self._ranks, self._steps, self._due, self._asked = ranks, 0, 1, time.monotonic()
+        self._ranks, self._steps, self._due, self._polled_at = ranks, 0, 1, time.monotonic()
         self._known: set[str] = set()
 
     def __call__(self, position: Callable[[], Position]) -> None:
@@ -313,9 +315,9 @@ class _Preemption:
         now = time.monotonic()
         pace = 0
         if self._ranks.rank == 0:
-            pace = max(1, round(_PREEMPTION_POLL_SECONDS * self._due / max(now - self._asked, 1e-3)))
+            pace = max(1, round(_PREEMPTION_POLL_SECONDS * self._due / max(now - self._polled_at, 1e-3)))
         self._due = int(self._ranks.all_reduce(torch.tensor([float(pace)], device=self._device)).item())
-        self._steps, self._asked = 0, now
+        self._steps, self._polled_at = 0, now
         info = ray.train.get_preemption_info()
         leaving = set(info.preempted_node_to_ranks) - self._known if info else set()
         self._known |= leaving

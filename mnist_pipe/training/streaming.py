@@ -147,11 +147,11 @@ class Buffer:
                 rest = rest or next(chunks, None)
                 if rest is None:
                     break
-                taken = min(len(slots) - filled, len(rest[1]))
-                where = slots[filled : filled + taken]
-                self._images[where], self._labels[where] = rest[0][:taken], rest[1][:taken]
-                rest = (rest[0][taken:], rest[1][taken:]) if taken < len(rest[1]) else None
-                filled += taken
+                num_taken = min(len(slots) - filled, len(rest[1]))
+                where = slots[filled : filled + num_taken]
+                self._images[where], self._labels[where] = rest[0][:num_taken], rest[1][:num_taken]
+                rest = (rest[0][num_taken:], rest[1][num_taken:]) if num_taken < len(rest[1]) else None
+                filled += num_taken
             return filled
 
         full = np.arange(len(self._labels))

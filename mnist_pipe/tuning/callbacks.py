@@ -15,7 +15,7 @@ from mnist_pipe.tuning.ledger import TrialRecord
 from mnist_pipe.tuning.space import config_of
 from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
 
-_FIGURES = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # a diverged epoch has no losses
+_METRICS = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # a diverged epoch has no losses
 
 
 def folder_of(proposal: Mapping[str, Any]) -> str:
@@ -50,7 +50,7 @@ class Curves(TBXLoggerCallback):  # type: ignore[misc]
     def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
         """Write the epoch's metrics of each proposal of `trial`."""
         for curve, metrics in zip(self._curves[trial], result.get(MEMBERS, [result]), strict=True):
-            shown = {key: metrics[key] for key in _FIGURES if key in metrics}
+            shown = {key: metrics[key] for key in _METRICS if key in metrics}
             super().log_trial_result(iteration, curve, {**shown, "training_iteration": result["training_iteration"]})
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:

@@ -104,7 +104,7 @@ def search(
     # Optuna would log a line for every trial beside the one that this project prints.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = defaults.recipe.model_dump()
-    given = {
+    shared = {
         "known": {key: record.history for key, record in known.items() if record.status != "failed"},
         "num_epochs": params.num_epochs,
         "seed": params.seed,
@@ -118,7 +118,7 @@ def search(
         points = start_points(recipe, space=params.space)
     if params.algorithm == "random" and params.scheduler == "fifo":
         proposals = draw(params, recipe=recipe, points=points)
-        together = _packs(proposals, given, on_gpu=on_gpu, num_processes=num_processes)
+        together = _packs(proposals, shared, on_gpu=on_gpu, num_processes=num_processes)
         param_space = {PACK: tune.grid_search(together)}
         sampling: dict[str, Any] = {"num_samples": 1}
     else:
@@ -134,7 +134,7 @@ def search(
             ),
         }
     named = type(name, (Trial,), {})  # Ray's dashboard shows the class's name as the name of its actors
-    trainable = tune.with_parameters(named, training=training, validation=validation, **given)
+    trainable = tune.with_parameters(named, training=training, validation=validation, **shared)
     del training, validation  # Ray's object store holds them, so this process need not
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
@@ -168,8 +168,8 @@ def search(
     with hidden_credentials():
         tuner.fit()
     if not any(record.score >= 0 for record in recorder.records):
-        how = " or ".join(sorted({record.status for record in recorder.records}))
-        what = f"all {len(recorder.records)} trials {how}" if how else "no trial ended"
+        statuses = " or ".join(sorted({record.status for record in recorder.records}))
+        what = f"all {len(recorder.records)} trials {statuses}" if statuses else "no trial ended"
         raise PipelineError(f"search: {what}; lower search.space.learning_rate")
     return sorted(recorder.records, key=lambda record: record.trial)
 
@@ -206,16 +206,16 @@ def _scheduler(params: SearchParams) -> TrialScheduler:
 
 
 def _packs(
-    proposals: Sequence[dict[str, Any]], given: Mapping[str, Any], *, on_gpu: bool, num_processes: int
+    proposals: Sequence[dict[str, Any]], shared: Mapping[str, Any], *, on_gpu: bool, num_processes: int
 ) -> list[list[dict[str, Any]]]:
     """Return the packs of proposals that train together, in the order of the first proposal of each.
 
     A proposal that the ledger knows is alone in its pack.
     """
-    new = [proposal for proposal in proposals if digest(config_of(proposal)) not in given["known"]]
-    recipes = [trial_recipe(proposal, given) for proposal in new]
+    new = [proposal for proposal in proposals if digest(config_of(proposal)) not in shared["known"]]
+    recipes = [trial_recipe(proposal, shared) for proposal in new]
     find = partial(packs, recipes, num_processes=num_processes)
-    if on_gpu:  # only a process that holds a GPU can read how much memory it has
+    if on_gpu:  # only a process that holds a GPU can read statuses much memory it has
         found = ray.get(ray.remote(num_gpus=1)(lambda: find(device=torch.device("cuda"))).remote())
     else:
         found = find(device=torch.device("cpu"))

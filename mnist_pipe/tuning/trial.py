@@ -28,22 +28,22 @@ MEMBERS = "members"
 """Key of a pack's reported result that holds the metrics of each member."""
 
 
-def proposals_of(handed_out: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def proposals_of(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the proposals in a Tune config: a single one, or those of a pack."""
-    found: list[Mapping[str, Any]] = handed_out.get(PACK, [handed_out])
+    found: list[Mapping[str, Any]] = config.get(PACK, [config])
     return found
 
 
-def trial_recipe(proposal: Mapping[str, Any], given: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that a proposal trains; `given` are the parameters that `search` passes to every trial."""
+def trial_recipe(proposal: Mapping[str, Any], shared: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a proposal trains; `shared` are the parameters that `search` passes to every trial."""
     config = config_of(proposal)
     return recipe_of(
-        given["recipe"],
+        shared["recipe"],
         found=config,
-        models=given["models"],
-        num_epochs=config.get("num_epochs", given["num_epochs"]),
-        precision=given["precision"],
-        seed=given["seed"],
+        models=shared["models"],
+        num_epochs=config.get("num_epochs", shared["num_epochs"]),
+        precision=shared["precision"],
+        seed=shared["seed"],
     )
 
 
@@ -54,14 +54,14 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     function in a thread and polls it five times a second, so that a trial which reports and ends takes 0.2 s more.
     """
 
-    def setup(self, config: dict[str, Any], **given: Any) -> None:
-        """Copy the data to the device and start the first trial; `given` are the parameters that `search` passes."""
-        check_code(given["code"])
-        torch.set_num_threads(given["num_threads"])
-        self._given = given
+    def setup(self, config: dict[str, Any], **shared: Any) -> None:
+        """Copy the data to the device and start the first trial; `shared` are the parameters that `search` passes."""
+        check_code(shared["code"])
+        torch.set_num_threads(shared["num_threads"])
+        self._shared = shared
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._training = to_device(given["training"], device=self._device)
-        self._validation = to_device(given["validation"], device=self._device)
+        self._training = to_device(shared["training"], device=self._device)
+        self._validation = to_device(shared["validation"], device=self._device)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -77,47 +77,47 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         try:
             metrics = next(self._epochs)
         except DivergedError as error:
-            self._says[0](error)  # a single trial: packs report a diverged member and do not raise
+            self._printers[0](error)  # a single trial: packs report a diverged member and do not raise
             return {**_diverged(self._num_epochs), DONE: True}
         return {DONE: metrics["epoch"] >= self._num_epochs, **metrics}
 
-    def _start(self, handed_out: Mapping[str, Any]) -> None:
-        proposals = proposals_of(handed_out)
-        self._says = [partial(print, f"trial {proposal['trial']}:", flush=True) for proposal in proposals]
-        for say, proposal in zip(self._says, proposals, strict=True):
-            say(
+    def _start(self, config: Mapping[str, Any]) -> None:
+        proposals = proposals_of(config)
+        self._printers = [partial(print, f"trial {proposal['trial']}:", flush=True) for proposal in proposals]
+        for print_line, proposal in zip(self._printers, proposals, strict=True):
+            print_line(
                 ", ".join(
                     f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                     for key, value in config_of(proposal).items()
                 )
             )
-        self._num_epochs = trial_recipe(proposals[0], self._given).num_epochs
-        recorded = self._given["known"].get(digest(config_of(proposals[0])))
+        self._num_epochs = trial_recipe(proposals[0], self._shared).num_epochs
+        recorded = self._shared["known"].get(digest(config_of(proposals[0])))
         if len(proposals) > 1:
             self._epochs = self._train_together(proposals)
         elif recorded is not None:
-            self._says[0]("had ended before the search was interrupted")
+            self._printers[0]("finished before the interruption; its recorded metrics are reported again")
             self._epochs = iter([*recorded[:-1], {**recorded[-1], DONE: True}])
         else:
             self._epochs = self._train(proposals[0])
 
     def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        recipe = trial_recipe(proposal, self._given)
+        recipe = trial_recipe(proposal, self._shared)
         model, optimizer = new_run(recipe, device=self._device)
         for metrics in train(
             recipe, model=model, optimizer=optimizer, training=self._training, validation=self._validation
         ):
-            self._says[0](progress_line(metrics, num_epochs=recipe.num_epochs))
+            self._printers[0](progress_line(metrics, num_epochs=recipe.num_epochs))
             yield metrics
 
     def _train_together(self, proposals: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        recipes = [trial_recipe(proposal, self._given) for proposal in proposals]
+        recipes = [trial_recipe(proposal, self._shared) for proposal in proposals]
         num_epochs = recipes[0].num_epochs
         epochs = train_pack(recipes, training=self._training, validation=self._validation, device=self._device)
         for epoch, members in enumerate(epochs, start=1):
             reported = [_diverged(num_epochs) if metrics.get("diverged") else metrics for metrics in members]
-            for say, metrics in zip(self._says, reported, strict=True):
-                say("diverged" if metrics.get("diverged") else progress_line(metrics, num_epochs=num_epochs))
+            for print_line, metrics in zip(self._printers, reported, strict=True):
+                print_line("diverged" if metrics.get("diverged") else progress_line(metrics, num_epochs=num_epochs))
             yield {"epoch": epoch, METRIC: max(metrics[METRIC] for metrics in reported), MEMBERS: reported}
 
 

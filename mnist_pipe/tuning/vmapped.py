@@ -31,8 +31,8 @@ from mnist_pipe.training.recipe import Recipe
 MEMBERS_DIFFER_IN = ("learning_rate", "weight_decay", "rotation_degrees", "translation_pixels")
 """Fields of `Recipe` in which the members of one pack may differ."""
 _MAX_ON_GPU = 256
-_MIN_ON_PROCESSOR, _MAX_ON_PROCESSOR = 4, 16
-_MAX_PARAMETERS_ON_PROCESSOR = 15_000  # `benchmarks/packs.py` has measured no larger model: 784-15-10 has 11,935
+_MIN_ON_CPU, _MAX_ON_CPU = 4, 16
+_MAX_PARAMETERS_ON_CPU = 15_000  # `benchmarks/packs.py` has measured no larger model: 784-15-10 has 11,935
 
 
 def shape(recipe: Recipe) -> str:
@@ -57,8 +57,8 @@ def train_pack(
     _check(recipes)
     assert not recipes[0].average_decay
     pack, diverged = Pack(recipes, device=device), np.zeros(len(recipes), dtype=bool)
-    for epoch, figures in loop.epochs(pack, recipes[0], training=training):
-        in_training, in_validation = figures.numpy(), pack.evaluate(validation).cpu().numpy()
+    for epoch, metrics in loop.epochs(pack, recipes[0], training=training):
+        in_training, in_validation = metrics.numpy(), pack.evaluate(validation).cpu().numpy()
         diverged |= ~(np.isfinite(in_training[:, 0]) & np.isfinite(in_validation[:, 0]))
         yield [
             {"epoch": epoch, "validation_accuracy": 0.0, "diverged": 1}
@@ -142,7 +142,7 @@ def packs(recipes: Sequence[Recipe], *, device: torch.device, num_processes: int
         most = min(max_members(recipes[indices[0]], device=device), math.ceil(len(indices) / num_processes))
         num_packs = math.ceil(len(indices) / most)
         for pack in (indices[first::num_packs] for first in range(num_packs)):
-            pays = device.type == "cuda" or len(pack) >= _MIN_ON_PROCESSOR
+            pays = device.type == "cuda" or len(pack) >= _MIN_ON_CPU
             found += [pack] if pays else [[index] for index in pack]
     return found
 
@@ -163,7 +163,7 @@ def max_members(recipe: Recipe, *, device: torch.device) -> int:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     if device.type != "cuda":
         is_dense = not any(isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) for module in model.modules())
-        return _MAX_ON_PROCESSOR if is_dense and num_parameters <= _MAX_PARAMETERS_ON_PROCESSOR else 1
+        return _MAX_ON_CPU if is_dense and num_parameters <= _MAX_PARAMETERS_ON_CPU else 1
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(_MAX_ON_GPU, free // 2 // _member_bytes(model, batch_size=recipe.batch_size)))
 

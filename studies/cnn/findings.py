@@ -17,7 +17,7 @@ from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation import plots
 from studies.cnn.runs import CONTROL, EXAMPLE, IMPROVEMENTS, UNMOVED, of
 from studies.common.ledger import Run
-from studies.common.published import Figure, Published
+from studies.common.published import Published, PublishedResult
 from studies.common.study import Measured
 from studies.common.table import Row, listed
 
@@ -45,13 +45,13 @@ def rows(measured: Measured) -> list[Row]:
             variant=_VARIANTS[training],
             metric=metric,
             values=_values(of(done, training), metric, epoch),
-            unit=figure.unit,
-            published=figure,
+            unit=published_result.unit,
+            published=published_result,
         )
-        for training, metric, epoch, figure in _reported(done, published)
+        for training, metric, epoch, published_result in _reported(done, published)
     ]
     if example := of(done, EXAMPLE):
-        figure = published.find("CNN 32-64 + dropout", "Adadelta lr 1.0, gamma 0.7", "test_accuracy")
+        published_result = published.find("CNN 32-64 + dropout", "Adadelta lr 1.0, gamma 0.7", "test_accuracy")
         found.append(
             Row(
                 system="CNN 32-64 + dropout",
@@ -59,7 +59,7 @@ def rows(measured: Measured) -> list[Row]:
                 metric="test_accuracy",
                 values=_values(example, "test_accuracy"),
                 unit="%",
-                published=figure,
+                published=published_result,
                 note=f"{example[0].config['num_epochs']} epochs",
             )
         )
@@ -77,7 +77,7 @@ def rows(measured: Measured) -> list[Row]:
     ]
 
 
-def _reported(done: Sequence[Run], published: Published) -> Iterator[tuple[str, str, int, Figure]]:
+def _reported(done: Sequence[Run], published: Published) -> Iterator[tuple[str, str, int, PublishedResult]]:
     """Yield the report's numbers for the epochs that were trained here."""
     for training, metric, epoch, setting in _REPORTED:
         if epoch <= of(done, training)[0].config["num_epochs"]:
@@ -307,7 +307,7 @@ def _on_confusions(conclusions: Mapping[str, Any]) -> str:
     ranked = sorted(counts, key=lambda pair: -counts[pair])
     rank = 1 + sum(count > counts[9, 4] for count in counts.values())
     verdict = "is the most frequent" if rank == 1 else f"is not the most frequent but number {rank}"
-    first = [f"- {actual} as {taken}: {counts[actual, taken]}" for actual, taken in ranked[:5]]
+    first = [f"- {actual} as {mistaken_for}: {counts[actual, mistaken_for]}" for actual, mistaken_for in ranked[:5]]
     mistakes = seeds * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
     tops = sum(int(one[9, 4] == one.max()) for one in mistakes)
     held = {len(seeds): "holds in every seed", 0: "holds in no seed"}.get(

@@ -108,7 +108,7 @@ def run(config: Config, splits: Splits) -> Result:
     model, history = fitting.fit(recipe, training=training, watched=test)
     known = to_device(training.first(len(test.labels)), device=fitting.device())
     known_loss, known_accuracy = loop.evaluate(model, known)
-    figures = {
+    metrics = {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epochs": [
             {name.replace("validation", "test"): round(value, 6) for name, value in epoch.items() if name != "epoch"}
@@ -117,7 +117,7 @@ def run(config: Config, splits: Splits) -> Result:
         "known_loss": round(known_loss, 6),
         "known_accuracy": round(known_accuracy, 6),
     }
-    return Result(figures=figures, intermediate={"digits": "".join(map(str, fitting.predicted(model, test)))})
+    return Result(metrics=metrics, intermediate={"digits": "".join(map(str, fitting.predicted(model, test)))})
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:

@@ -64,8 +64,8 @@ def _shifted(
     sources = np.arange(width) - whole[:, :, None]
     padded = np.pad(images, ((0, 0), (0, 0), (1, 1)))
 
-    def taken(columns: NDArray[np.int64]) -> NDArray[np.float32]:
+    def pixels_at(columns: NDArray[np.int64]) -> NDArray[np.float32]:
         return np.take_along_axis(padded, np.clip(columns + 1, 0, width + 1), axis=2)
 
-    shifted: NDArray[np.float32] = (1 - share) * taken(sources) + share * taken(sources - 1)
+    shifted: NDArray[np.float32] = (1 - share) * pixels_at(sources) + share * pixels_at(sources - 1)
     return shifted

@@ -77,7 +77,7 @@ def _timed(compute: Compute, config: Config, shared: Mapping[str, Any], *, code:
     started, worked = time.perf_counter(), time.process_time()
     result = compute(config, shared)
     return {
-        "result": result.figures,
+        "result": result.metrics,
         "intermediate": result.intermediate,
         "seconds": round(time.perf_counter() - started, 2),
         "processor_seconds": round(time.process_time() - worked, 2),

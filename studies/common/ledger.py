@@ -19,7 +19,7 @@ Config = dict[str, Any]
 class Result:
     """The result of a run; both parts are JSON values."""
 
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     """Results that the study shows; `runs.json` keeps them."""
     intermediate: dict[str, Any] = field(default_factory=dict)
     """Further results that `Study.conclude` needs, such as predictions; they are dropped when the study has ended."""
@@ -31,7 +31,7 @@ class Run:
 
     config: Config
     result: dict[str, Any]
-    """The `Result.figures` that the run returned."""
+    """The `Result.metrics` that the run returned."""
     intermediate: dict[str, Any] = field(default_factory=dict)
     """The `Result.intermediate` that the run returned; empty if the run was read from `runs.json`."""
     seconds: float = 0.0

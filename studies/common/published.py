@@ -14,7 +14,7 @@ _COLUMNS = ["source", "system", "variant", "metric", "value", "unit", "setting",
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class PublishedResult:
     """A published number, with its unit and its source."""
 
     value: float
@@ -46,7 +46,7 @@ class Published:
             raise InputError.invalid(path, "the table", rule, got=got)
         self._rows = table
 
-    def find(self, system: str, variant: str, metric: str, *, setting: str | None = None) -> Figure:
+    def find(self, system: str, variant: str, metric: str, *, setting: str | None = None) -> PublishedResult:
         """Return the published number of a system, variant and metric; `setting` distinguishes rows that share these.
 
         Raises:
@@ -64,7 +64,7 @@ class Published:
                 fix = closest(name, known) or "add the row with its source"
                 raise InputError.invalid(self._path, column, rule, got=f"none with {column} {name!r}", fix=fix)
         if len(rows) > 1:
-            rule = f"tell the rows of {', '.join(wanted.values())} apart by their setting"
+            rule = f"distinguish the rows of {', '.join(wanted.values())}"
             raise InputError.invalid(self._path, "setting", rule, got=f"{len(rows)} rows")
         row = rows.iloc[0]
         try:
@@ -73,5 +73,5 @@ class Published:
             where = f"{self._path}:{rows.index[0] + 2}"
             raise InputError.invalid(where, "value", "be a number", got=repr(row["value"])) from None
         decimals = len(row["value"].partition(".")[2])
-        figures = {column: row[column] for column in ("unit", "setting", "reference")}
-        return Figure(value=value, decimals=decimals, **figures)
+        details = {column: row[column] for column in ("unit", "setting", "reference")}
+        return PublishedResult(value=value, decimals=decimals, **details)

@@ -42,11 +42,11 @@ class Tune(Protocol[SearchedParams]):
         available: Cluster,
         storage: Storage,
         name: str,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> list[Run]:
         """Search and return the trials as runs.
 
-        `storage` and `name` are those of the study's run, so that an interrupted search resumes; `say` logs a line.
+        `storage` and `name` are those of the study's run, so that an interrupted search resumes; `log` logs a line.
         """
         ...
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mnist_pipe.evaluation import markdown
-from studies.common.published import Figure
+from studies.common.published import PublishedResult
 
 LOWER_IS_BETTER = ("error", "loss", "rmse", "mae")
 """Last words of the metrics of which a lower value is better."""
@@ -27,7 +27,7 @@ class Row:
     values: list[float]
     """Measured values, one per seed, in `unit`."""
     unit: str
-    published: Figure | None
+    published: PublishedResult | None
     note: str = ""
     """What a reader must know of the row; `deterministic` if the method draws nothing and so has only one value."""
 
@@ -63,14 +63,14 @@ class Row:
             return "reached, as rounded"
         if self.deviation is not None and behind <= 2 * self.deviation:
             return "within two deviations"
-        return f"missed by {self._figure(behind)}"
+        return f"missed by {self._format(behind)}"
 
     def shown(self) -> str:
         """Return the mean and the standard deviation as text."""
-        spread = f" ± {self._figure(self.deviation)}" if self.deviation is not None else ""
-        return f"{self._figure(self.mean)}{spread}"
+        spread = f" ± {self._format(self.deviation)}" if self.deviation is not None else ""
+        return f"{self._format(self.mean)}{spread}"
 
-    def _figure(self, value: float) -> str:
+    def _format(self, value: float) -> str:
         return f"{value:.2f} %" if self.unit == "%" else f"{value:.4f}"
 
 

@@ -58,8 +58,8 @@ def rows(measured: Measured) -> list[Row]:
     ]
     records = []
     for name, variant, kind in _RECORDS:
-        figure = measured.published.find(name, variant, "test_error")
-        note = f"theirs: {figure.setting}; ours: {names[kind]}"
+        published = measured.published.find(name, variant, "test_error")
+        note = f"theirs: {published.setting}; ours: {names[kind]}"
         records.append(
             Row(
                 system=name,
@@ -67,7 +67,7 @@ def rows(measured: Measured) -> list[Row]:
                 metric="test_error",
                 values=ours[kind],
                 unit="%",
-                published=figure,
+                published=published,
                 note=note,
             )
         )

@@ -81,13 +81,13 @@ def run(config: Config, splits: Splits) -> Result:
     background = to_device(test, device=device()).background
     one = forward.logits(model, test.images)
     five = forward.logits(ShiftAveraged(model, background=background), test.images)
-    figures = {
+    metrics = {
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),
         "one_look_accuracy": float((one.argmax(1) == test.labels).mean()),
         "test_accuracy": float((five.argmax(1) == test.labels).mean()),
     }
-    return Result(figures=figures, intermediate={"log_probabilities": packed(five)})
+    return Result(metrics=metrics, intermediate={"log_probabilities": packed(five)})
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:

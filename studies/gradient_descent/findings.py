@@ -47,8 +47,8 @@ def draw(folder: Path, measured: Measured) -> list[str]:
                 plots.SERIES_COLOURS[ENCODINGS.index(run.config["encoding"])],
             )
             for schedule, style in zip(_SCHEDULES, ("-", ":"), strict=True):
-                for panel, figures in zip(panels[:, column], ("cost", "test_accuracy"), strict=True):
-                    curves = np.array([member[figures] for member in _members(run, schedule)])
+                for panel, metric in zip(panels[:, column], ("cost", "test_accuracy"), strict=True):
+                    curves = np.array([member[metric] for member in _members(run, schedule)])
                     epochs = np.array(run.result["epochs"])
                     label = f"{run.config['encoding']}, {schedule}"
                     panel.plot(epochs, curves.mean(0), style, color=colour, label=label, linewidth=1.5)
@@ -169,9 +169,9 @@ def _chosen(search: Run, done: Sequence[Run]) -> float:
 
 
 def _members(run: Run, schedule: str) -> Iterator[dict[str, list[float]]]:
-    for figures, (_, kind, _) in zip(run.result["members"], run.config["members"], strict=True):
+    for metrics, (_, kind, _) in zip(run.result["members"], run.config["members"], strict=True):
         if kind == schedule:
-            yield figures
+            yield metrics
 
 
 def _last(run: Run, schedule: str) -> list[float]:

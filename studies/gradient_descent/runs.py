@@ -83,7 +83,7 @@ def is_search(run: Run) -> bool:
 def best_rate(search: Run) -> float:
     """Return the learning rate with the highest accuracy on the validation split; of equals, the lowest."""
     members = zip(search.result["members"], search.config["members"], strict=True)
-    scored = [(figures["validation_accuracy"][-1], -rate) for figures, (rate, _, _) in members]
+    scored = [(metrics["validation_accuracy"][-1], -rate) for metrics, (rate, _, _) in members]
     return float(-max(scored)[1])
 
 
@@ -122,24 +122,24 @@ def run(config: Config, splits: Splits) -> Result:
     series: dict[str, list[list[float]]] = {"cost": [], "train_accuracy": [], f"{judged}_accuracy": []}
     epochs = [0]
 
-    def look() -> None:
+    def evaluate() -> None:
         cost, accuracy = judge(network, images, labels, targets)
         series["cost"].append(_rounded(cost))
         series["train_accuracy"].append(_rounded(accuracy))
         series[f"{judged}_accuracy"].append(_rounded(judge(network, others, splits[judged].labels, targets)[1]))
 
-    look()
+    evaluate()
     for epoch in range(num_epochs):
-        slowed = rates * np.where(decays, config["final_fraction"] ** (epoch / num_epochs), 1).astype(np.float32)
+        decayed_rates = rates * np.where(decays, config["final_fraction"] ** (epoch / num_epochs), 1).astype(np.float32)
         for rows in batches(len(labels), batch_size, seeds, epoch):
-            step(network, gradient(network, images[rows], targets[labels[rows]]), slowed)
+            step(network, gradient(network, images[rows], targets[labels[rows]]), decayed_rates)
         if (epoch + 1) % every == 0:
             epochs.append(epoch + 1)
-            look()
+            evaluate()
     members = [
         {name: [values[member] for values in found] for name, found in series.items()} for member in range(len(seeds))
     ]
-    return Result(figures={"epochs": epochs, "members": members})
+    return Result(metrics={"epochs": epochs, "members": members})
 
 
 def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:

@@ -158,7 +158,7 @@ def _on_the_templates(classifiers: Mapping[str, Sequence[Run]], conclusions: Map
     linear = next(runs for runs in classifiers.values() if is_linear(runs))
     accuracy, nearest = 100 * _mean(linear, "test_accuracy"), 100 * conclusions["nearest_mean_accuracy"]
     like = conclusions["likeness"]
-    looks = "resemble" if fmean(like) > 0.7 else "do not resemble" if fmean(like) < 0.4 else "partly resemble"
+    verb = "resemble" if fmean(like) > 0.7 else "do not resemble" if fmean(like) < 0.4 else "partly resemble"
     lines = [
         f"- correlation of a template with the average of its class: {min(like):.2f} to {max(like):.2f}",
         f"- accuracy of the class with the nearest average: {nearest:.2f} %",
@@ -166,7 +166,7 @@ def _on_the_templates(classifiers: Mapping[str, Sequence[Run]], conclusions: Map
     ]
     return "\n\n".join(
         [
-            f"**Templates.** The templates of the linear model {looks} the averages of the digits. The lesson says "
+            f"**Templates.** The templates of the linear model {verb} the averages of the digits. The lesson says "
             "that they are these averages, and that the classifier measures how much an image is like them.",
             "\n".join(lines),
         ]

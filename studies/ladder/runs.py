@@ -288,7 +288,7 @@ def _classified(
 
     shifted = [after({"right": k}, {"right": -k}, {"down": k}, {"down": -k}) if k else correct for k in shifts]
     turned = [after({"degrees": angle}, {"degrees": -angle}) if angle else correct for angle in rotations]
-    figures = {
+    metrics = {
         "parameters": _count(model),
         "train_accuracy": round(history[-1]["train_accuracy"], 6),
         "test_accuracy": round(float(correct.mean()), 6),
@@ -299,7 +299,7 @@ def _classified(
     if recipe.model == "linear":
         weight = cast(nn.Linear, model.output).weight
         intermediate["templates"] = packed(weight.detach().cpu().numpy().astype(np.float16))
-    return Result(figures=figures, intermediate=intermediate)
+    return Result(metrics=metrics, intermediate=intermediate)
 
 
 def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[str, Any]:
@@ -318,14 +318,14 @@ def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSpl
     model = regress(recipe, training=to_device(training, device=device()), targets=targets)
     found = forward.logits(model, test.images)[:, 0] * spread + centre
     errors = found - wanted
-    figures = {
+    metrics = {
         "parameters": _count(model),
         "spread": round(float(wanted.std()), 6),
         "r2": round(float(1 - (errors**2).mean() / wanted.var()), 6),
         "rmse": round(float(np.sqrt((errors**2).mean())), 6),
         "mae": round(float(np.abs(errors).mean()), 6),
     }
-    return Result(figures=figures, intermediate={"predicted": packed(found.astype(np.float32))})
+    return Result(metrics=metrics, intermediate={"predicted": packed(found.astype(np.float32))})
 
 
 def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: str) -> dict[str, Any]:

@@ -85,12 +85,14 @@ def filtered(
             part = slice(start, start + _IMAGES_AT_ONCE)
             images = augment.affine(data.images[part], moves[part], background=data.background).squeeze(1).numpy()
             found.append(
-                _kept(replace(training, images=images, labels=training.labels[part], index=training.index[part]), keep)
+                _selected(
+                    replace(training, images=images, labels=training.labels[part], index=training.index[part]), keep
+                )
             )
     return joined(found)
 
 
-def _kept(split: NormalizedSplit, keep: Callable[[NormalizedSplit], NDArray[np.bool_]]) -> NormalizedSplit:
+def _selected(split: NormalizedSplit, keep: Callable[[NormalizedSplit], NDArray[np.bool_]]) -> NormalizedSplit:
     """Return the rows of `split` that `keep` selects."""
     rows = keep(split)
     return replace(split, images=split.images[rows], labels=split.labels[rows], index=split.index[rows])

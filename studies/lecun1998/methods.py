@@ -59,42 +59,42 @@ NUM_REDUCED = 1460
 
 Found = dict[str, NDArray[np.uint8]]
 """Predicted digits of the test images, uint8 `(N,)`, for each of a run's systems, by `system, variant`."""
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 
 
-def _linear(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _linear(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     variant, inputs, queries = _rows(config, training, test)
     weights = linear.softmax(linear.with_bias(inputs), _labels(training), **_descent(config))
     return {f"linear (1-layer), {variant}": _digits(linear.with_bias(queries) @ weights)}, {}
 
 
-def _pairwise(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _pairwise(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     variant, inputs, queries = _rows(config, training, test)
     weights = linear.pairwise(linear.with_bias(inputs), _labels(training), **_descent(config))
     return {f"pairwise linear, {variant}": _digits(linear.pairwise_scores(linear.with_bias(queries), weights))}, {}
 
 
-def _quadratic(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _quadratic(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     variant, inputs, queries = _rows(config, training, test)
     products = linear.Products(inputs, num_components=40)
     weights = linear.softmax(products(inputs), _labels(training), **_descent(config))
     return {f"40 PCA + quadratic, {variant}": _digits(products(queries) @ weights)}, {}
 
 
-def _radial(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _radial(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     variant, inputs, queries = _rows(config, training, test)
     units = linear.Gaussians(inputs, training.labels, num_units=100, width=config["width"], seed=config["seed"])
     weights = linear.least_squares(units(inputs), _labels(training), ridge=config["ridge"])
     return {f"1000 RBF + linear, {variant}": _digits(units(queries).double() @ weights)}, {}
 
 
-def _neighbours(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _neighbours(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     variant, templates, queries = _rows(config, training, test)
     rows = neighbours.nearest(queries, templates, num_neighbours=config["num_neighbours"])
     return {f"K-NN Euclidean, {variant}": neighbours.vote(_labels(training)[rows])}, {}
 
 
-def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     # The middle 16x16 pixels; a few digits lose an end of a stroke.
     templates, queries = (resized(pixels(split), side=22)[:, 3:19, 3:19] for split in (training, test))
     options = {name: config[name] for name in ("smoothing", "num_candidates", "num_neighbours")}
@@ -102,7 +102,7 @@ def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -
     return {"tangent distance, 16x16": neighbours.vote(_labels(training)[rows])}, {}
 
 
-def _virtual(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _virtual(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     name, queries = "virtual SVM poly 9, distortions", kernels.unit(pixels(test))
     first, virtual = _machines(config, pixels(training), training.labels, degree=9)
     return {name: virtual.predict(queries)}, {
@@ -112,7 +112,7 @@ def _virtual(config: Config, training: NormalizedSplit, test: NormalizedSplit) -
     }
 
 
-def _reduced(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _reduced(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     queries = kernels.unit(deslanted_squares(test))
     first, virtual = _machines(config, deslanted_squares(training), training.labels, degree=5)
     smaller = kernels.reduced(virtual, num_vectors=NUM_REDUCED, num_steps=config["num_steps"], seed=config["seed"])
@@ -137,14 +137,14 @@ def _machines(
     return first, kernels.train(kernels.unit(moved), own, degree=degree, penalty=config["penalty"])
 
 
-def _network_run(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _network_run(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     name = config["name"]
     training, test = (prepared(split, NETWORKS[name].images) for split in (training, test))
     model, _ = fit(_recipe(config), training=training, watched=test.first(1000))
     return {name: predicted(model, test)}, {}
 
 
-def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     """Return the digits of LeNet-4, and with K-NN or a local classifier in place of its last layer (III.C.8)."""
     model, _ = fit(_recipe(config), training=training, watched=test.first(1000))
     assert isinstance(model, LeNet4)
@@ -169,7 +169,7 @@ def hidden(model: LeNet4, split: NormalizedSplit) -> Tensor:
     return torch.cat([model.features(part).cpu() for part in parts])
 
 
-def _boosted(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Figures]:
+def _boosted(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     networks, num_patterns = boosting.train(
         _recipe(config),
         training=training,
@@ -177,14 +177,14 @@ def _boosted(config: Config, training: NormalizedSplit, test: NormalizedSplit) -
         num_passes=config["num_passes"],
         num_epochs=config["later_epochs"],
     )
-    figures = {
+    metrics = {
         "num_patterns": num_patterns,
         "single_errors": [error_of(predicted(each, test), test) for each in networks],
     }
-    return {config["name"]: boosting.added(networks, test).argmax(1).astype(np.uint8)}, figures
+    return {config["name"]: boosting.added(networks, test).argmax(1).astype(np.uint8)}, metrics
 
 
-METHODS: dict[str, Callable[[Config, NormalizedSplit, NormalizedSplit], tuple[Found, Figures]]] = {
+METHODS: dict[str, Callable[[Config, NormalizedSplit, NormalizedSplit], tuple[Found, Metrics]]] = {
     "linear": _linear,
     "pairwise": _pairwise,
     "quadratic": _quadratic,

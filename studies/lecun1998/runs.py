@@ -118,9 +118,9 @@ def run(config: Config, splits: Splits) -> Result:
     """Return the error of each of the run's systems, in percent of the test split, and the method's other results."""
     torch.set_num_threads(1)
     training, test = whole(splits), splits["test"]
-    found, figures = METHODS[config["method"]](config, training, test)
+    found, metrics = METHODS[config["method"]](config, training, test)
     errors = {name: error_of(digits, test) for name, digits in found.items()}
-    return Result(figures={"errors": errors, **figures})
+    return Result(metrics={"errors": errors, **metrics})
 
 
 def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:

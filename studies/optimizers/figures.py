@@ -16,7 +16,7 @@ from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.common.study import Measured
-from studies.optimizers.results import NAMES, PHASES, accuracies, histories, published_figure, shown
+from studies.optimizers.results import NAMES, PHASES, accuracies, histories, published_result, shown
 
 
 def draw(folder: Path, measured: Measured) -> list[str]:
@@ -28,7 +28,7 @@ def draw(folder: Path, measured: Measured) -> list[str]:
 
 def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
     """Draw horizontal bars, on a scale on which 99 % is twice as far as 90 %."""
-    columns = {"published": {name: [found.value] for name in NAMES if (found := published_figure(name, published))}}
+    columns = {"published": {name: [found.value] for name in NAMES if (found := published_result(name, published))}}
     columns |= {phase: accuracies(done, phase) for phase in PHASES}
     colours = dict(zip(columns, (plots.MUTED, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0]), strict=True))
     names = [name for name in NAMES if name in columns["tuned"]]
@@ -62,9 +62,9 @@ def _curves(path: Path, done: Sequence[Run]) -> None:
         for column, phase in enumerate(PHASES):
             for name, (style, colour) in styles.items():
                 epochs, curves = histories(done, phase, name)
-                look = {"linestyle": style, "color": colour, "linewidth": 1.4, "label": NAMES[name]}
-                panels[0, column].plot(epochs, curves["train_loss"], **look)
-                panels[1, column].plot(epochs, _nines(100 * curves["test_accuracy"]), **look)
+                options = {"linestyle": style, "color": colour, "linewidth": 1.4, "label": NAMES[name]}
+                panels[0, column].plot(epochs, curves["train_loss"], **options)
+                panels[1, column].plot(epochs, _nines(100 * curves["test_accuracy"]), **options)
             panels[0, column].set(title=phase, yscale="log")
             panels[1, column].set_xlabel("epoch")
         lower: Axes = panels[1, 0]

@@ -19,7 +19,7 @@ from studies.optimizers.results import (
     SYSTEM,
     accuracies,
     histories,
-    published_figure,
+    published_result,
     rates,
     shown,
 )
@@ -62,7 +62,7 @@ def rows(measured: Measured) -> list[Row]:
                     metric="test_accuracy",
                     values=values,
                     unit="%",
-                    published=published_figure(name, measured.published),
+                    published=published_result(name, measured.published),
                     note=f"rate {rate:.2g}",
                 )
             )

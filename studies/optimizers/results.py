@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from studies.common.ledger import Run
-from studies.common.published import Figure, Published
+from studies.common.published import Published, PublishedResult
 
 SYSTEM = "LeNet-5 (average pooling; ReLU dense layers; 32x32 input)"
 NAMES = {
@@ -63,7 +63,7 @@ def rates(done: Sequence[Run], phase: str) -> dict[str, float]:
     return {name: found[name] for name in NAMES if name in found}
 
 
-def published_figure(name: str, published: Published) -> Figure | None:
+def published_result(name: str, published: Published) -> PublishedResult | None:
     """Return what the report gives for an optimizer, or None if it has no such row."""
     return published.find(SYSTEM, NAMES[name], "test_accuracy") if name in REPORTED else None
 

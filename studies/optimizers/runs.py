@@ -93,7 +93,7 @@ def tune(
     available: Cluster,
     storage: Storage,
     name: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> list[Run]:
     """Search each optimizer's learning rate with Ray Tune, with the same number of trials, epochs and rows for all.
 
@@ -161,7 +161,9 @@ def tune(
     )
     for optimizer in rates:
         winner = best_trial([trial for trial in trials if trial.config["optimizer"] == optimizer])
-        say(f"{optimizer}: {winner.score:.2%} of the validation split at rate {winner.config['learning_rate']:.2g}")
+        log(
+            f"{optimizer}: validation accuracy {winner.score:.2%} at learning rate {winner.config['learning_rate']:.2g}"
+        )
     seconds = round((time.perf_counter() - started) / len(trials), 2)
     return [_trial(trial, params, seconds=seconds) for trial in trials]
 
@@ -179,7 +181,7 @@ def _trial(record: TrialRecord, params: Params, *, seconds: float) -> Run:
         },
         result={
             "status": record.status,
-            **{key: _figure(last.get(key)) for key in ("validation_accuracy", "validation_loss")},
+            **{key: _rounded(last.get(key)) for key in ("validation_accuracy", "validation_loss")},
         },
         seconds=seconds,
         address=record.address,
@@ -257,14 +259,14 @@ def run(config: Config, splits: Splits) -> Result:
             epochs.append(epoch)
             losses.append(loss)
             accuracies.append(side_by_side.accuracies(nets, test))
-    figures: dict[str, Any] = {"epochs": epochs}
+    metrics: dict[str, Any] = {"epochs": epochs}
     for index, name in enumerate(names):
         _, last = loop.evaluate(nets.copy_to(model, index), test)
-        figures[name] = {
-            "train_loss": [_figure(loss[index]) for loss in losses],
-            "test_accuracy": [_figure(accuracy[index]) for accuracy in accuracies[:-1]] + [_figure(last)],
+        metrics[name] = {
+            "train_loss": [_rounded(loss[index]) for loss in losses],
+            "test_accuracy": [_rounded(accuracy[index]) for accuracy in accuracies[:-1]] + [_rounded(last)],
         }
-    return Result(figures=figures)
+    return Result(metrics=metrics)
 
 
 class RMSprop(torch.optim.Optimizer):
@@ -306,6 +308,6 @@ def _on_unit_scale(split: NormalizedSplit) -> NormalizedSplit:
     return replace(split, images=fitting.pixels(split), provenance={**split.provenance, "mean": 0.0, "std": 1.0})
 
 
-def _figure(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     """Return the value, rounded to six decimals, or None if it is not finite, as after a divergence."""
     return round(value, 6) if value is not None and math.isfinite(value) else None

@@ -79,8 +79,8 @@ def train(
 
     Yields each epoch's training losses, one for each member, in nats.
     """
-    for _, figures in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training):
-        yield figures[:, 0].tolist()
+    for _, metrics in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training):
+        yield metrics[:, 0].tolist()
 
 
 class _SideBySide:

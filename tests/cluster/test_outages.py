@@ -82,7 +82,7 @@ def test_a_training_survives_a_prefect_outage(bed: Bed, ready: Project) -> None:
         time.sleep(OUTAGE_SECONDS)
         bed.deploy("prefect-server")
     check_once(run)
-    assert run.log.count("waiting for it") == 1
+    assert run.log.count("does not answer; retrying") == 1
 
 
 def test_a_training_survives_a_storage_outage(bed: Bed, ready: Project) -> None:

@@ -60,7 +60,7 @@ def test_a_work_pool_without_a_worker_is_reported(bed: Bed, ready: Project) -> N
 
 def test_a_wrong_prefect_password_is_reported(ready: Project) -> None:
     line = refusal(ready, env={"PREFECT_API_AUTH_STRING": "mnist:wrong"})
-    assert "must accept our credentials, but got a refusal; set PREFECT_API_AUTH_STRING" in line
+    assert "the credentials were refused; set PREFECT_API_AUTH_STRING" in line
 
 
 def test_an_unreachable_prefect_server_is_reported(ready: Project) -> None:
@@ -72,10 +72,10 @@ def test_an_unreachable_prefect_server_is_reported(ready: Project) -> None:
 
 def test_a_missing_bucket_is_reported(ready: Project) -> None:
     line = refusal(ready, env={"MNIST_PIPE_STORAGE": "s3://no-such-bucket/a"})
-    assert line == ("MNIST_PIPE_STORAGE: the bucket s3://no-such-bucket/a does not exist; make the bucket")
+    assert line == ("MNIST_PIPE_STORAGE: the bucket s3://no-such-bucket/a does not exist; create the bucket")
 
 
 def test_a_missing_storage_variable_is_reported(ready: Project) -> None:
     assert refusal(ready, env={"MNIST_PIPE_STORAGE": ""}).startswith(
-        "MNIST_PIPE_STORAGE is not set, which MNIST_PIPE_WORK_POOL needs"
+        "MNIST_PIPE_STORAGE is not set, but MNIST_PIPE_WORK_POOL needs it"
     )

@@ -99,7 +99,7 @@ def test_a_node_saves_a_checkpoint_after_sigterm(reference: pd.DataFrame, bed: B
     with ready.training("preempted") as run:
         run.wait_for("epoch 1/4")
         bed.processes["node2"].send_signal(signal.SIGTERM)
-        seconds = run.wait_for("a machine is leaving: saved epoch")
+        seconds = run.wait_for("a node is about to leave: saved a checkpoint")
         assert bed.ray_nodes()[bed.addresses["node2"]] == "ALIVE"
         print(f"a checkpoint {seconds:.1f} s after SIGTERM")
     assert bed.processes["node2"].wait(60) is not None
@@ -149,7 +149,7 @@ def test_a_training_waits_until_nodes_are_free(bed: Bed, ready: Project, tmp_pat
     with ready.training("first", ends_with=128 + signal.SIGINT) as first:
         first.wait_for("epoch 1/100")
         with another.training("second") as second:
-            second.wait_for("waiting for machines")
+            second.wait_for("waiting for free nodes")
             runs = [psutil.Process(pid) for pid in bed.pids("head", of="prefect.engine")]
             for process in runs:
                 process.cpu_percent()  # start of the measurement

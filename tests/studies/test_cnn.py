@@ -139,7 +139,7 @@ def test_a_run_follows_its_config_and_is_deterministic(splits: dict[str, Normali
     computed = runs.run(config, splits)
     assert runs.run(config, splits) == computed
     assert json.loads(json.dumps(vars(computed))) == vars(computed)
-    result = computed.figures
+    result = computed.metrics
     assert len(result["epochs"]) == 2
     assert set(result["epochs"][0]) == {"train_loss", "train_accuracy", "test_loss", "test_accuracy"}
     digits = np.array([int(digit) for digit in computed.intermediate["digits"]])

@@ -29,7 +29,7 @@ def compute(config: Config, shared: Mapping[str, Any]) -> Result:
     Path(config["folder"], f"{config['number']}-{os.getpid()}-{time.monotonic_ns()}").touch()
     assert not shared["numbers"].flags.writeable  # a node's processes share one copy
     number = float(shared["numbers"][config["number"]])
-    return Result(figures={"number": number}, intermediate={"twice": 2 * number})
+    return Result(metrics={"number": number}, intermediate={"twice": 2 * number})
 
 
 def _spread(configs: list[Config], root: Path, *, available: Cluster) -> tuple[list[Run], list[Run]]:

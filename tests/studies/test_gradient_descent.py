@@ -137,7 +137,7 @@ PARAMS = runs.Params(
 def test_a_member_is_trained_as_if_it_were_alone() -> None:
     config = runs.plan(PARAMS)[3]
     alone = {**config, "members": config["members"][1:]}
-    together, single = (runs.run(each, _splits()).figures["members"][-1] for each in (config, alone))
+    together, single = (runs.run(each, _splits()).metrics["members"][-1] for each in (config, alone))
     for name, values in single.items():
         np.testing.assert_allclose(values, together[name], atol=0.02)  # rounding of sums, and thereby single images
 
@@ -145,7 +145,7 @@ def test_a_member_is_trained_as_if_it_were_alone() -> None:
 def test_final_runs_use_the_rate_that_is_best_on_the_validation_split() -> None:
     splits = _splits()
     searches = runs.plan(PARAMS)
-    done = [Run(config=config, result=runs.run(config, splits).figures) for config in searches]
+    done = [Run(config=config, result=runs.run(config, splits).metrics) for config in searches]
     assert all("test_accuracy" not in run.result["members"][0] for run in done)
     finals = runs.plan_finals(PARAMS, done)
     assert len(finals) == 9
@@ -153,6 +153,6 @@ def test_final_runs_use_the_rate_that_is_best_on_the_validation_split() -> None:
         accuracies = [member["validation_accuracy"][-1] for member in search.result["members"]]
         rate = search.config["members"][int(np.argmax(accuracies))][0]
         assert {member[0] for member in final["members"]} == {rate}
-    result = runs.run(next(final for final in finals if final["encoding"] == "one-hot"), splits).figures
+    result = runs.run(next(final for final in finals if final["encoding"] == "one-hot"), splits).metrics
     assert [len(member["test_accuracy"]) for member in result["members"]] == [4] * 4
     assert result["members"][0]["test_accuracy"][-1] > 0.9

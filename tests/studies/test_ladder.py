@@ -69,7 +69,7 @@ def splits() -> dict[str, NormalizedSplit]:
 @pytest.fixture(scope="module")
 def done(splits: dict[str, NormalizedSplit]) -> list[Run]:
     results = [(config, runs.run(config, splits)) for config in runs.plan(_params())]
-    return [Run(config=config, result=one.figures, intermediate=one.intermediate) for config, one in results]
+    return [Run(config=config, result=one.metrics, intermediate=one.intermediate) for config, one in results]
 
 
 def _at_another_size(name: str, arguments: dict[str, Any], *, side: int, pooled: bool) -> nn.Module:
@@ -183,7 +183,7 @@ def test_plans_each_model_with_each_seed_the_largest_first() -> None:
 
 def test_the_same_config_gives_the_same_result(splits: dict[str, NormalizedSplit], done: list[Run]) -> None:
     for one in done[::4]:
-        assert runs.run(one.config, splits) == Result(figures=one.result, intermediate=one.intermediate)
+        assert runs.run(one.config, splits) == Result(metrics=one.result, intermediate=one.intermediate)
 
 
 def test_unmoved_images_have_the_test_accuracy(done: list[Run]) -> None:

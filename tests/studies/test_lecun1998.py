@@ -370,7 +370,7 @@ def test_the_plan_can_be_run_and_measures_every_system(split: NormalizedSplit, m
     configs = runs.plan(PARAMS.model_copy(update={"num_seeds": 1}))
     skipped = {"1000 RBF + linear, plain"}  # 30 rows cannot form 100 clusters
     done = [
-        _done(config, runs.run(config, splits).figures)
+        _done(config, runs.run(config, splits).metrics)
         for config in configs
         if config["method"] not in ("radial",) and "MLP" not in config.get("name", "")
     ]

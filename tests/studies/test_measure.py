@@ -31,7 +31,7 @@ class Params(Section):
 
 
 def tune(params: Params, _: Splits, **given: Any) -> list[Run]:
-    given["say"]("tuned")
+    given["log"]("tuned")
     return [Run(config={"phase": "search", "name": given["name"]}, result={"best": max(params.numbers)})]
 
 
@@ -44,7 +44,7 @@ def plan_from_results(_: Params, done: Sequence[Run]) -> list[Config]:
 
 
 def run(config: Config, _: Splits) -> Result:
-    return Result(figures={"square": config["number"] ** 2}, intermediate={"number": config["number"]})
+    return Result(metrics={"square": config["number"] ** 2}, intermediate={"number": config["number"]})
 
 
 def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:

@@ -310,7 +310,7 @@ def test_the_search_spaces_learning_rates_evenly_over_every_range(
     said: list[str] = []
     place = storage.open_uri(str(tmp_path))
     with connected("a-test") as available:
-        given: dict[str, Any] = {"available": available, "storage": place, "name": "optimizers", "say": said.append}
+        given: dict[str, Any] = {"available": available, "storage": place, "name": "optimizers", "log": said.append}
         found = runs.tune(PARAMS, SPLITS, **given)
         again = runs.tune(PARAMS, SPLITS, **given)
     assert [(run.config, run.result) for run in again] == [(run.config, run.result) for run in found]
@@ -334,7 +334,7 @@ def test_a_run_is_deterministic_and_ends_with_the_networks_accuracy() -> None:
     }
     computed_once = runs.run(config, SPLITS)
     assert computed_once == runs.run(config, SPLITS)
-    result = computed_once.figures
+    result = computed_once.metrics
     assert result["epochs"] == [1, 2, 3, 4, 5, 6]
     for name in config["learning_rates"]:
         assert len(result[name]["train_loss"]) == len(result[name]["test_accuracy"]) == 6
@@ -345,7 +345,7 @@ def test_a_run_is_deterministic_and_ends_with_the_networks_accuracy() -> None:
 def test_a_diverging_member_does_not_change_the_others() -> None:
     config = {"phase": "tuned", "num_epochs": 1, "batch_size": 32, "seed": 0}
     wild, tame = ({**config, "learning_rates": {"sgd": rate, "adam": 0.001}} for rate in (1e20, 0.01))
-    first, second = (runs.run(config, SPLITS).figures for config in (wild, tame))
+    first, second = (runs.run(config, SPLITS).metrics for config in (wild, tame))
     assert first["sgd"]["train_loss"] == [None]
     assert first["adam"] == second["adam"]
 

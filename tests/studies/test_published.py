@@ -35,7 +35,7 @@ def test_a_missing_result_is_reported_with_a_suggestion() -> None:
 def test_results_that_differ_only_in_setting_are_found_by_setting() -> None:
     reported = ("CNN 32-64 + max-pool + 128", "rotation 10 + translation 0.1; Adam 1e-3; NLL", "test_accuracy")
     assert PUBLISHED.find(*reported, setting="epoch 4").value == 99.08
-    with pytest.raises(InputError, match=r"tell the rows of .* apart by their setting, but got 5 rows"):
+    with pytest.raises(InputError, match=r"setting must distinguish the rows of .*, but got 5 rows"):
         PUBLISHED.find(*reported)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from studies.common import report
-from studies.common.published import Figure
+from studies.common.published import PublishedResult
 from studies.common.table import Row
 
 TIMES = {"date": "2026-11-27", "commit": "abc1234", "hardware": "2 CPU cores of X, no GPU", "torch": "2"}
@@ -14,8 +14,8 @@ ROW = Row(system="s", variant="v", metric="test_error", values=[1.0, 1.2], unit=
 
 def published(value: float) -> Row:
     """Return `ROW` compared with a published value."""
-    figure = Figure(value=value, unit="%", setting="", reference="", decimals=1)
-    return dataclasses.replace(ROW, published=figure)
+    result = PublishedResult(value=value, unit="%", setting="", reference="", decimals=1)
+    return dataclasses.replace(ROW, published=result)
 
 
 def test_a_study_replaces_only_its_own_row() -> None:

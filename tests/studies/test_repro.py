@@ -124,7 +124,7 @@ def interrupted(clone: Path) -> Interrupted:
 def test_an_interrupted_study_resumes_with_the_missing_runs(interrupted: Interrupted) -> None:
     assert (interrupted.known, interrupted.had_results) == (NUM_FIRST, False)
     assert stages_run(interrupted.output)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
-    assert f"{STUDY}: {NUM_FIRST} runs had ended before it was interrupted" in interrupted.output
+    assert f"{STUDY}: resuming after an interruption; {NUM_FIRST} runs are already finished" in interrupted.output
     assert interrupted.output.count(" s: phase") == 18 - NUM_FIRST  # of 9 searches and 9 final runs
     assert not list((interrupted.folder / ".state/studies").iterdir())  # of a finished study only DVC keeps the results
 

@@ -8,15 +8,17 @@ import io
 import pytest
 
 from studies.common import table
-from studies.common.published import Figure
+from studies.common.published import PublishedResult
 from studies.common.table import Row
 
 
 def _row(values: list[float], *, published: float | None, metric: str = "test_error", decimals: int = 1) -> Row:
-    figure = (
-        None if published is None else Figure(value=published, unit="%", setting="", reference="", decimals=decimals)
+    result = (
+        None
+        if published is None
+        else PublishedResult(value=published, unit="%", setting="", reference="", decimals=decimals)
     )
-    return Row(system="s", variant="v", metric=metric, values=values, unit="%", published=figure)
+    return Row(system="s", variant="v", metric=metric, values=values, unit="%", published=result)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, S
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "down", "environment", "how", "ray_environment", "starter", "status", "up",
+    "authorization", "describe", "down", "environment", "ray_environment", "start_command", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -58,7 +58,7 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
             for name in names:
                 if not (name in records and process.is_running(records[name]) and _is_current(root, records[name])):
                     _launch(root, name, records, started)
-            _wait(root, names, records, started)
+            _wait_until_ready(root, names, records, started)
         except BaseException:
             for name in started:
                 process.end(records.pop(name))
@@ -92,13 +92,13 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
     return found
 
 
-def how(name: str, state: State, service: Service | None) -> str:
+def describe(name: str, state: State, service: Service | None) -> str:
     """Describe a service in one line: its URL and login if it runs, otherwise the command to run."""
     if service is None:
-        return f"{state}; start it with: {starter(name, state)}"
+        return f"{state}; start it with: {start_command(name, state)}"
     if state is State.RUNNING:
         return f"{service.url}   {PROGRAMS[name].login(service)}"
-    return f"{state}; see {os.path.relpath(service.log)} and run: {starter(name, state)}"
+    return f"{state}; see {os.path.relpath(service.log)} and run: {start_command(name, state)}"
 
 
 def authorization(service: Service) -> str:
@@ -106,7 +106,7 @@ def authorization(service: Service) -> str:
     return PROGRAMS[service.name].authorization(service)
 
 
-def starter(name: str, state: State) -> str:
+def start_command(name: str, state: State) -> str:
     """Return the commands that start the service `name` from its current `state`."""
     command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
     return f"mnist-pipe down, then {command}" if state is State.SILENT else command
@@ -143,7 +143,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     write(root, records)
 
 
-def _wait(
+def _wait_until_ready(
     root: Path, names: Sequence[str], records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]
 ) -> None:
     """Wait until every service answers; restart one that lost its port to another program on the next port.
@@ -164,10 +164,10 @@ def _wait(
                 launches[name] += 1
                 _launch(root, name, records, started)
             elif code is not None or time.monotonic() > deadline:
-                got = "silence" if code is None else f"exit code {code}"
-                fix = "it printed (more in the file):\n" + _tail(Path(service.log))
+                got = "no reply" if code is None else f"exit code {code}"
+                fix = "the last lines of the file:\n" + _tail(Path(service.log))
                 if name not in started:
-                    fix = "end it with `mnist-pipe down` and start again"
+                    fix = f"run: {start_command(name, State.SILENT)}"
                 raise UnavailableError.invalid(
                     service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix
                 )

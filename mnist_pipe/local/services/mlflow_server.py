@@ -70,6 +70,6 @@ PROGRAM = Program(
     plan=_plan,
     probe="api/2.0/mlflow/experiments/search?max_results=1",
     shows=_shown,
-    asks=f"user {USER}, password",
+    credential=f"user {USER}, password",
     header=lambda password: http_probe.basic(f"{USER}:{password}"),
 )

@@ -42,20 +42,20 @@ def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: Binar
 
 def is_running(service: Service) -> bool:
     """Return whether the service's main process is alive."""
-    process = _main(service)
-    return process is not None and _lives(process)
+    process = _main_process(service)
+    return process is not None and _is_alive(process)
 
 
 def end(service: Service) -> None:
     """Terminate the service's main process, wait, kill the remaining processes, and remove its temporary files."""
     family = _family(service)
-    if process := _main(service):
+    if process := _main_process(service):
         with suppress(psutil.NoSuchProcess):
             process.terminate()
         _await_end(family)
     # Searched again: processes may have started meanwhile, and a main process that was killed leaves orphans.
     family |= _family(service)
-    for process in filter(_lives, family):
+    for process in filter(_is_alive, family):
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _await_end(family)
@@ -73,7 +73,7 @@ def free_port(first: int) -> int:
         if is_free(port):
             return port
     state = f"from {first} to {first + _PORTS_TRIED - 1} is free"
-    raise UnavailableError.missing("no port", state=state, where=LOOPBACK, fix="stop what listens there")
+    raise UnavailableError.missing("no port", state=state, where=LOOPBACK, fix="stop a program that uses one of them")
 
 
 def is_free(port: int) -> bool:
@@ -97,7 +97,7 @@ def connects(host: str, port: int) -> bool:
         return False
 
 
-def _main(service: Service) -> psutil.Process | None:
+def _main_process(service: Service) -> psutil.Process | None:
     """Return the service's main process (possibly a zombie), or None if it exited or its pid was reused."""
     try:
         process = psutil.Process(service.pid)
@@ -109,7 +109,7 @@ def _main(service: Service) -> psutil.Process | None:
 def _await_end(processes: Iterable[psutil.Process]) -> None:
     # psutil.wait_procs would wait the whole time for a zombie that nobody reaps, as in a container without init.
     deadline = time.monotonic() + GRACE_SECONDS
-    while any(map(_lives, processes)) and time.monotonic() < deadline:
+    while any(map(_is_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -119,7 +119,7 @@ def _family(service: Service) -> set[psutil.Process]:
     The set is empty if the pid was reused: the kernel does not reuse a number that is still a session's id, so the
     session no longer exists.
     """
-    if psutil.pid_exists(service.pid) and _main(service) is None:
+    if psutil.pid_exists(service.pid) and _main_process(service) is None:
         return set()
     processes = {process.pid: process for process in psutil.process_iter(["ppid", "create_time"])}
     family = {
@@ -139,7 +139,7 @@ def _session(pid: int) -> int | None:
         return None
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_alive(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -26,7 +26,7 @@ def read(root: Path) -> dict[str, Service]:
     path = root / paths.SERVICES
     if not path.exists():
         return {}
-    content = atomic.read_json(path, fix="delete it and end the services by hand")
+    content = atomic.read_json(path, fix="delete it and stop the services by hand")
     return {name: Service(**record) for name, record in content.items()}
 
 
@@ -143,7 +143,7 @@ class Program:
     """
     has_secret: bool = True
     """Whether the service requires a password or token."""
-    asks: str = "password"
+    credential: str = "password"
     """Name of what a user must enter to log in, for instance `password`."""
     header: Callable[[str], str] = http_probe.basic
     """Function that returns the HTTP Authorization header for the secret."""
@@ -160,5 +160,5 @@ class Program:
     def login(self, service: Service) -> str:
         """Return how a user logs in: where the secret is stored, never the secret itself."""
         if not service.secret:
-            return "no password: on loopback alone"
-        return f"{self.asks}: the line in {os.path.relpath(service.secret)}"
+            return "no password: it listens on loopback only"
+        return f"{self.credential}: the line in {os.path.relpath(service.secret)}"

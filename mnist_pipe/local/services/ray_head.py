@@ -69,4 +69,6 @@ def _has_a_node(_: Service, reply: Any) -> bool:
     return any(node.get("raylet", {}).get("state") == "ALIVE" for node in reply["data"]["summary"])
 
 
-PROGRAM = Program(plan=_plan, probe="nodes?view=summary", accepts=_has_a_node, asks="token", header=http_probe.bearer)
+PROGRAM = Program(
+    plan=_plan, probe="nodes?view=summary", accepts=_has_a_node, credential="token", header=http_probe.bearer
+)

@@ -17,17 +17,6 @@ from pipelines import retries
 
 
 @task
-def open_registry() -> None:
-    """Import MLflow and create its tables if there are none, which takes some seconds.
-
-    Errors surface later, in `log_to_mlflow`.
-    """
-    from mnist_pipe.registry.store import prepare
-
-    prepare(Path.cwd())
-
-
-@task
 def tune(
     params: SearchParams,
     recipe: RecipeParams,
@@ -47,6 +36,7 @@ def tune(
     from mnist_pipe import preflight
     from mnist_pipe.cluster import ray_session, storage
     from mnist_pipe.data.splits import read_normalized
+    from mnist_pipe.registry.search_log import SearchLog
     from mnist_pipe.tuning.ledger import TrialRecord
     from mnist_pipe.tuning.search import Defaults, Session, search
 
@@ -71,18 +61,21 @@ def tune(
             where="the cluster",
         )
         splits = {name: read_normalized(path) for name, path in paths.TRAINING_SPLITS.items()}
-        # Started now, because the other CPU cores are idle while Ray's process imports torch.
-        registry = open_registry.submit()
         place = storage.project_storage(Path.cwd())
-        trials = search(
-            params,
-            defaults=Defaults(recipe=recipe, models=models, precision=precision),
-            training=splits["train"].first(params.train_rows),
-            validation=splits["validation"],
-            session=Session(name=run_name, storage=place, available=available),
-            on_trial=show,
-        )
-    registry.wait()
+        with SearchLog(_experiment(splits["train"].provenance), root=Path.cwd(), search_id=run_name) as log:
+
+            def on_trial(trial: TrialRecord) -> None:
+                show(trial)
+                log.add(vars(trial))
+
+            trials = search(
+                params,
+                defaults=Defaults(recipe=recipe, models=models, precision=precision),
+                training=splits["train"].first(params.train_rows),
+                validation=splits["validation"],
+                session=Session(name=run_name, storage=place, available=available),
+                on_trial=on_trial,
+            )
     return [vars(trial) for trial in trials]
 
 
@@ -90,12 +83,17 @@ def tune(
     retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError)
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
-    """Write one MLflow run for each trial."""
+    """Complete the search's run in MLflow, with a child run for each trial."""
     from mnist_pipe.data.parquet import read_provenance
-    from mnist_pipe.registry.mlflow_registry import log_search
+    from mnist_pipe.registry.search_log import log_search
 
-    dataset = read_provenance(paths.TRAINING_SPLITS["train"])["dataset"]
-    log_search(f"{dataset}-search", trials, root=Path.cwd(), search_id=run_name)
+    experiment = _experiment(read_provenance(paths.TRAINING_SPLITS["train"]))
+    log_search(experiment, trials, root=Path.cwd(), search_id=run_name)
+
+
+def _experiment(provenance: Mapping[str, Any]) -> str:
+    """Return the name of the MLflow experiment of searches on the data set."""
+    return f"{provenance['dataset']}-search"
 
 
 @task

@@ -45,7 +45,7 @@ ONLY = {
         "mnist_pipe.inference.batch",
         "studies.common.executor",
     },
-    "mlflow": {"mnist_pipe.registry.mlflow_registry", "mnist_pipe.registry.store"},
+    "mlflow": {"mnist_pipe.registry.mlflow_registry", "mnist_pipe.registry.search_log", "mnist_pipe.registry.store"},
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
 }
 

@@ -26,8 +26,9 @@ from mnist_pipe import models, paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
-from mnist_pipe.registry import mlflow_registry, store
+from mnist_pipe.registry import mlflow_registry, search_log, store
 from tests.support.registry import BASELINE_ERRORS, LINEAGE, METRICS, NAME, PARAMS, MakeCandidate, register
+from tests.support.services import wait_until
 
 
 def client(root: Path) -> Any:
@@ -45,7 +46,12 @@ def state(root: Path, name: str = NAME) -> tuple[int, dict[str, int]]:
 
 def runs(root: Path, experiment: str = NAME) -> list[Any]:
     found = client(root).get_experiment_by_name(experiment)
-    return list(client(root).search_runs([found.experiment_id]))
+    return list(client(root).search_runs([found.experiment_id])) if found else []
+
+
+def trial_runs(root: Path) -> list[Any]:
+    """Return the runs of the trials of all searches, without the runs of the searches."""
+    return [run for run in runs(root, "toy-search") if "trial" in run.data.tags]
 
 
 def test_the_first_candidate_that_passes_is_the_champion(registry_root: Path, make_candidate: MakeCandidate) -> None:
@@ -183,7 +189,7 @@ def test_a_name_that_is_unsafe_in_a_path_or_query_is_refused(tmp_path: Path, mak
         calls: list[Callable[[], Any]] = [
             partial(register, tmp_path, candidate, name=name),
             partial(mlflow_registry.champion, name, root=tmp_path),
-            partial(mlflow_registry.log_search, name, [], root=tmp_path, search_id="s"),
+            partial(search_log.log_search, name, [], root=tmp_path, search_id="s"),
         ]
         for call in calls:
             with pytest.raises(InputError) as caught:
@@ -563,13 +569,14 @@ def trial(number: int, status: str = "finished", epochs: int = 3, **figures: flo
         {"epoch": epoch, "train_loss": 1 / epoch, "validation_loss": 2 / epoch, "validation_accuracy": 0.9, **figures}
         for epoch in range(1, epochs + 1)
     ]
-    return {"trial": number, "status": status, "config": config, "history": history, "score": 0.9}
+    times = {"ended_at": 1_700_000_100.5, "seconds": 2.25}
+    return {"trial": number, "status": status, "config": config, "history": history, **times}
 
 
 def test_a_search_is_logged_as_one_run_per_trial_with_every_epoch(registry_root: Path) -> None:
     trials = [trial(0), trial(1, "stopped", 1), trial(2, "diverged", 2, train_loss=float("nan")), trial(3, "failed", 0)]
-    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 4
-    found = {int(run.data.tags["trial"]): run for run in runs(registry_root, "toy-search")}
+    assert search_log.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 4
+    found = {int(run.data.tags["trial"]): run for run in trial_runs(registry_root)}
     assert [found[n].info.status for n in range(4)] == ["FINISHED", "FINISHED", "FAILED", "FAILED"]
     assert [found[n].data.tags["status"] for n in range(4)] == ["finished", "stopped", "diverged", "failed"]
     assert found[0].data.params == {key: str(value) for key, value in trials[0]["config"].items()}
@@ -579,12 +586,48 @@ def test_a_search_is_logged_as_one_run_per_trial_with_every_epoch(registry_root:
     assert len(client(registry_root).get_metric_history(found[2].info.run_id, "train_loss")) == 2
 
 
+def test_a_search_is_a_finished_run_and_its_trials_are_nested_under_it(registry_root: Path) -> None:
+    search_log.log_search("toy-search", [trial(0), trial(1, "failed", 0)], root=registry_root, search_id="search-1")
+    [parent] = [run for run in runs(registry_root, "toy-search") if "trial" not in run.data.tags]
+    assert (parent.info.run_name, parent.info.status) == ("search-1", "FINISHED")
+    assert parent.data.metrics == {"num_trials": 2, "best_validation_accuracy": 0.9}
+    assert {run.data.tags["mlflow.parentRunId"] for run in trial_runs(registry_root)} == {parent.info.run_id}
+
+
+def test_a_trial_has_its_own_start_and_end(registry_root: Path) -> None:
+    search_log.log_search("toy-search", [trial(0)], root=registry_root, search_id="search-1")
+    [run] = trial_runs(registry_root)
+    assert (run.info.start_time, run.info.end_time) == (1_700_000_098_250, 1_700_000_100_500)
+
+
+def test_the_trials_of_a_running_search_appear_one_by_one(registry_root: Path) -> None:
+    trials = [trial(0), trial(1)]
+    with search_log.SearchLog("toy-search", root=registry_root, search_id="search-1") as log:
+        log.add(trials[0])
+        wait_until(lambda: len(trial_runs(registry_root)) == 1, seconds=30)
+        [parent] = [run for run in runs(registry_root, "toy-search") if "trial" not in run.data.tags]
+        assert parent.info.status == "RUNNING"
+        log.add(trials[1])
+    assert [run.info.status for run in trial_runs(registry_root)] == ["FINISHED"] * 2
+    assert search_log.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 0
+
+
+def test_a_store_that_does_not_answer_does_not_stop_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / paths.STATE).mkdir()
+    (tmp_path / paths.MLFLOW_DB).write_text("not a database")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with search_log.SearchLog("toy-search", root=tmp_path, search_id="search-1") as log:
+        log.add(trial(0))
+    with pytest.raises(CorruptDataError, match="must be SQLite"):
+        search_log.log_search("toy-search", [trial(0)], root=tmp_path, search_id="search-1")
+
+
 def test_logging_a_search_twice_adds_nothing(registry_root: Path) -> None:
     trials = [trial(0), trial(1)]
-    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 2
-    assert mlflow_registry.log_search("toy-search", [*trials, trial(2)], root=registry_root, search_id="search-1") == 1
-    assert mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-2") == 2
-    assert len(runs(registry_root, "toy-search")) == 5
+    assert search_log.log_search("toy-search", trials, root=registry_root, search_id="search-1") == 2
+    assert search_log.log_search("toy-search", [*trials, trial(2)], root=registry_root, search_id="search-1") == 1
+    assert search_log.log_search("toy-search", trials, root=registry_root, search_id="search-2") == 2
+    assert len(trial_runs(registry_root)) == 5
 
 
 @pytest.mark.services
@@ -604,13 +647,13 @@ def test_an_interrupted_log_of_a_search_is_completed(registry_root: Path, method
             return original(*arguments, **keywords)
 
         setattr(MlflowClient, method, counted)
-        mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1")
+        search_log.log_search("toy-search", trials, root=registry_root, search_id="search-1")
 
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    mlflow_registry.log_search("toy-search", trials, root=registry_root, search_id="search-1")
-    found = runs(registry_root, "toy-search")
+    search_log.log_search("toy-search", trials, root=registry_root, search_id="search-1")
+    found = trial_runs(registry_root)
     assert sorted(run.data.tags["trial"] for run in found) == ["0", "1", "2", "3"]
     assert {run.info.status for run in found} == {"FINISHED"}
     for run in found:
@@ -618,15 +661,15 @@ def test_an_interrupted_log_of_a_search_is_completed(registry_root: Path, method
 
 
 def test_a_search_of_700_epochs_is_logged_completely(registry_root: Path) -> None:
-    mlflow_registry.log_search("toy-search", [trial(0, epochs=700)], root=registry_root, search_id="s")
-    [run] = runs(registry_root, "toy-search")
+    search_log.log_search("toy-search", [trial(0, epochs=700)], root=registry_root, search_id="s")
+    [run] = trial_runs(registry_root)
     assert len(client(registry_root).get_metric_history(run.info.run_id, "train_loss")) == 700
 
 
 def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None:
     mlflow_registry.champion(NAME, root=registry_root)  # pays for the import and the first connection
     started = time.process_time()  # CPU time, so that other load on this machine does not count
-    mlflow_registry.log_search("toy-search", [trial(n) for n in range(24)], root=registry_root, search_id="search-1")
+    search_log.log_search("toy-search", [trial(n) for n in range(24)], root=registry_root, search_id="search-1")
     assert time.process_time() - started < 2  # 0.4 s measured
 
 

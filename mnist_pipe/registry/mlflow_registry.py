@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,41 +116,6 @@ def register(
         lineage=dict(lineage),
         tracking_uri=public_uri(root),
     )
-
-
-def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Path, search_id: str) -> int:
-    """Log each trial as an MLflow run, with its configuration and metrics of each epoch; return how many were logged.
-
-    A trial that was logged completely under the same `search_id` is left as it is and not counted; one whose logging
-    was interrupted is completed.
-
-    Args:
-        experiment: the name of the MLflow experiment.
-        trials: `{"trial": 3, "status": "stopped", "config": {..}, "history": [{"epoch": 1, "train_loss": ..}, ..]}`
-            for each trial.
-        root: the project's root.
-        search_id: identifies the search, among others of the same experiment.
-
-    Raises:
-        InputError: `experiment` is not a valid name.
-        UnavailableError: the store does not answer.
-    """
-    check_name(experiment)
-    with open_store(root, write=True) as client:
-        experiment_id = open_experiment(client, experiment, root=root)
-        known = {
-            run.data.tags["trial"]: run for run in find_runs(client, experiment_id, f"tags.search = '{search_id}'")
-        }
-        missing = [t for t in trials if str(t["trial"]) not in known or known[str(t["trial"])].info.status == "RUNNING"]
-        for trial in missing:
-            number = str(trial["trial"])
-            tags = {"search": search_id, "trial": number, "status": str(trial["status"])}
-            run = known.get(number) or client.create_run(experiment_id, run_name=f"{search_id}-{number}", tags=tags)
-            history = [({k: v for k, v in epoch.items() if k != "epoch"}, epoch["epoch"]) for epoch in trial["history"]]
-            log_metrics(client, run, params=trial["config"], history=history)
-            finished = trial["status"] in ("finished", "stopped")
-            client.set_terminated(run.info.run_id, "FINISHED" if finished else "FAILED")
-    return len(missing)
 
 
 def champion(name: str, *, root: Path) -> RegisteredModel | None:

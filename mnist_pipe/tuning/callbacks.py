@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._ledger, self._num_epochs, self._known, self._on_trial = ledger, num_epochs, known, on_trial
         self._histories: dict[tuple[str, int], list[dict[str, float]]] = {}
         self._addresses: dict[str, str] = {}
+        self._seconds: dict[str, float] = {}
 
     def on_trial_result(
         self,
@@ -86,6 +88,7 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         """Add the epoch's metrics to the history of each proposal of `trial`."""
         keys = ("epoch", "train_loss", "train_accuracy", "validation_loss", METRIC, "diverged")
         self._addresses[trial.trial_id] = str(result["node_ip"])
+        self._seconds[trial.trial_id] = float(result["time_total_s"])
         for member, metrics in enumerate(result.get(MEMBERS, [result])):
             history = self._histories.get((trial.trial_id, member), [])
             # A trial that lost its node has restarted and reports its first epochs again.
@@ -115,6 +118,8 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                     config=config_of(proposal),
                     history=history,
                     address=self._addresses.get(trial.trial_id, ""),
+                    ended_at=time.time(),
+                    seconds=self._seconds.get(trial.trial_id, 0.0),
                 )
             )
 

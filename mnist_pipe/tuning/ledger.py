@@ -35,6 +35,10 @@ class TrialRecord:
     """Metrics of each epoch, as `loop.train` yields them."""
     address: str = ""
     """IP address of the node on which the trial ended."""
+    ended_at: float = 0.0
+    """Time at which the trial ended, in seconds since the epoch."""
+    seconds: float = 0.0
+    """Wall-clock seconds of the trial, as Ray Tune counts them."""
 
     @property
     def score(self) -> float:

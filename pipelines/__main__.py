@@ -49,7 +49,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     Raises:
         PipelineError: with the whole message for the user.
     """
-    from mnist_pipe import atomic, preflight
+    from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import handoff
     from mnist_pipe.local import doctor, services
 
@@ -77,7 +77,7 @@ def run(stage: str, *, debug: bool = False) -> None:
             # thread would delay the end of the flow by up to 1 s.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
                 load_flow(deployed).with_options(flow_run_name=name)(**parameters)
-        _record_time(stage, time.monotonic() - started)
+        timings.record(stage, seconds=time.monotonic() - started, root=root)
 
 
 def load_flow(name: str) -> Flow[..., None]:
@@ -127,15 +127,6 @@ def _is_shown(record: logging.LogRecord) -> bool:
     prints the error once, at the end.
     """
     return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
-
-
-def _record_time(stage: str, seconds: float) -> None:
-    from mnist_pipe import atomic
-
-    timings: dict[str, Any] = {}
-    if paths.TIMINGS.exists():
-        timings = atomic.read_json(paths.TIMINGS)
-    atomic.write_json(paths.TIMINGS, {**timings, stage: round(seconds, 2)})
 
 
 if __name__ == "__main__":

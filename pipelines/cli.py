@@ -130,11 +130,10 @@ def _summary(root: Path, _: argparse.Namespace) -> int:
 
     fix = "run: dvc repro"
     registration, evaluation = (read_json(root / path, fix=fix) for path in (paths.REGISTRATION, paths.EVALUATION))
-    timings = read_json(root / paths.TIMINGS) if (root / paths.TIMINGS).exists() else {}
     try:
         rows = [
             *_outcome(registration, evaluation),
-            ("time", _times(timings)),
+            ("time", _times(root)),
             ("report", str(root / paths.REPORT)),
             *_services(root),
             *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
@@ -175,12 +174,14 @@ def _services(root: Path) -> list[tuple[str, str]]:
     return [(name, services.describe(name, state, service)) for name, (state, service) in services.status(root).items()]
 
 
-def _times(timings: dict[str, float]) -> str:
+def _times(root: Path) -> str:
+    from mnist_pipe import timings
     from mnist_pipe.evaluation.report import format_duration
     from pipelines import STAGES
 
-    parts = [f"{stage} {format_duration(timings[stage])}" for stage in STAGES if stage in timings]
-    return ", ".join([*parts, f"total {format_duration(sum(timings.values()))}"]) if parts else "not recorded"
+    seconds = {stage: entry.seconds for stage, entry in timings.read(root).items()}
+    parts = [f"{stage} {format_duration(seconds[stage])}" for stage in STAGES if stage in seconds]
+    return ", ".join([*parts, f"total {format_duration(sum(seconds.values()))}"]) if parts else "not recorded"
 
 
 def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image, ImageDraw
 
-from mnist_pipe import paths
+from mnist_pipe import paths, timings
 from mnist_pipe.atomic import write_json
 from mnist_pipe.local import services
 from pipelines import cli
@@ -211,7 +211,8 @@ def finished(project: Path) -> Path:
             "test": score(9943, 10000, 0.9926, 0.9956),
         },
     )
-    write_json(project / paths.TIMINGS, {"train": 61.5, "ingest": 1.25})
+    timings.record("ingest", seconds=1.25, root=project)
+    timings.record("train", seconds=61.5, root=project)
     return project
 
 

@@ -23,7 +23,18 @@ MODULES = {
 }
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "command_line", "telemetry", "atomic", "paths", "hardware", "fingerprint", "lineage", "params"},
+    {
+        "errors",
+        "command_line",
+        "telemetry",
+        "atomic",
+        "paths",
+        "hardware",
+        "fingerprint",
+        "lineage",
+        "params",
+        "timings",
+    },
     {"cluster"},
     {"data", "models"},
     {"evaluation", "training"},

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mnist_pipe import paths
+from mnist_pipe import paths, timings
 from mnist_pipe.atomic import read_json, write_bytes, write_json
 from mnist_pipe.data.splits import NormalizedSplit, write_normalized
 from mnist_pipe.errors import CorruptDataError
@@ -121,7 +121,8 @@ def project(evaluated: Path, tmp_path: Path) -> Path:
     data = {"dataset": "mnist", "fallback_for": None, "mean": 0.1307, "std": 0.3081, "test_images_in_train": 0}
     write_json(root / paths.DATA_REPORT, {**data, "rows": dict.fromkeys(splits, 200), "rows_by_class": by_class})
     write_json(root / paths.BEST, {"trial": 2, "config": {}})
-    write_json(root / paths.TIMINGS, {"search": 121.7, "ingest": 1.93, "a later one": 0.5})
+    for name, seconds in {"search": 121.7, "ingest": 1.93, "a later one": 0.5}.items():
+        timings.record(name, seconds=seconds, root=root)
     (root / paths.PARAMS).write_text("ingest:\n  dataset: mnist # <b>bold</b>\n")
     write_json(
         root / paths.REGISTRATION,

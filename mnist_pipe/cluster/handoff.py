@@ -64,7 +64,7 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
     """
     data = dvc_stages.read(root)[stage]
     # The report shows the duration of each stage, which only the client knows.
-    timings = [paths.TIMINGS] if stage == "report" and (root / paths.TIMINGS).exists() else []
+    timings = [paths.TIMINGS] if stage in ("register", "report") and (root / paths.TIMINGS).exists() else []
     files = [*_files(root, data.inputs), paths.PARAMS, paths.DVC_FILES[0], *timings]
     revision, dirty = lineage.source_revision(root)
     request = Request(

@@ -16,7 +16,7 @@ from typing import Any
 
 import jinja2
 
-from mnist_pipe import paths
+from mnist_pipe import paths, timings
 from mnist_pipe.atomic import read_json
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, one_line
@@ -103,8 +103,8 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
     evaluation = load(paths.EVALUATION)
     source = SOURCES.get(evaluation["dataset"])
     trials = sorted(_table(root / paths.TRIALS), key=_rank)
-    timings = load(paths.TIMINGS) if (root / paths.TIMINGS).exists() else {}
-    known = [stage for stage in stages if stage in timings]
+    seconds = {stage: entry.seconds for stage, entry in timings.read(root).items()}
+    known = [stage for stage in stages if stage in seconds]
     return {
         "registration": load(paths.REGISTRATION),
         "evaluation": evaluation,
@@ -119,7 +119,7 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
         "statuses": dict(sorted(Counter(trial["status"] for trial in trials).items())),
         "epochs": _table(root / paths.CURVES),
         "confusions": _confusions(root / paths.CONFUSION),
-        "timings": {stage: timings[stage] for stage in [*known, *sorted(timings.keys() - set(known))]},
+        "timings": {stage: seconds[stage] for stage in [*known, *sorted(seconds.keys() - set(known))]},
         "params": _CREDENTIALS.sub("://…@", (root / paths.PARAMS).read_text(encoding="utf-8")),
         "images": {path.stem: _inline(path) for path in sorted((root / paths.PLOTS).glob("*.png"))},
     }

@@ -9,13 +9,13 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
-from mnist_pipe import atomic, lineage, paths
+from mnist_pipe import atomic, lineage, paths, timings
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.evaluation import markdown
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry import mlflow_registry, model_card
 from pipelines import retries
 
 VALIDATION = paths.PREDICTIONS / "validation.parquet"
@@ -33,15 +33,24 @@ def trace() -> dict[str, Any]:
 )  # another writer may hold the database
 def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""
-    registration = mlflow_registry.register(
-        paths.CANDIDATE,
-        root=Path.cwd(),
-        name=origin["dataset"] + mlflow_registry.CLASSIFIER,
+    import pandas as pd
+
+    name = origin["dataset"] + mlflow_registry.CLASSIFIER
+    evaluation = atomic.read_json(paths.EVALUATION, fix="run: dvc repro evaluate")
+    curves = pd.read_csv(paths.CURVES).to_dict("records")
+    training = timings.read(Path.cwd()).get("train")
+    candidate = mlflow_registry.Candidate(
+        folder=paths.CANDIDATE,
         predictions=VALIDATION,
-        metrics=atomic.read_json(paths.EVALUATION, fix="run: dvc repro evaluate"),
+        metrics=evaluation,
         lineage=origin,
-        params=params,
+        text=model_card.render(
+            name, card=atomic.read_json(paths.CANDIDATE / paths.CARD), evaluation=evaluation, lineage=origin
+        ),
+        curves=[{str(key): value for key, value in epoch.items()} for epoch in curves],
+        trained=(training.ended_at - training.seconds, training.ended_at) if training else None,
     )
+    registration = mlflow_registry.register(candidate, root=Path.cwd(), name=name, params=params)
     atomic.write_json(paths.REGISTRATION, asdict(registration))
     return asdict(registration)
 

@@ -8,8 +8,10 @@ from prefect import flow, get_run_logger, task
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster.handoff import workspace
+from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.evaluation.report import render_page
-from pipelines import STAGES
+from mnist_pipe.registry import mlflow_registry
+from pipelines import STAGES, retries
 
 
 @flow
@@ -17,6 +19,7 @@ def report() -> None:
     """Write `reports/index.html`."""
     with workspace():
         write()
+        attach()
         get_run_logger().info(f"report: {paths.REPORT}")
 
 
@@ -24,3 +27,17 @@ def report() -> None:
 def write() -> None:
     """Render the page from the metrics and plots of the earlier stages, and write it."""
     atomic.write_bytes(paths.REPORT, render_page(Path(), stages=tuple(STAGES)).encode())
+
+
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError))
+def attach() -> None:
+    """Log the page and the plots to the run of the registered model, if the registry here has it."""
+    registration = atomic.read_json(paths.REGISTRATION, fix="run: dvc repro register")
+    spec = f"{registration['name']}/{registration['version']}"
+    try:
+        model = mlflow_registry.find(spec, root=Path.cwd())
+    except InputError:
+        # reports/registration.json came with a checkout, and the model was registered elsewhere.
+        get_run_logger().info("%s is not in this registry: the report is not attached to it", spec)
+        return
+    mlflow_registry.log_report(model, root=Path.cwd(), page=paths.REPORT, plots=paths.PLOTS)

@@ -56,7 +56,9 @@ ONLY = {
         "mnist_pipe.inference.batch",
         "studies.common.executor",
     },
-    "mlflow": {"mnist_pipe.registry.mlflow_registry", "mnist_pipe.registry.search_log", "mnist_pipe.registry.store"},
+    "mlflow": {
+        f"mnist_pipe.registry.{name}" for name in ("mlflow_registry", "model_code", "pyfunc", "search_log", "store")
+    },
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
 }
 

@@ -27,7 +27,17 @@ from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
 from mnist_pipe.registry import mlflow_registry, search_log, store
-from tests.support.registry import BASELINE_ERRORS, LINEAGE, METRICS, NAME, PARAMS, MakeCandidate, register
+from tests.support.registry import (
+    BASELINE_ERRORS,
+    LINEAGE,
+    METRICS,
+    NAME,
+    PARAMS,
+    TEXT,
+    TRAINED,
+    MakeCandidate,
+    register,
+)
 from tests.support.services import wait_until
 
 
@@ -85,7 +95,18 @@ def test_a_run_has_files_metrics_and_params_and_its_version_the_lineage(
     outcome = register(registry_root, (folder, predictions))
     [run] = runs(registry_root)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics == {"test.accuracy": 0.75, "validation.num_rows": 1000}
+    assert run.data.metrics == {"test.accuracy": 0.75, "validation.num_rows": 1000, "train_loss": 0.25}
+    curve = client(registry_root).get_metric_history(run.info.run_id, "train_loss")
+    assert [(point.step, point.value) for point in curve] == [(1, 0.5), (2, 0.25)]
+    assert (run.info.start_time, run.info.end_time) == tuple(int(1000 * time) for time in TRAINED)
+    inputs = {
+        one.tags[0].value: (one.dataset.name, one.dataset.digest, one.dataset.source)
+        for one in run.inputs.dataset_inputs
+    }
+    assert inputs == {
+        "train": ("toy-train", "aa", '{"uri": "data/normalized/train.parquet"}'),
+        "validation": ("toy-validation", "bb", '{"uri": "data/normalized/validation.parquet"}'),
+    }
     assert run.data.params == {
         "model": "linear",
         "recipe.optimizer": "adam",
@@ -94,16 +115,22 @@ def test_a_run_has_files_metrics_and_params_and_its_version_the_lineage(
     }
     artifacts = registry_root / paths.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts"
     files = {str(path.relative_to(artifacts)): path for path in artifacts.rglob("*") if path.is_file()}
-    assert set(files) == {
+    assert set(files) > {
         "metrics.json",
+        "model/MLmodel",
+        "model/README.md",
         "model/manifest.json",
         "model/model.json",
         "model/model.safetensors",
         "predictions/validation.parquet",
     }
+    assert files["model/README.md"].read_text() == TEXT
     assert files["predictions/validation.parquet"].read_bytes() == predictions.read_bytes()
     assert json.loads(files["metrics.json"].read_bytes()) == METRICS
-    tags = client(registry_root).get_model_version(NAME, "1").tags
+    version = client(registry_root).get_model_version(NAME, "1")
+    assert version.description == "# A card\n\nOf a toy."
+    tags = version.tags
+    assert (tags["test.accuracy"], tags["validation.num_rows"]) == ("0.75", "1000")
     assert tags["content_sha256"] == outcome.content_sha256
     assert tags["lineage.git_revision"] == "abc"
     assert tags["lineage.versions.torch"] == "2"
@@ -337,8 +364,21 @@ def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_path(
     assert mlflow_registry.download(champion, root=moved).is_relative_to(moved)
     outcome = register(moved, make_candidate(2, 40))
     assert (outcome.version, outcome.promoted) == (2, True)
-    assert register(moved, make_candidate(1, 60)).version == 1
+    again = register(moved, make_candidate(1, 60))  # so that MLflow finds its files in the new place
+    assert (again.version, again.alias) == (3, None)
     assert not registry_root.exists()
+
+
+def test_the_champion_of_a_moved_project_is_registered_anew_for_mlflow(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    candidate, moved = make_candidate(1, 60), tmp_path / "elsewhere"
+    register(registry_root, candidate)
+    registry_root.rename(moved)
+    outcome = register(moved, candidate)
+    assert (outcome.version, outcome.alias, outcome.previous) == (2, "champion", 1)
+    assert client(moved).get_model_version_by_alias(NAME, "champion").source.startswith(str(moved))
+    assert register(moved, candidate).version == 2
 
 
 def test_another_tracking_store_is_used_and_its_files_are_copied_once(
@@ -474,7 +514,8 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("log_artifact", 3),
+        ("log_artifacts", 1),
+        ("log_artifact", 1),
         ("set_terminated", 1),
         ("create_model_version", 1),
         ("set_model_version_tag", 1),  # the version exists, but the alias does not
@@ -688,8 +729,9 @@ from mnist_pipe.params.schema import RegisterParams
 assert not {{"mlflow", "torch"}} & set(sys.modules), "imported before it is needed"
 assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ, "an effect at import"
 params = RegisterParams(max_p_value_against_baseline=.01, max_p_value_against_champion=.05, max_calibration_error=.1)
-outcome = registry.register(Path({str(folder)!r}), root=Path({str(tmp_path)!r}), name="x", metrics={{}}, lineage={{}},
-                            predictions=Path({str(predictions)!r}), params=params)
+candidate = registry.Candidate(folder=Path({str(folder)!r}), predictions=Path({str(predictions)!r}), metrics={{}},
+                               lineage={{}})
+outcome = registry.register(candidate, root=Path({str(tmp_path)!r}), name="x", params=params)
 assert outcome.promoted
 assert calls == [], "telemetry"
 from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION

@@ -1,15 +1,16 @@
 """The model registry, on MLflow.
 
-A version consists of plain files (safetensors, JSON, Parquet) of an MLflow run. It is not an MLflow flavor, because the
-torch flavor unpickles what it loads. A version is found by its content: registering the same content twice yields one
-version, and a registration that was interrupted is completed by the next one.
+A version is an MLflow model of plain files, which `pyfunc` writes: code, safetensors and JSON, without pickle. It is
+found by its content: registering the same content twice yields one version, and a registration that was interrupted is
+completed by the next one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import gates
+from mnist_pipe.registry import gates, pyfunc
 from mnist_pipe.registry.store import (
     NAME,
     check_name,
@@ -46,31 +47,19 @@ _SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))
 _CONTENT = "content_sha256"
 _MODEL = "model"  # this and the next: folders of a run's artifacts
 _PREDICTIONS = "predictions"
+_END_OF_FRONT_MATTER = "\n---\n"
 
 
-def register(
-    candidate: Path,
-    *,
-    root: Path,
-    name: str,
-    predictions: Path,
-    metrics: Mapping[str, Any],
-    lineage: Mapping[str, Any],
-    params: RegisterParams,
-) -> Registration:
-    """Register the model in the folder `candidate` as `name` and, if every gate passes, make it the champion.
+def register(candidate: Candidate, *, root: Path, name: str, params: RegisterParams) -> Registration:
+    """Register `candidate` as `name` and, if every gate passes, make it the champion.
 
     The old champion gets the alias `previous`. One lock covers the whole function, so that no other process of this
     project moves an alias between the decision and the move.
 
     Args:
-        candidate: the folder of the model's weights, card and manifest.
+        candidate: the model and what is known about it.
         root: the project's root.
         name: the registered name.
-        predictions: the candidate's `validation.parquet`. The gates judge by it, and it is stored, because later
-            candidates are compared with it.
-        metrics: numbers, possibly nested, that are recorded and decide nothing.
-        lineage: recorded as tags of the version.
         params: the limits of the gates.
 
     Raises:
@@ -79,20 +68,20 @@ def register(
         UnavailableError: the store does not answer.
     """
     check_name(name)
-    verify_manifest(candidate)
-    content = digest(read_json(candidate / MANIFEST))
+    verify_manifest(candidate.folder)
+    content = digest(read_json(candidate.folder / MANIFEST))
     with open_store(root, write=True) as client:
         champion = _aliased(client, name, CHAMPION)
         decisions = gates.judge(
-            read_predictions(predictions),
+            read_predictions(candidate.predictions),
             content_sha256=content,
             champion=_opponent(client, champion, root=root) if champion else None,
             params=params,
         )
-        model = _find_content(client, name, content)
+        model = _find_content(client, name, content, root=root)
         if model is None:
-            run = _log_candidate(client, candidate, name, content, predictions, metrics, root=root)
-            model = _create_version(client, name, content, run, lineage)
+            run = _log_candidate(client, candidate, name, content, root=root)
+            model = _create_version(client, name, content, run, candidate)
         for gate in decisions:
             verdict = "passed" if gate.passed else "failed"
             client.set_model_version_tag(name, str(model.version), f"gate.{gate.name}", f"{verdict}: {gate.text}")
@@ -113,7 +102,7 @@ def register(
         content_sha256=content,
         gates=decisions,
         previous=previous.version if previous else None,
-        lineage=dict(lineage),
+        lineage=dict(candidate.lineage),
         tracking_uri=public_uri(root),
     )
 
@@ -167,6 +156,17 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
     raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
 
 
+def log_report(model: RegisteredModel, *, root: Path, page: Path, plots: Path) -> None:
+    """Log the report and its plots to the run of a registered model.
+
+    Raises:
+        UnavailableError: the store does not answer.
+    """
+    with open_store(root, write=True) as client:
+        client.log_artifact(model.run_id, str(page), "report")
+        client.log_artifacts(model.run_id, str(plots), "report/plots")
+
+
 def download(model: RegisteredModel, *, root: Path) -> Path:
     """Return the local folder of the model's weights and card, checked against its manifest and registered digest.
 
@@ -187,44 +187,65 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
     return folder
 
 
-def _log_candidate(
-    client: MlflowClient,
-    candidate: Path,
-    name: str,
-    content: str,
-    predictions: Path,
-    metrics: Mapping[str, Any],
-    *,
-    root: Path,
-) -> Run:
+def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, content: str, *, root: Path) -> Run:
     """Return the run with the candidate's files and metrics; complete one that an interrupted process left."""
     experiment_id = open_experiment(client, name, root=root)
     runs = find_runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
-    run = runs[0] if runs else client.create_run(experiment_id, run_name=content[:12], tags={_CONTENT: content})
-    run_id = run.info.run_id
-    for file in (*read_json(candidate / MANIFEST), MANIFEST):
-        client.log_artifact(run_id, str(candidate / file), _MODEL)
-    client.log_artifact(run_id, str(predictions), _PREDICTIONS)
-    client.log_dict(run_id, dict(metrics), "metrics.json")
-    card = read_json(candidate / paths.CARD)
-    numbers = {key: value for key, value in flatten(metrics).items() if type(value) in (int, float)}
-    log_metrics(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(numbers, 0)])
-    client.set_terminated(run_id)
+    started_at, ended_at = (int(1000 * time) for time in candidate.trained) if candidate.trained else (None, None)
+    run = (
+        runs[0]
+        if runs
+        else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={_CONTENT: content})
+    )
+    run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
+    with tempfile.TemporaryDirectory() as folder:
+        pyfunc.write_version(Path(folder) / _MODEL, candidate.folder, card=card, text=candidate.text)
+        client.log_artifacts(run_id, folder)
+    client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
+    client.log_dict(run_id, dict(candidate.metrics), "metrics.json")
+    client.log_inputs(run_id, datasets=_datasets(card))
+    numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
+    curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]
+    params = {key: card[key] for key in ("model", "model_params", "recipe")}
+    log_metrics(client, run, params=params, history=[(numbers, 0), *curves])
+    client.set_terminated(run_id, end_time=ended_at)
     return run
 
 
-def _create_version(
-    client: MlflowClient, name: str, content: str, run: Run, lineage: Mapping[str, Any]
-) -> RegisteredModel:
+def _datasets(card: Mapping[str, Any]) -> list[Any]:
+    """Return the splits that a model was trained and validated on, as inputs of its MLflow run."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for split, sha256 in card["data_sha256"].items():
+        source = json.dumps({"uri": str(paths.SPLITS[split])})
+        dataset = Dataset(f"{card['dataset']}-{split}", sha256[:36], "local", source)  # MLflow takes 36 characters
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+    return inputs
+
+
+def _create_version(client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate) -> RegisteredModel:
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
-    tags = {_CONTENT: content, **{f"lineage.{key}": str(value) for key, value in flatten(lineage).items()}}
-    source = f"{run.info.artifact_uri}/{_MODEL}"
-    return _registered(client.create_model_version(name, source, run.info.run_id, tags=tags))
+    scores = {split: candidate.metrics[split] for split in ("validation", "test") if split in candidate.metrics}
+    tags = {_CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
+    return _registered(
+        client.create_model_version(
+            name,
+            f"{run.info.artifact_uri}/{_MODEL}",
+            run.info.run_id,
+            tags={key: str(value) for key, value in tags.items()},
+            description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
+        )
+    )
 
 
-def _find_content(client: MlflowClient, name: str, content: str) -> RegisteredModel | None:
+def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) -> RegisteredModel | None:
     versions = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT} = '{content}'")
+    if is_own_store(root):
+        # After the project's folder was moved, MLflow looks for the files of its old versions where they were.
+        here = str((root / paths.MLFLOW_ARTIFACTS).resolve())
+        versions = [version for version in versions if version.source.startswith(here)]
     return _registered(min(versions, key=lambda version: int(version.version))) if versions else None
 
 
@@ -269,6 +290,26 @@ def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: 
         with tempfile.TemporaryDirectory(dir=artifacts) as folder:
             Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
     return copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trained model that is to be registered, and what is known about it."""
+
+    folder: Path
+    """Folder of its weights, card and manifest."""
+    predictions: Path
+    """Its `validation.parquet`: the gates judge by it, and later candidates are compared with it."""
+    metrics: Mapping[str, Any]
+    """Numbers, possibly nested, that are recorded and decide nothing."""
+    lineage: Mapping[str, Any]
+    """Where it comes from; recorded as tags of the version."""
+    text: str = ""
+    """Model card for people, as Markdown with front matter."""
+    curves: Sequence[Mapping[str, float]] = ()
+    """Metrics of each epoch of its training."""
+    trained: tuple[float, float] | None = None
+    """Start and end of its training, in seconds since the epoch; None if they are unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

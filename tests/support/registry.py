@@ -21,6 +21,9 @@ NAME = "toy-classifier"
 LINEAGE = {"dataset": "toy", "git_revision": "abc", "git_dirty": False, "versions": {"torch": "2"}}
 METRICS = {"dataset": "toy", "test": {"accuracy": 0.75, "interval": [0.7, 0.8]}, "validation": {"num_rows": 1000}}
 PARAMS = RegisterParams(max_p_value_against_baseline=0.01, max_p_value_against_champion=0.05, max_calibration_error=0.1)
+TEXT = "---\nlicense: mit\n---\n\n# A card\n\nOf a toy.\n"
+CURVES = [{"epoch": 1, "train_loss": 0.5}, {"epoch": 2, "train_loss": 0.25}]
+TRAINED = (1_700_000_000.0, 1_700_000_060.5)
 ROWS = 1000
 BASELINE_ERRORS = 100
 
@@ -68,8 +71,13 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
 
 def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
     """Register the candidate as `NAME` with the metrics and limits above, except for `changes`."""
-    arguments = {"root": root, "name": NAME, "metrics": METRICS, "lineage": LINEAGE, "params": PARAMS, **changes}
-    return mlflow_registry.register(candidate[0], predictions=candidate[1], **arguments)
+    known = {"metrics": METRICS, "lineage": LINEAGE, "text": TEXT, "curves": CURVES, "trained": TRAINED}
+    facts = {key: changes.pop(key, value) for key, value in known.items()}
+    arguments: dict[str, Any] = {"root": root, "name": NAME, "params": PARAMS, **changes}
+    folder, predictions = candidate
+    return mlflow_registry.register(
+        mlflow_registry.Candidate(folder=folder, predictions=predictions, **facts), **arguments
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,36 @@
+"""The MLflow model of a registered version, as code: MLflow runs this file in place of loading a pickle.
+
+Its copy lies in the version's folder, beside the weights, the card and the modules that it imports.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+from numpy.typing import NDArray
+
+from mnist_pipe.inference.classifier import Classifier
+
+
+class RegisteredClassifier(PythonModel):  # type: ignore[misc]
+    """Model from grey images, uint8 `(N, 28, 28)`, to probabilities, float32 `(N, classes)`."""
+
+    def load_context(self, context: Any) -> None:  # noqa: ARG002
+        """Load the weights beside this file, after checking them against their manifest."""
+        self._classifier = Classifier.load(Path(__file__).parent)
+
+    def predict(
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: np.ndarray,  # MLflow warns of other type hints
+        params: Any = None,  # noqa: ARG002
+    ) -> NDArray[np.float32]:
+        """Return the calibrated probabilities of each image."""
+        return self._classifier.probabilities(model_input)
+
+
+set_model(RegisteredClassifier())

@@ -48,6 +48,7 @@ RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard read
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
+RESOLVED = STATE / "versions.json"  # which versions names stood for
 
 
 def find_root(start: Path) -> Path:

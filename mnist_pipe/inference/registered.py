@@ -9,7 +9,7 @@ from mnist_pipe import paths
 from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.inference.classifier import Classifier
 from mnist_pipe.registry import mlflow_registry
-from mnist_pipe.registry.mlflow_registry import RegisteredModel
+from mnist_pipe.registry.versions import RegisteredModel
 
 
 def load(spec: str | None = None, *, root: Path) -> Classifier:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import gates, pyfunc
+from mnist_pipe.registry import gates, pyfunc, versions
 from mnist_pipe.registry.store import (
     NAME,
     check_name,
@@ -33,6 +34,7 @@ from mnist_pipe.registry.store import (
     open_store,
     public_uri,
 )
+from mnist_pipe.registry.versions import RegisteredModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -115,8 +117,7 @@ def champion(name: str, *, root: Path) -> RegisteredModel | None:
         UnavailableError: the store does not answer.
     """
     check_name(name)
-    with open_existing_store(root) as client:
-        return client and _aliased(client, name, CHAMPION)
+    return _remembered(f"{name}@{CHAMPION}", lambda client: _aliased(client, name, CHAMPION), root=root)
 
 
 def champions(*, root: Path) -> list[RegisteredModel]:
@@ -143,17 +144,38 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
         raise InputError.invalid("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec))
     name, alias, number = match.groups()
     known: list[str] = []
+
+    def read(client: MlflowClient) -> RegisteredModel | None:
+        aliases = _aliases(client, name)
+        found = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+        known.extend([f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in found])
+        if not known:
+            known.extend(model.name for model in client.search_registered_models())
+        version = found.get(number or aliases.get(alias, ""))
+        return version and _registered(version)
+
+    model = _remembered(spec, read, root=root)
+    if model is None:
+        fix = f"known: {', '.join(sorted(known))}" if known else "nothing is registered yet; run: dvc repro"
+        raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
+    return model
+
+
+def _remembered(
+    spec: str, read: Callable[[MlflowClient], RegisteredModel | None], *, root: Path
+) -> RegisteredModel | None:
+    """Return the version that `spec` stands for: without MLflow if it is known, else as `read` finds it."""
+    if not is_own_store(root):
+        with open_store(root) as client:
+            return read(client)
+    if known := versions.recall(spec, root=root):
+        return known
+    state = versions.database_state(root)
     with open_existing_store(root) as client:
-        if client:
-            aliases = _aliases(client, name)
-            versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-            version = versions.get(number or aliases.get(alias, ""))
-            if version is not None:
-                return _registered(version)
-            known = [f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in versions]
-            known = sorted(known) or sorted(model.name for model in client.search_registered_models())
-    fix = f"known: {', '.join(known)}" if known else "nothing is registered yet; run: dvc repro"
-    raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
+        model = client and read(client)
+    if model:
+        versions.keep(spec, model, state=state, root=root)
+    return model
 
 
 def log_report(model: RegisteredModel, *, root: Path, page: Path, plots: Path) -> None:
@@ -174,7 +196,7 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
         CorruptDataError: a file is missing or has other bytes.
         UnavailableError: the store does not answer.
     """
-    with open_store(root) as client:
+    with nullcontext() if is_own_store(root) else open_store(root) as client:
         folder = _artifact(client, model, f"{_MODEL}/{MANIFEST}", root=root).parent
         manifest = read_json(folder / MANIFEST)
         found = digest(manifest)
@@ -241,12 +263,12 @@ def _create_version(client: MlflowClient, name: str, content: str, run: Run, can
 
 
 def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) -> RegisteredModel | None:
-    versions = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT} = '{content}'")
+    found = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT} = '{content}'")
     if is_own_store(root):
         # After the project's folder was moved, MLflow looks for the files of its old versions where they were.
         here = str((root / paths.MLFLOW_ARTIFACTS).resolve())
-        versions = [version for version in versions if version.source.startswith(here)]
-    return _registered(min(versions, key=lambda version: int(version.version))) if versions else None
+        found = [version for version in found if version.source.startswith(here)]
+    return _registered(min(found, key=lambda version: int(version.version))) if found else None
 
 
 def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:
@@ -277,12 +299,12 @@ def _registered(version: ModelVersion) -> RegisteredModel:
     )
 
 
-def _artifact(client: MlflowClient, model: RegisteredModel, path: str, *, root: Path) -> Path:
-    """Return the path of a local copy of one file of the model's run; download it if necessary."""
+def _artifact(client: MlflowClient | None, model: RegisteredModel, path: str, *, root: Path) -> Path:
+    """Return the path of a local copy of one file of the model's run; download it by `client` if necessary."""
     if not all(NAME.fullmatch(part) for part in path.split("/")):
         raise CorruptDataError.invalid(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path))
     artifacts = root / paths.MLFLOW_ARTIFACTS
-    if is_own_store(root):  # not by MLflow's absolute path: the project's folder may have moved
+    if client is None or is_own_store(root):  # not by MLflow's absolute path: the project's folder may have moved
         return artifacts / model.run_id / "artifacts" / path
     copy = artifacts / "downloads" / model.content_sha256 / path
     if not copy.exists():
@@ -310,18 +332,6 @@ class Candidate:
     """Metrics of each epoch of its training."""
     trained: tuple[float, float] | None = None
     """Start and end of its training, in seconds since the epoch; None if they are unknown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisteredModel:
-    """One version of a registered model."""
-
-    name: str
-    version: int
-    run_id: str
-    """The id of the MLflow run that holds its files."""
-    content_sha256: str
-    """The digest of the digests of its files, the weights and the card."""
 
 
 @dataclass(frozen=True, kw_only=True)

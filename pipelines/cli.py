@@ -109,6 +109,20 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.inference import export
+
+    done = export.export(options.output, kind=options.format, root=root, model=options.model)
+    line = f"{options.output / done.path.name}: {done.model}, {done.path.stat().st_size:,} bytes"
+    if done.num_images:
+        line += (
+            f"; on {done.num_images:,} test images the same classes as torch, "
+            f"and probabilities that differ by at most {done.difference:.1e}"
+        )
+    print(line)
+    return 0
+
+
 @contextmanager
 def _errors_to(log: Path) -> Iterator[None]:
     """Redirect standard error to `log`: Ray's threads and its C++ code write to the file descriptor itself."""
@@ -214,6 +228,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
     "predict": (_predict, "predict the digits in image files with the registered champion"),
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
+    "export": (_export, "write the registered champion as ONNX or safetensors, for programs without this project"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
 }
 
@@ -227,10 +242,13 @@ def _parser() -> command_line.Parser:
         command.set_defaults(run=run)
         if name == "predict":
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
-            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
         if name == "score":
             command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
+        if name == "export":
+            command.add_argument("--format", required=True, choices=("onnx", "safetensors"), help="of the model's file")
+        if name in ("score", "export"):
             command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
+        if name in ("predict", "score", "export"):
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
     return parser
 

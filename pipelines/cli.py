@@ -8,10 +8,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import command_line, paths
 from mnist_pipe.errors import CorruptDataError, PipelineError, UnavailableError
+
+if TYPE_CHECKING:
+    from mnist_pipe.local.services import Service, State
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +38,14 @@ def _down(root: Path, _: argparse.Namespace) -> int:
     return 0
 
 
-def _status(root: Path, _: argparse.Namespace) -> int:
+def _status(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     found = services.status(root)
-    _print([(name, services.describe(name, state, service)) for name, (state, service) in found.items()])
+    if options.json:
+        _print_json({"services": _facts_of_services(found)})
+    else:
+        _print([(name, services.describe(name, *record)) for name, record in found.items()])
     return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
 
 
@@ -61,10 +67,15 @@ def _dashboards(root: Path, _: argparse.Namespace) -> int:
     return UnavailableError.exit_code if any(codes) else 0
 
 
-def _doctor(root: Path, _: argparse.Namespace) -> int:
+def _doctor(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
-    return max(_report(name, found) for name, found in doctor.examine(root))
+    if not options.json:
+        return max(_report(name, found) for name, found in doctor.examine(root))
+    found = dict(doctor.examine(root))
+    codes = {name: _exit_code(result) for name, result in found.items()}
+    _print_json({"checks": {name: {"exit_code": codes[name], "text": str(found[name])} for name in found}})
+    return max(codes.values())
 
 
 def _predict(root: Path, options: argparse.Namespace) -> int:
@@ -139,67 +150,98 @@ def _errors_to(log: Path) -> Iterator[None]:
         os.close(console)
 
 
-def _summary(root: Path, _: argparse.Namespace) -> int:
+def _summary(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.atomic import read_json
 
     fix = "run: dvc repro"
     registration, evaluation = (read_json(root / path, fix=fix) for path in (paths.REGISTRATION, paths.EVALUATION))
     try:
-        rows = [
-            *_outcome(registration, evaluation),
-            ("time", _times(root)),
-            ("report", str(root / paths.REPORT)),
-            *_services(root),
-            *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
-            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
-            _STOP,
-        ]
-        if evaluation["fallback_for"]:
-            rows = [_fallback(evaluation), *rows, _fallback(evaluation)]
+        facts = _facts(registration, evaluation, root=root)
+        outcome, time, tracking_uri = _outcome(facts), _times(facts["seconds"]), str(facts["tracking_uri"])
+        fallback = [_fallback(facts)] if facts["fallback_for"] else []
     except (LookupError, TypeError, ValueError) as error:
         state = f"is incomplete: {type(error).__name__} {error}"
         raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=fix) from error
-    _print(rows)
+    if options.json:
+        from mnist_pipe.local import services
+
+        found = _facts_of_services(services.status(root))
+        _print_json({**facts, "report": str(root / paths.REPORT), "services": found})
+        return 0
+    _print(
+        [
+            *fallback,
+            *outcome,
+            ("time", time),
+            ("report", str(root / paths.REPORT)),
+            *_services(root),
+            *([("mlflow", tracking_uri)] if tracking_uri.startswith("http") else []),
+            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
+            _STOP,
+            *fallback,
+        ]
+    )
     return 0
 
 
-def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    alias = f", alias {registration['alias']}" if registration["alias"] else ", without an alias"
-    rows = [
-        ("registered", f"{registration['name']} version {registration['version']}{alias}"),
-        ("", registration["reason"]),
-    ]
+def _facts(registration: dict[str, Any], evaluation: dict[str, Any], *, root: Path) -> dict[str, Any]:
+    """Return what the summary says about the last run; `--json` prints it as it is."""
+    from mnist_pipe import timings
+    from pipelines import STAGES
+
+    recorded = timings.read(root)
+    return {
+        "registered": {key: registration[key] for key in ("name", "version", "alias", "reason")},
+        "tracking_uri": registration["tracking_uri"],
+        "dataset": evaluation["dataset"],
+        "fallback_for": evaluation["fallback_for"],
+        **{
+            split: {key: evaluation[split][key] for key in ("accuracy", "interval", "num_rows")}
+            for split in ("validation", "test")
+        },
+        "confidence": evaluation["confidence"],
+        "seconds": {stage: recorded[stage].seconds for stage in STAGES if stage in recorded},
+    }
+
+
+def _outcome(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    registered = facts["registered"]
+    alias = f", alias {registered['alias']}" if registered["alias"] else ", without an alias"
+    rows = [("registered", f"{registered['name']} version {registered['version']}{alias}"), ("", registered["reason"])]
     for split in ("validation", "test"):
-        score = evaluation[split]
+        score = facts[split]
         low, high = score["interval"]
         rows.append(
             (
                 split,
-                f"accuracy {100 * score['accuracy']:.2f} %, {100 * evaluation['confidence']:g} % interval "
+                f"accuracy {100 * score['accuracy']:.2f} %, {100 * facts['confidence']:g} % interval "
                 f"{100 * low:.2f} to {100 * high:.2f} %, {score['num_rows']:,} images",
             )
         )
     return rows
 
 
+def _facts_of_services(found: dict[str, tuple[State, Service | None]]) -> dict[str, dict[str, str | None]]:
+    from mnist_pipe.local import services
+
+    return {name: services.facts(name, *record) for name, record in found.items()}
+
+
 def _services(root: Path) -> list[tuple[str, str]]:
     from mnist_pipe.local import services
 
-    return [(name, services.describe(name, state, service)) for name, (state, service) in services.status(root).items()]
+    return [(name, services.describe(name, *record)) for name, record in services.status(root).items()]
 
 
-def _times(root: Path) -> str:
-    from mnist_pipe import timings
+def _times(seconds: dict[str, float]) -> str:
     from mnist_pipe.evaluation.report import format_duration
-    from pipelines import STAGES
 
-    seconds = {stage: entry.seconds for stage, entry in timings.read(root).items()}
-    parts = [f"{stage} {format_duration(seconds[stage])}" for stage in STAGES if stage in seconds]
+    parts = [f"{stage} {format_duration(duration)}" for stage, duration in seconds.items()]
     return ", ".join([*parts, f"total {format_duration(sum(seconds.values()))}"]) if parts else "not recorded"
 
 
-def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
-    wanted, used = evaluation["fallback_for"], evaluation["dataset"]
+def _fallback(facts: dict[str, Any]) -> tuple[str, str]:
+    wanted, used = facts["fallback_for"], facts["dataset"]
     return (
         "FALLBACK",
         f"{wanted} could not be downloaded; all results are for {used}. To retry, run: dvc repro --force ingest",
@@ -208,9 +250,19 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
 
 def _report(name: str, found: str | PipelineError) -> int:
     """Print the result of one check and return its exit code; further lines are indented to the text's column."""
-    code = found.exit_code if isinstance(found, PipelineError) else 0
+    code = _exit_code(found)
     print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
     return code
+
+
+def _exit_code(found: str | PipelineError) -> int:
+    return found.exit_code if isinstance(found, PipelineError) else 0
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
@@ -240,6 +292,8 @@ def _parser() -> command_line.Parser:
     for name, (run, explanation) in COMMANDS.items():
         command = commands.add_parser(name, help=explanation, description=explanation)
         command.set_defaults(run=run)
+        if name in ("status", "doctor", "summary"):
+            command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
         if name == "predict":
             command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
         if name == "score":

@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error that the user can fix is printed in one line."""
-    return command_line.run(_parser(), lambda options: options.run(paths.find_root(Path.cwd()), options), arguments)
+    return command_line.run(_parser(), _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    # A shell asks for its completions when it starts, in any folder.
+    root = Path.cwd() if options.command == "completion" else paths.find_root(Path.cwd())
+    code: int = options.run(root, options)
+    return code
 
 
 def _up(root: Path, _: argparse.Namespace) -> int:
@@ -221,6 +228,13 @@ def _outcome(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _completion(_: Path, options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
+    return 0
+
+
 def _facts_of_services(found: dict[str, tuple[State, Service | None]]) -> dict[str, dict[str, str | None]]:
     from mnist_pipe.local import services
 
@@ -282,10 +296,18 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
     "export": (_export, "write the registered champion as ONNX or safetensors, for programs without this project"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
+    "completion": (_completion, "print a script that completes this command's words in a shell"),
 }
 
 
-def _parser() -> command_line.Parser:
+def _parser(*, file: object = None, folder: object = None) -> command_line.Parser:
+    """Return the parser of the command line.
+
+    Args:
+        file: what shtab finds in an argument that is a file; None if no completion is made, as importing shtab takes
+            50 ms.
+        folder: the same for a folder.
+    """
     description = "Manage the local services, and predict with the registered champion."
     parser = command_line.Parser(prog="mnist-pipe", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -295,15 +317,20 @@ def _parser() -> command_line.Parser:
         if name in ("status", "doctor", "summary"):
             command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
         if name == "predict":
-            command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            images.complete = file  # type: ignore[attr-defined]
         if name == "score":
-            command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
+            table = command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder, here or at s3://")
+            table.complete = file  # type: ignore[attr-defined]
         if name == "export":
             command.add_argument("--format", required=True, choices=("onnx", "safetensors"), help="of the model's file")
         if name in ("score", "export"):
-            command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
+            output = command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, new or empty")
+            output.complete = folder  # type: ignore[attr-defined]
         if name in ("predict", "score", "export"):
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
+        if name == "completion":
+            command.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that reads the script")
     return parser
 
 

@@ -21,6 +21,7 @@ from mnist_pipe import paths, timings
 from mnist_pipe.atomic import write_json
 from mnist_pipe.local import services
 from pipelines import cli
+from tests.support import ROOT
 from tests.support.registry import MakeCandidate, register
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
@@ -113,7 +114,8 @@ def test_an_unknown_command_is_one_line() -> None:
     assert (code, output) == (2, [])
     assert line == (
         "mnist-pipe: argument COMMAND: invalid choice: 'stats' (choose from 'up', 'down', 'status', "
-        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'export', 'summary'); see mnist-pipe --help"
+        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'export', 'summary', 'completion'); "
+        "see mnist-pipe --help"
     )
 
 
@@ -132,7 +134,7 @@ def test_debug_shows_the_traceback_before_or_after_the_command(project: Path, ar
 def test_a_quick_command_imports_nothing_heavy() -> None:
     code = (
         "import sys; from pipelines.cli import main; main(['status'])\n"
-        "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules))"
+        "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic', 'shtab'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
@@ -376,6 +378,84 @@ def test_predict_without_an_image_is_one_line() -> None:
     code, _, lines = mnist_pipe("predict")
     line = "mnist-pipe predict: the following arguments are required: IMAGE; see mnist-pipe predict --help"
     assert (code, lines) == (2, [line])
+
+
+# --- completion
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script for bash, printed in a folder of no project, as a shell's start-up file does."""
+    folder = tmp_path_factory.mktemp("completion")
+    done = subprocess.run(
+        [*MNIST_PIPE, "completion", "bash"], cwd=folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stderr == ""
+    (folder / "mnist-pipe.bash").write_text(done.stdout)
+    return folder / "mnist-pipe.bash"
+
+
+def completed(script: Path, *words: str, folder: Path) -> list[str]:
+    """Return what bash offers for the last of the words after `mnist-pipe`, when TAB is pressed there."""
+    program = """
+        source "$1" && shift
+        COMP_WORDS=(mnist-pipe "$@") COMP_CWORD=$#
+        function=$(complete -p mnist-pipe | sed 's/.* -F \\(\\S*\\) .*/\\1/')
+        "$function" mnist-pipe "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", program, "bash", script, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["pre"], ["predict"]),
+        (["s"], ["score", "status", "summary"]),
+        (["export", "--f"], ["--format"]),
+        (["export", "--format", "o"], ["onnx"]),
+        (["summary", "--"], ["--debug", "--help", "--json"]),
+        (["completion", "z"], ["zsh"]),
+        (["predict", "seven.pn"], ["seven.png"]),
+        (["predict", "seven.png", "eig"], ["eight.png"]),
+        (["score", "sev"], ["seven.parquet", "seven.png"]),
+        (["export", "--format", "onnx", "s"], ["scores"]),  # a folder, and no file
+    ],
+)
+def test_bash_completes(completion: Path, tmp_path: Path, words: list[str], offered: list[str]) -> None:
+    for name in ("seven.png", "eight.png", "seven.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "scores").mkdir()
+    assert completed(completion, *words, folder=tmp_path) == offered
+
+
+def test_bash_offers_every_command_and_no_other_word(completion: Path, tmp_path: Path) -> None:
+    assert {word for word in completed(completion, "", folder=tmp_path) if not word.startswith("-")} == {*cli.COMMANDS}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("shell", "sign"), [("zsh", "#compdef mnist-pipe"), ("tcsh", "complete mnist-pipe")])
+def test_the_other_shells_have_a_script_with_every_command(shell: str, sign: str) -> None:
+    code, lines, errors = mnist_pipe("completion", shell)
+    assert (code, errors) == (0, [])
+    assert any(line.startswith(sign) for line in lines)
+    assert all(any(command in line for line in lines) for command in cli.COMMANDS)
+
+
+@pytest.mark.usefixtures("project")
+def test_an_unknown_shell_is_one_line() -> None:
+    code, output, [line] = mnist_pipe("completion", "fish")
+    assert (code, output) == (2, [])
+    assert line.startswith("mnist-pipe completion: argument shell: invalid choice: 'fish' (choose from 'bash', 'zsh', ")
 
 
 @pytest.mark.usefixtures("project")

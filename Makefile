@@ -68,7 +68,7 @@ $(VENV)/.run: pyproject.toml requirements.lock
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test]'
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test,export]'
 	@touch $@
 
 $(VENV)/.cluster: $(VENV)/.run

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mnist_pipe.errors import BusyError, CorruptDataError
+from mnist_pipe.errors import BusyError, CorruptDataError, InputError
 
 MANIFEST = "manifest.json"
 
@@ -81,6 +81,18 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(folder.parent)
+
+
+def check_new_or_empty(folder: Path) -> None:
+    """Check, before any work starts, that `folder` is one that `atomic_folder` can write.
+
+    Raises:
+        InputError: something exists there that is not an empty folder.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InputError.invalid(
+            folder, "the output", "be new or empty", got="an existing one", fix="remove it or name another"
+        )
 
 
 def write_bytes(path: Path, content: bytes, *, mode: int = 0o644) -> None:

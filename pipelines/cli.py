@@ -8,15 +8,25 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import command_line, paths
 from mnist_pipe.errors import CorruptDataError, PipelineError, UnavailableError
 
+if TYPE_CHECKING:
+    from mnist_pipe.local.services import Service, State
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code; an error that the user can fix is printed in one line."""
-    return command_line.run(_parser(), lambda options: options.run(paths.find_root(Path.cwd()), options), arguments)
+    return command_line.run(_parser(), _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
+    # A shell asks for its completions when it starts, in any folder.
+    root = Path.cwd() if options.command == "completion" else paths.find_root(Path.cwd())
+    code: int = options.run(root, options)
+    return code
 
 
 def _up(root: Path, _: argparse.Namespace) -> int:
@@ -35,11 +45,14 @@ def _down(root: Path, _: argparse.Namespace) -> int:
     return 0
 
 
-def _status(root: Path, _: argparse.Namespace) -> int:
+def _status(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     found = services.status(root)
-    _print([(name, services.describe(name, state, service)) for name, (state, service) in found.items()])
+    if options.json:
+        _print_json({"services": _facts_of_services(found)})
+    else:
+        _print([(name, services.describe(name, *record)) for name, record in found.items()])
     return 0 if all(state is services.State.RUNNING for state, _ in found.values()) else 3
 
 
@@ -61,10 +74,15 @@ def _dashboards(root: Path, _: argparse.Namespace) -> int:
     return UnavailableError.exit_code if any(codes) else 0
 
 
-def _doctor(root: Path, _: argparse.Namespace) -> int:
+def _doctor(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
-    return max(_report(name, found) for name, found in doctor.examine(root))
+    if not options.json:
+        return max(_report(name, found) for name, found in doctor.examine(root))
+    found = dict(doctor.examine(root))
+    codes = {name: _exit_code(result) for name, result in found.items()}
+    _print_json({"checks": {name: {"exit_code": codes[name], "text": str(found[name])} for name in found}})
+    return max(codes.values())
 
 
 def _predict(root: Path, options: argparse.Namespace) -> int:
@@ -109,6 +127,20 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.inference import export
+
+    done = export.export(options.output, kind=options.format, root=root, model=options.model)
+    line = f"{options.output / done.path.name}: {done.model}, {done.path.stat().st_size:,} bytes"
+    if done.num_images:
+        line += (
+            f"; on {done.num_images:,} test images the same classes as torch, "
+            f"and probabilities that differ by at most {done.difference:.1e}"
+        )
+    print(line)
+    return 0
+
+
 @contextmanager
 def _errors_to(log: Path) -> Iterator[None]:
     """Redirect standard error to `log`: Ray's threads and its C++ code write to the file descriptor itself."""
@@ -125,67 +157,105 @@ def _errors_to(log: Path) -> Iterator[None]:
         os.close(console)
 
 
-def _summary(root: Path, _: argparse.Namespace) -> int:
+def _summary(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.atomic import read_json
 
     fix = "run: dvc repro"
     registration, evaluation = (read_json(root / path, fix=fix) for path in (paths.REGISTRATION, paths.EVALUATION))
     try:
-        rows = [
-            *_outcome(registration, evaluation),
-            ("time", _times(root)),
-            ("report", str(root / paths.REPORT)),
-            *_services(root),
-            *([("mlflow", uri)] if (uri := registration["tracking_uri"]).startswith("http") else []),
-            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
-            _STOP,
-        ]
-        if evaluation["fallback_for"]:
-            rows = [_fallback(evaluation), *rows, _fallback(evaluation)]
+        facts = _facts(registration, evaluation, root=root)
+        outcome, time, tracking_uri = _outcome(facts), _times(facts["seconds"]), str(facts["tracking_uri"])
+        fallback = [_fallback(facts)] if facts["fallback_for"] else []
     except (LookupError, TypeError, ValueError) as error:
         state = f"is incomplete: {type(error).__name__} {error}"
         raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=fix) from error
-    _print(rows)
+    if options.json:
+        from mnist_pipe.local import services
+
+        found = _facts_of_services(services.status(root))
+        _print_json({**facts, "report": str(root / paths.REPORT), "services": found})
+        return 0
+    _print(
+        [
+            *fallback,
+            *outcome,
+            ("time", time),
+            ("report", str(root / paths.REPORT)),
+            *_services(root),
+            *([("mlflow", tracking_uri)] if tracking_uri.startswith("http") else []),
+            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
+            _STOP,
+            *fallback,
+        ]
+    )
     return 0
 
 
-def _outcome(registration: dict[str, Any], evaluation: dict[str, Any]) -> list[tuple[str, str]]:
-    alias = f", alias {registration['alias']}" if registration["alias"] else ", without an alias"
-    rows = [
-        ("registered", f"{registration['name']} version {registration['version']}{alias}"),
-        ("", registration["reason"]),
-    ]
+def _facts(registration: dict[str, Any], evaluation: dict[str, Any], *, root: Path) -> dict[str, Any]:
+    """Return what the summary says about the last run; `--json` prints it as it is."""
+    from mnist_pipe import timings
+    from pipelines import STAGES
+
+    recorded = timings.read(root)
+    return {
+        "registered": {key: registration[key] for key in ("name", "version", "alias", "reason")},
+        "tracking_uri": registration["tracking_uri"],
+        "dataset": evaluation["dataset"],
+        "fallback_for": evaluation["fallback_for"],
+        **{
+            split: {key: evaluation[split][key] for key in ("accuracy", "interval", "num_rows")}
+            for split in ("validation", "test")
+        },
+        "confidence": evaluation["confidence"],
+        "seconds": {stage: recorded[stage].seconds for stage in STAGES if stage in recorded},
+    }
+
+
+def _outcome(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    registered = facts["registered"]
+    alias = f", alias {registered['alias']}" if registered["alias"] else ", without an alias"
+    rows = [("registered", f"{registered['name']} version {registered['version']}{alias}"), ("", registered["reason"])]
     for split in ("validation", "test"):
-        score = evaluation[split]
+        score = facts[split]
         low, high = score["interval"]
         rows.append(
             (
                 split,
-                f"accuracy {100 * score['accuracy']:.2f} %, {100 * evaluation['confidence']:g} % interval "
+                f"accuracy {100 * score['accuracy']:.2f} %, {100 * facts['confidence']:g} % interval "
                 f"{100 * low:.2f} to {100 * high:.2f} %, {score['num_rows']:,} images",
             )
         )
     return rows
 
 
+def _completion(_: Path, options: argparse.Namespace) -> int:
+    import shtab
+
+    print(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
+    return 0
+
+
+def _facts_of_services(found: dict[str, tuple[State, Service | None]]) -> dict[str, dict[str, str | None]]:
+    from mnist_pipe.local import services
+
+    return {name: services.facts(name, *record) for name, record in found.items()}
+
+
 def _services(root: Path) -> list[tuple[str, str]]:
     from mnist_pipe.local import services
 
-    return [(name, services.describe(name, state, service)) for name, (state, service) in services.status(root).items()]
+    return [(name, services.describe(name, *record)) for name, record in services.status(root).items()]
 
 
-def _times(root: Path) -> str:
-    from mnist_pipe import timings
+def _times(seconds: dict[str, float]) -> str:
     from mnist_pipe.evaluation.report import format_duration
-    from pipelines import STAGES
 
-    seconds = {stage: entry.seconds for stage, entry in timings.read(root).items()}
-    parts = [f"{stage} {format_duration(seconds[stage])}" for stage in STAGES if stage in seconds]
+    parts = [f"{stage} {format_duration(duration)}" for stage, duration in seconds.items()]
     return ", ".join([*parts, f"total {format_duration(sum(seconds.values()))}"]) if parts else "not recorded"
 
 
-def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
-    wanted, used = evaluation["fallback_for"], evaluation["dataset"]
+def _fallback(facts: dict[str, Any]) -> tuple[str, str]:
+    wanted, used = facts["fallback_for"], facts["dataset"]
     return (
         "FALLBACK",
         f"{wanted} could not be downloaded; all results are for {used}. To retry, run: dvc repro --force ingest",
@@ -194,9 +264,19 @@ def _fallback(evaluation: dict[str, Any]) -> tuple[str, str]:
 
 def _report(name: str, found: str | PipelineError) -> int:
     """Print the result of one check and return its exit code; further lines are indented to the text's column."""
-    code = found.exit_code if isinstance(found, PipelineError) else 0
+    code = _exit_code(found)
     print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
     return code
+
+
+def _exit_code(found: str | PipelineError) -> int:
+    return found.exit_code if isinstance(found, PipelineError) else 0
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
@@ -214,24 +294,43 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
     "predict": (_predict, "predict the digits in image files with the registered champion"),
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
+    "export": (_export, "write the registered champion as ONNX or safetensors, for programs without this project"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
+    "completion": (_completion, "print a script that completes this command's words in a shell"),
 }
 
 
-def _parser() -> command_line.Parser:
+def _parser(*, file: object = None, folder: object = None) -> command_line.Parser:
+    """Return the parser of the command line.
+
+    Args:
+        file: what shtab finds in an argument that is a file; None if no completion is made, as importing shtab takes
+            50 ms.
+        folder: the same for a folder.
+    """
     description = "Manage the local services, and predict with the registered champion."
     parser = command_line.Parser(prog="mnist-pipe", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, explanation) in COMMANDS.items():
         command = commands.add_parser(name, help=explanation, description=explanation)
         command.set_defaults(run=run)
+        if name in ("status", "doctor", "summary"):
+            command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
         if name == "predict":
-            command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
-            command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
+            images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            images.complete = file  # type: ignore[attr-defined]
         if name == "score":
-            command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
-            command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
+            table = command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder, here or at s3://")
+            table.complete = file  # type: ignore[attr-defined]
+        if name == "export":
+            command.add_argument("--format", required=True, choices=("onnx", "safetensors"), help="of the model's file")
+        if name in ("score", "export"):
+            output = command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, new or empty")
+            output.complete = folder  # type: ignore[attr-defined]
+        if name in ("predict", "score", "export"):
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
+        if name == "completion":
+            command.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that reads the script")
     return parser
 
 

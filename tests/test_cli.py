@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from mnist_pipe import paths, timings
 from mnist_pipe.atomic import write_json
 from mnist_pipe.local import services
 from pipelines import cli
+from tests.support import ROOT
 from tests.support.registry import MakeCandidate, register
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
@@ -26,6 +29,9 @@ NO_SERVICES = [
     "prefect      not running; start it with: mnist-pipe up",
     "ray          not running; start it with: mnist-pipe up",
 ]
+STOPPED = {
+    "state": "stopped", "url": None, "credential": None, "secret_file": None, "log": None, "start": "mnist-pipe up",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -43,9 +49,22 @@ def mnist_pipe(*arguments: str) -> tuple[int, list[str], list[str]]:
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
+def in_json(command: str) -> tuple[int, Any, list[str]]:
+    """Run a command with `--json` and return its exit code, its parsed output and its errors."""
+    code, lines, errors = mnist_pipe(command, "--json")
+    return code, json.loads("\n".join(lines)), errors
+
+
 def test_status_works_in_a_subfolder_and_exits_3_when_nothing_runs(project: Path) -> None:
     assert mnist_pipe("status") == (3, NO_SERVICES, [])
     assert {path.name for path in project.iterdir()} == {"params.yaml", "dvc.yaml", "some"}
+
+
+@pytest.mark.usefixtures("project")
+def test_status_as_json_has_the_state_of_each_service_and_the_same_exit_code() -> None:
+    code, value, errors = in_json("status")
+    assert (code, errors) == (3, [])
+    assert value == {"services": {"prefect": STOPPED, "ray": STOPPED}}
 
 
 @pytest.mark.parametrize("alive", [True, False])
@@ -67,6 +86,9 @@ def test_status_of_a_failed_service_names_its_log_and_a_remedy(project: Path, al
         )
         line = f"ray          {how}; see ../../.state/logs/ray.log and run: {fix}"
         assert mnist_pipe("status") == (3, [NO_SERVICES[0], line], [])
+        _, value, _ = in_json("status")
+        state, log = ("silent" if alive else "dead"), str(project / ".state/logs/ray.log")
+        assert value["services"]["ray"] == {**STOPPED, "state": state, "log": log, "start": fix}
     finally:
         ended.kill()
         ended.wait()
@@ -92,7 +114,8 @@ def test_an_unknown_command_is_one_line() -> None:
     assert (code, output) == (2, [])
     assert line == (
         "mnist-pipe: argument COMMAND: invalid choice: 'stats' (choose from 'up', 'down', 'status', "
-        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'summary'); see mnist-pipe --help"
+        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'export', 'summary', 'completion'); "
+        "see mnist-pipe --help"
     )
 
 
@@ -111,7 +134,7 @@ def test_debug_shows_the_traceback_before_or_after_the_command(project: Path, ar
 def test_a_quick_command_imports_nothing_heavy() -> None:
     code = (
         "import sys; from pipelines.cli import main; main(['status'])\n"
-        "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic'} & set(sys.modules))"
+        "print({'torch', 'ray', 'prefect', 'mlflow', 'numpy', 'pydantic', 'shtab'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
@@ -182,6 +205,18 @@ def test_doctor_lists_every_check_and_exits_with_the_code_of_its_errors() -> Non
     assert {line[6:19].strip() for line in lines if line.startswith("FAIL")} == {"params", "versioning"}
 
 
+@pytest.mark.usefixtures("project")
+def test_doctor_as_json_has_the_text_and_the_code_of_each_check() -> None:
+    code, lines, _ = mnist_pipe("doctor")
+    code_as_json, value, errors = in_json("doctor")
+    assert (code_as_json, errors) == (code, [])
+    assert list(value) == ["checks"]
+    shown = [f"{'FAIL' if c['exit_code'] else 'ok':4}  {name:13}  {c['text']}" for name, c in value["checks"].items()]
+    free = re.compile(r"[\d,]+ MB free")  # of a disk that others write to
+    assert [free.sub("", line) for line in shown] == [free.sub("", line) for line in lines]
+    assert max(check["exit_code"] for check in value["checks"].values()) == code
+
+
 # --- summary
 
 
@@ -232,6 +267,33 @@ def test_the_summary_names_the_model_its_accuracy_and_the_dashboards(finished: P
     ]
 
 
+def test_the_summary_as_json_has_the_facts_of_the_text(finished: Path) -> None:
+    code, value, errors = in_json("summary")
+    assert (code, errors) == (0, [])
+    assert value == {
+        "registered": {
+            "name": "mnist-classifier",
+            "version": 3,
+            "alias": "champion",
+            "reason": "Every gate passed, so the candidate is the new champion.",
+        },
+        "tracking_uri": "sqlite:///.state/mlflow.db",
+        "dataset": "mnist",
+        "fallback_for": None,
+        "confidence": 0.95,
+        "validation": {"accuracy": 0.994, "interval": [0.9915, 0.9958], "num_rows": 5000},
+        "test": {"accuracy": 0.9943, "interval": [0.9926, 0.9956], "num_rows": 10000},
+        "seconds": {"ingest": 1.25, "train": 61.5},
+        "report": str(finished / "reports/index.html"),
+        "services": {"prefect": STOPPED, "ray": STOPPED},
+    }
+
+
+@pytest.mark.usefixtures("project")
+def test_an_error_with_json_is_still_one_line_and_no_document() -> None:
+    assert mnist_pipe("summary", "--json") == mnist_pipe("summary")
+
+
 def test_the_summary_announces_a_fallback_first_and_last(finished: Path) -> None:
     evaluation = {
         "dataset": "digits",
@@ -272,6 +334,7 @@ def test_the_summary_of_a_failed_candidate_gives_the_reason(finished: Path) -> N
 def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
     write_json(finished / paths.EVALUATION, {"dataset": "mnist", "fallback_for": None})
     code, output, [line] = mnist_pipe("summary")
+    assert mnist_pipe("summary", "--json") == (code, output, [line])
     assert (code, output) == (4, [])
     assert line == f"{finished / 'reports'}: a report is incomplete: KeyError 'validation'; run: dvc repro"
 
@@ -315,6 +378,84 @@ def test_predict_without_an_image_is_one_line() -> None:
     code, _, lines = mnist_pipe("predict")
     line = "mnist-pipe predict: the following arguments are required: IMAGE; see mnist-pipe predict --help"
     assert (code, lines) == (2, [line])
+
+
+# --- completion
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The script for bash, printed in a folder of no project, as a shell's start-up file does."""
+    folder = tmp_path_factory.mktemp("completion")
+    done = subprocess.run(
+        [*MNIST_PIPE, "completion", "bash"], cwd=folder, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stderr == ""
+    (folder / "mnist-pipe.bash").write_text(done.stdout)
+    return folder / "mnist-pipe.bash"
+
+
+def completed(script: Path, *words: str, folder: Path) -> list[str]:
+    """Return what bash offers for the last of the words after `mnist-pipe`, when TAB is pressed there."""
+    program = """
+        source "$1" && shift
+        COMP_WORDS=(mnist-pipe "$@") COMP_CWORD=$#
+        function=$(complete -p mnist-pipe | sed 's/.* -F \\(\\S*\\) .*/\\1/')
+        "$function" mnist-pipe "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+        printf '%s\\n' "${COMPREPLY[@]}"
+    """
+    done = subprocess.run(
+        ["bash", "--norc", "-c", program, "bash", script, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return sorted(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["pre"], ["predict"]),
+        (["s"], ["score", "status", "summary"]),
+        (["export", "--f"], ["--format"]),
+        (["export", "--format", "o"], ["onnx"]),
+        (["summary", "--"], ["--debug", "--help", "--json"]),
+        (["completion", "z"], ["zsh"]),
+        (["predict", "seven.pn"], ["seven.png"]),
+        (["predict", "seven.png", "eig"], ["eight.png"]),
+        (["score", "sev"], ["seven.parquet", "seven.png"]),
+        (["export", "--format", "onnx", "s"], ["scores"]),  # a folder, and no file
+    ],
+)
+def test_bash_completes(completion: Path, tmp_path: Path, words: list[str], offered: list[str]) -> None:
+    for name in ("seven.png", "eight.png", "seven.parquet"):
+        (tmp_path / name).touch()
+    (tmp_path / "scores").mkdir()
+    assert completed(completion, *words, folder=tmp_path) == offered
+
+
+def test_bash_offers_every_command_and_no_other_word(completion: Path, tmp_path: Path) -> None:
+    assert {word for word in completed(completion, "", folder=tmp_path) if not word.startswith("-")} == {*cli.COMMANDS}
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize(("shell", "sign"), [("zsh", "#compdef mnist-pipe"), ("tcsh", "complete mnist-pipe")])
+def test_the_other_shells_have_a_script_with_every_command(shell: str, sign: str) -> None:
+    code, lines, errors = mnist_pipe("completion", shell)
+    assert (code, errors) == (0, [])
+    assert any(line.startswith(sign) for line in lines)
+    assert all(any(command in line for line in lines) for command in cli.COMMANDS)
+
+
+@pytest.mark.usefixtures("project")
+def test_an_unknown_shell_is_one_line() -> None:
+    code, output, [line] = mnist_pipe("completion", "fish")
+    assert (code, output) == (2, [])
+    assert line.startswith("mnist-pipe completion: argument shell: invalid choice: 'fish' (choose from 'bash', 'zsh', ")
 
 
 @pytest.mark.usefixtures("project")

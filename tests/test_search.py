@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,10 @@ def test_independent_trials_train_together_with_the_same_results(cluster: Cluste
         "batch_size": [64],
     }
     told: list[TrialRecord] = []
-    arguments: dict[str, Any] = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo", "on_trial": told.append}
-    records = run(cluster, folder=tmp_path, space=space, **arguments)
+    arguments: dict[str, Any] = {"num_trials": 12, "algorithm": "random", "scheduler": "fifo"}
+    with ThreadPoolExecutor(1) as thread:  # the pipeline hands each trial to a thread too
+        arguments["on_trial"] = lambda trial: thread.submit(told.append, trial)
+        records = run(cluster, folder=tmp_path, space=space, **arguments)
     optimizers = [record.config["optimizer"] for record in told]
     assert len(list(itertools.groupby(optimizers))) == 2  # all trials of a pack end together
     assert [record.trial for record in records] == list(range(1, 13))

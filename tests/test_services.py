@@ -101,6 +101,22 @@ def test_every_listener_is_on_loopback(root: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.services
+def test_status_as_json_is_enough_to_log_in(root: Path) -> None:
+    found = json.loads(run(root, "status", "--json"))["services"]
+    assert [(service["state"], service["credential"], service["start"]) for service in found.values()] == [
+        ("running", "password", None),
+        ("running", "token", None),
+    ]
+    prefect, ray = ((service["url"], Path(service["secret_file"]).read_text().strip()) for service in found.values())
+    user, _, password = prefect[1].partition(":")
+    assert httpx.get(f"{prefect[0]}/api/admin/version", auth=(user, password)).status_code == 200
+    headers = {"Authorization": f"Bearer {ray[1]}"}
+    assert httpx.get(f"{ray[0]}/nodes?view=summary", headers=headers).status_code == 200
+    assert all(Path(service["log"]).is_file() for service in found.values())
+
+
+@pytest.mark.ray
+@pytest.mark.services
 def test_prefect_requires_the_password(root: Path) -> None:
     server = recorded(root)["prefect"]
     for path in ("admin/version", "admin/settings", "csrf-token?client=x"):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from torch import nn
 
-from mnist_pipe.atomic import atomic_file, atomic_folder
+from mnist_pipe.atomic import atomic_file, atomic_folder, check_new_or_empty
 from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.data import parquet, splits
@@ -97,7 +97,7 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
         BusyError: every CPU or GPU of the cluster is in use.
     """
     output = output.resolve()
-    _check_output(output)
+    check_new_or_empty(output)
     found = _examine(location, filesystem=filesystem)
     if not found.is_raw:
         _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
@@ -110,15 +110,6 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
         num_rows, accuracy = _write(folder, chain([first], scored), tag=tag)
         seconds = time.perf_counter() - started
     return Scored(num_rows=num_rows, seconds=seconds, start_seconds=start_seconds, accuracy=accuracy)
-
-
-def _check_output(output: Path) -> None:
-    if output.is_dir() and not any(output.iterdir()):
-        return
-    if output.exists():
-        raise InputError.invalid(
-            output, "the output", "be new or empty", got="an existing one", fix="remove it or name another"
-        )
 
 
 def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:

@@ -77,6 +77,13 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._addresses: dict[str, str] = {}
         self._seconds: dict[str, float] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state without `on_trial`, which may hold a thread.
+
+        Ray Tune pickles its callbacks into a file of its own, which nothing here reads.
+        """
+        return {**vars(self), "_on_trial": None}
+
     def on_trial_result(
         self,
         iteration: int,  # noqa: ARG002

@@ -24,7 +24,7 @@ from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, S
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "describe", "down", "environment", "ray_environment", "start_command", "status", "up",
+    "authorization", "describe", "down", "environment", "facts", "ray_environment", "start_command", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -99,6 +99,20 @@ def describe(name: str, state: State, service: Service | None) -> str:
     if state is State.RUNNING:
         return f"{service.url}   {PROGRAMS[name].login(service)}"
     return f"{state}; see {os.path.relpath(service.log)} and run: {start_command(name, state)}"
+
+
+def facts(name: str, state: State, service: Service | None) -> dict[str, str | None]:
+    """Return what `describe` says, for a program; a fact that a service in this state does not have is None."""
+    running = service if state is State.RUNNING else None
+    has_secret = running is not None and running.secret != ""
+    return {
+        "state": state.name.lower(),
+        "url": running.url if running else None,
+        "credential": PROGRAMS[name].credential if has_secret else None,
+        "secret_file": running.secret if running and has_secret else None,
+        "log": service.log if service else None,
+        "start": None if running else start_command(name, state),
+    }
 
 
 def authorization(service: Service) -> str:

@@ -15,7 +15,7 @@ from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.evaluation import markdown
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import mlflow_registry, model_card
+from mnist_pipe.registry import model_card, registration, versions
 from pipelines import retries
 
 VALIDATION = paths.PREDICTIONS / "validation.parquet"
@@ -35,11 +35,11 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""
     import pandas as pd
 
-    name = origin["dataset"] + mlflow_registry.CLASSIFIER
+    name = origin["dataset"] + versions.CLASSIFIER
     evaluation = atomic.read_json(paths.EVALUATION, fix="run: dvc repro evaluate")
     curves = pd.read_csv(paths.CURVES).to_dict("records")
     training = timings.read(Path.cwd()).get("train")
-    candidate = mlflow_registry.Candidate(
+    candidate = registration.Candidate(
         folder=paths.CANDIDATE,
         predictions=VALIDATION,
         metrics=evaluation,
@@ -50,9 +50,9 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
         curves=[{str(key): value for key, value in epoch.items()} for epoch in curves],
         trained=(training.ended_at - training.seconds, training.ended_at) if training else None,
     )
-    registration = mlflow_registry.register(candidate, root=Path.cwd(), name=name, params=params)
-    atomic.write_json(paths.REGISTRATION, asdict(registration))
-    return asdict(registration)
+    registered = registration.register(candidate, root=Path.cwd(), name=name, params=params)
+    atomic.write_json(paths.REGISTRATION, asdict(registered))
+    return asdict(registered)
 
 
 @flow

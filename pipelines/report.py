@@ -10,7 +10,7 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.evaluation.report import render_page
-from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry import versions
 from pipelines import STAGES, retries
 
 
@@ -35,9 +35,9 @@ def attach() -> None:
     registration = atomic.read_json(paths.REGISTRATION, fix="run: dvc repro register")
     spec = f"{registration['name']}/{registration['version']}"
     try:
-        model = mlflow_registry.find(spec, root=Path.cwd())
+        model = versions.find(spec, root=Path.cwd())
     except InputError:
         # reports/registration.json came with a checkout, and the model was registered elsewhere.
         get_run_logger().info("%s is not in this registry: the report is not attached to it", spec)
         return
-    mlflow_registry.log_report(model, root=Path.cwd(), page=paths.REPORT, plots=paths.PLOTS)
+    registration.log_report(model, root=Path.cwd(), page=paths.REPORT, plots=paths.PLOTS)

@@ -57,7 +57,8 @@ ONLY = {
         "studies.common.executor",
     },
     "mlflow": {
-        f"mnist_pipe.registry.{name}" for name in ("mlflow_registry", "model_code", "pyfunc", "search_log", "store")
+        f"mnist_pipe.registry.{name}"
+        for name in ("model_code", "pyfunc", "registration", "search_log", "store", "versions")
     },
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
 }

@@ -16,7 +16,7 @@ from mnist_pipe.atomic import write_json
 from mnist_pipe.data.images import load_image
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.inference.predict import Prediction, classify
-from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry import versions
 from tests.support.registry import NAME, MakeCandidate, register
 
 
@@ -130,7 +130,7 @@ def test_a_champion_without_files_is_reported(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
     register(registry_root, make_candidate(1, 40))
-    folder = mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=registry_root), root=registry_root)
+    folder = versions.download(versions.find(f"{NAME}@champion", root=registry_root), root=registry_root)
     shutil.rmtree(folder)
     with pytest.raises(CorruptDataError) as caught:
         classify([picture], root=registry_root)

@@ -26,7 +26,7 @@ from mnist_pipe import models, paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
-from mnist_pipe.registry import mlflow_registry, search_log, store
+from mnist_pipe.registry import search_log, store, versions
 from tests.support.registry import (
     BASELINE_ERRORS,
     LINEAGE,
@@ -178,7 +178,7 @@ def test_a_candidate_no_better_than_the_baseline_is_never_champion(
     outcome = register(registry_root, make_candidate(1, BASELINE_ERRORS))
     assert (outcome.version, outcome.alias, outcome.promoted) == (1, None, False)
     assert state(registry_root) == (1, {})
-    assert mlflow_registry.champion(NAME, root=registry_root) is None
+    assert versions.champion(NAME, root=registry_root) is None
 
 
 def test_a_champion_that_fails_stricter_gates_stays_with_a_reason(
@@ -207,7 +207,7 @@ def test_names_do_not_share_versions_or_aliases(registry_root: Path, make_candid
     register(registry_root, candidate)
     other = register(registry_root, candidate, name="digits-classifier")
     assert (other.version, other.promoted) == (1, True)
-    assert [model.name for model in mlflow_registry.champions(root=registry_root)] == ["digits-classifier", NAME]
+    assert [model.name for model in versions.champions(root=registry_root)] == ["digits-classifier", NAME]
 
 
 def test_a_name_that_is_unsafe_in_a_path_or_query_is_refused(tmp_path: Path, make_candidate: MakeCandidate) -> None:
@@ -215,7 +215,7 @@ def test_a_name_that_is_unsafe_in_a_path_or_query_is_refused(tmp_path: Path, mak
     for name in ("", "../x", "a/b", "a" * 65, "-a", "a b", "a:b", "a' or '1' = '1", "a\n"):
         calls: list[Callable[[], Any]] = [
             partial(register, tmp_path, candidate, name=name),
-            partial(mlflow_registry.champion, name, root=tmp_path),
+            partial(versions.champion, name, root=tmp_path),
             partial(search_log.log_search, name, [], root=tmp_path, search_id="s"),
         ]
         for call in calls:
@@ -228,10 +228,10 @@ def test_a_name_that_is_unsafe_in_a_path_or_query_is_refused(tmp_path: Path, mak
 
 def test_reading_a_missing_registry_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    assert mlflow_registry.champion(NAME, root=tmp_path) is None
-    assert mlflow_registry.champions(root=tmp_path) == []
+    assert versions.champion(NAME, root=tmp_path) is None
+    assert versions.champions(root=tmp_path) == []
     with pytest.raises(InputError) as caught:
-        mlflow_registry.find(f"{NAME}@champion", root=tmp_path)
+        versions.find(f"{NAME}@champion", root=tmp_path)
     assert str(caught.value) == (
         "--model: the version must be registered, but got 'toy-classifier@champion'; nothing is registered yet; run: "
         "dvc repro"
@@ -243,28 +243,26 @@ def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_can
     register(registry_root, make_candidate(1, 60))
     register(registry_root, make_candidate(2, 40))
     found = {
-        spec: mlflow_registry.find(f"{NAME}{spec}", root=registry_root).version
+        spec: versions.find(f"{NAME}{spec}", root=registry_root).version
         for spec in ("@champion", "@previous", "/1", "/2")
     }
     assert found == {"@champion": 2, "@previous": 1, "/1": 1, "/2": 2}
-    assert mlflow_registry.find(f"{NAME}@champion", root=registry_root) == mlflow_registry.champion(
-        NAME, root=registry_root
-    )
+    assert versions.find(f"{NAME}@champion", root=registry_root) == versions.champion(NAME, root=registry_root)
 
 
 def test_unknown_version_lists_known_ones(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
-    versions = "known: toy-classifier/1, toy-classifier@champion"
+    known = "known: toy-classifier/1, toy-classifier@champion"
     for spec, message in {
         "toy": "the name must be NAME@ALIAS or NAME/VERSION, but got 'toy'",
         "toy/latest": "the name must be NAME@ALIAS or NAME/VERSION, but got 'toy/latest'",
         "../toy/1": "the name must be NAME@ALIAS or NAME/VERSION, but got '../toy/1'",
-        "toy-classifier/9": f"the version must be registered, but got 'toy-classifier/9'; {versions}",
-        "toy-classifier@best": f"the version must be registered, but got 'toy-classifier@best'; {versions}",
+        "toy-classifier/9": f"the version must be registered, but got 'toy-classifier/9'; {known}",
+        "toy-classifier@best": f"the version must be registered, but got 'toy-classifier@best'; {known}",
         "tyo@champion": "the version must be registered, but got 'tyo@champion'; known: toy-classifier",
     }.items():
         with pytest.raises(InputError) as caught:
-            mlflow_registry.find(spec, root=registry_root)
+            versions.find(spec, root=registry_root)
         assert str(caught.value) == f"--model: {message}"
 
 
@@ -285,9 +283,9 @@ def test_the_champion_survives_the_round_trip_without_pickle(
     _unpickled = []
     try:
         register(registry_root, (folder, predictions))
-        champion = mlflow_registry.champion(NAME, root=registry_root)
+        champion = versions.champion(NAME, root=registry_root)
         assert champion is not None
-        model, card = saved.load_model(mlflow_registry.download(champion, root=registry_root))
+        model, card = saved.load_model(versions.download(champion, root=registry_root))
         seen = list(_unpickled)
         pickle.loads(pickle.dumps(Path("x")))  # the audit hook itself works
         assert _unpickled != seen
@@ -302,14 +300,14 @@ def test_the_champion_survives_the_round_trip_without_pickle(
 
 def test_a_flipped_bit_in_a_registered_model_is_detected(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
-    champion = mlflow_registry.find(f"{NAME}@champion", root=registry_root)
+    champion = versions.find(f"{NAME}@champion", root=registry_root)
     for file in ("model.safetensors", "model.json"):
-        path = mlflow_registry.download(champion, root=registry_root) / file
+        path = versions.download(champion, root=registry_root) / file
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
         with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}$"):
-            mlflow_registry.download(champion, root=registry_root)
+            versions.download(champion, root=registry_root)
         path.write_bytes(content)
 
 
@@ -317,12 +315,12 @@ def test_a_registered_model_cannot_be_exchanged_with_its_manifest(
     registry_root: Path, make_candidate: MakeCandidate
 ) -> None:
     outcome = register(registry_root, make_candidate(1, 40))
-    champion = mlflow_registry.find(f"{NAME}@champion", root=registry_root)
-    folder = mlflow_registry.download(champion, root=registry_root)
+    champion = versions.find(f"{NAME}@champion", root=registry_root)
+    folder = versions.download(champion, root=registry_root)
     shutil.copy(make_candidate(2, 40)[0] / "model.safetensors", folder)
     write_manifest(folder)
     with pytest.raises(CorruptDataError) as caught:
-        mlflow_registry.download(champion, root=registry_root)
+        versions.download(champion, root=registry_root)
     assert str(caught.value) == (
         f"{folder}: content_sha256 must be {outcome.content_sha256[:12]}, as registered in toy-classifier/1, but got "
         f"{digest(read_json(folder / MANIFEST))[:12]}"
@@ -359,9 +357,9 @@ def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_path(
     register(registry_root, make_candidate(1, 60))
     moved = tmp_path / "elsewhere"
     registry_root.rename(moved)
-    champion = mlflow_registry.champion(NAME, root=moved)
+    champion = versions.champion(NAME, root=moved)
     assert champion is not None
-    assert mlflow_registry.download(champion, root=moved).is_relative_to(moved)
+    assert versions.download(champion, root=moved).is_relative_to(moved)
     outcome = register(moved, make_candidate(2, 40))
     assert (outcome.version, outcome.promoted) == (2, True)
     again = register(moved, make_candidate(1, 60))  # so that MLflow finds its files in the new place
@@ -395,13 +393,13 @@ def test_another_tracking_store_is_used_and_its_files_are_copied_once(
         registry_root, make_candidate(2, 40)
     )  # compared with the first model's predictions, which were therefore downloaded
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
-    champion = mlflow_registry.champion(NAME, root=registry_root)
+    champion = versions.champion(NAME, root=registry_root)
     assert champion is not None
-    folder = mlflow_registry.download(champion, root=registry_root)
+    folder = versions.download(champion, root=registry_root)
     assert folder == registry_root / paths.MLFLOW_ARTIFACTS / "downloads" / outcome.content_sha256 / "model"
-    assert mlflow_registry.download(champion, root=registry_root) == folder
+    assert versions.download(champion, root=registry_root) == folder
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert mlflow_registry.champion(NAME, root=registry_root) is None
+    assert versions.champion(NAME, root=registry_root) is None
 
 
 @pytest.mark.parametrize(
@@ -428,7 +426,7 @@ def test_an_unreachable_store_is_one_line_without_credentials(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(UnavailableError) as caught:
-        mlflow_registry.champion(NAME, root=tmp_path)
+        versions.champion(NAME, root=tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{store.public_uri(tmp_path)}: the registry does not answer: ")
     assert "\n" not in message
@@ -443,7 +441,7 @@ def test_an_unreachable_store_is_reported_within_seconds(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
     with pytest.raises(UnavailableError):
-        mlflow_registry.champion(NAME, root=tmp_path)
+        versions.champion(NAME, root=tmp_path)
     assert time.monotonic() - started < 20
 
 
@@ -457,7 +455,7 @@ def damage(root: Path) -> Path:
 def test_a_damaged_database_is_reported(registry_root: Path, make_candidate: MakeCandidate) -> None:
     database = damage(registry_root)
     for call in (
-        lambda: mlflow_registry.champion(NAME, root=registry_root),
+        lambda: versions.champion(NAME, root=registry_root),
         lambda: register(registry_root, make_candidate(1, 40)),
     ):
         with pytest.raises(CorruptDataError) as caught:
@@ -474,7 +472,7 @@ def test_a_damaged_database_is_reported_at_once(registry_root: Path, make_candid
     candidate = make_candidate(1, 40)
     started = time.monotonic()
     with pytest.raises(CorruptDataError):
-        mlflow_registry.champion(NAME, root=registry_root)
+        versions.champion(NAME, root=registry_root)
     with pytest.raises(CorruptDataError):
         register(registry_root, candidate)
     assert time.monotonic() - started < 5
@@ -537,9 +535,7 @@ def test_a_killed_registration_is_completed_by_the_next(
     assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
     assert state(registry_root) == (2, {"champion": 2, "previous": 1})
     assert [run.info.status for run in runs(registry_root)] == ["FINISHED", "FINISHED"]
-    saved.load_model(
-        mlflow_registry.download(mlflow_registry.find(f"{NAME}@champion", root=registry_root), root=registry_root)
-    )
+    saved.load_model(versions.download(versions.find(f"{NAME}@champion", root=registry_root), root=registry_root))
 
 
 @pytest.mark.services
@@ -591,8 +587,8 @@ def test_the_best_of_concurrent_candidates_ends_as_champion(registry_root: Path,
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
-    versions, aliases = state(registry_root)
-    assert versions == 4
+    number, aliases = state(registry_root)
+    assert number == 4
     best = client(registry_root).get_model_version(NAME, str(aliases["champion"]))
     assert best.tags["content_sha256"] == digest(read_json(candidates[3][0] / MANIFEST))
 
@@ -708,7 +704,7 @@ def test_a_search_of_700_epochs_is_logged_completely(registry_root: Path) -> Non
 
 
 def test_a_search_of_24_trials_is_logged_in_seconds(registry_root: Path) -> None:
-    mlflow_registry.champion(NAME, root=registry_root)  # pays for the import and the first connection
+    versions.champion(NAME, root=registry_root)  # pays for the import and the first connection
     started = time.process_time()  # CPU time, so that other load on this machine does not count
     search_log.log_search("toy-search", [trial(n) for n in range(24)], root=registry_root, search_id="search-1")
     assert time.process_time() - started < 2  # 0.4 s measured
@@ -724,7 +720,7 @@ import os, sys
 from pathlib import Path
 calls = []
 sys.addaudithook(lambda event, _: calls.append(event) if event in ("socket.connect", "socket.getaddrinfo") else None)
-from mnist_pipe.registry import mlflow_registry as registry
+from mnist_pipe.registry import registration as registry
 from mnist_pipe.params.schema import RegisterParams
 assert not {{"mlflow", "torch"}} & set(sys.modules), "imported before it is needed"
 assert "MLFLOW_DISABLE_TELEMETRY" not in os.environ, "an effect at import"

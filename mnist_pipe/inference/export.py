@@ -31,7 +31,7 @@ from mnist_pipe.hardware import num_cpus
 from mnist_pipe.inference import registered
 from mnist_pipe.inference.classifier import Classifier
 from mnist_pipe.models import forward, saved
-from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry import versions
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -67,7 +67,7 @@ def export(output: Path, *, kind: Format, root: Path, model: str | None = None) 
     if kind == "onnx":
         _check_packages()
     found = registered.find(model, root=root)
-    folder = mlflow_registry.download(found, root=root)
+    folder = versions.download(found, root=root)
     name = f"{found.name}/{found.version}"
     classifier = Classifier.load(folder, name=name, content_sha256=found.content_sha256)
     if kind == "safetensors":

@@ -8,7 +8,7 @@ from pathlib import Path
 from mnist_pipe import paths
 from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.inference.classifier import Classifier
-from mnist_pipe.registry import mlflow_registry
+from mnist_pipe.registry import versions
 from mnist_pipe.registry.versions import RegisteredModel
 
 
@@ -21,7 +21,7 @@ def load(spec: str | None = None, *, root: Path) -> Classifier:
         CorruptDataError: the model's files are damaged.
     """
     found = find(spec, root=root)
-    folder = mlflow_registry.download(found, root=root)
+    folder = versions.download(found, root=root)
     return Classifier.load(folder, name=f"{found.name}/{found.version}", content_sha256=found.content_sha256)
 
 
@@ -35,16 +35,16 @@ def find(spec: str | None = None, *, root: Path) -> RegisteredModel:
         UnavailableError: there is no champion yet, or the registry does not answer.
     """
     if spec:
-        return mlflow_registry.find(spec, root=root)
+        return versions.find(spec, root=root)
     try:
         name = str(json.loads((root / paths.REGISTRATION).read_bytes())["name"])
     except (OSError, ValueError, LookupError, TypeError):
-        of, champions = "", mlflow_registry.champions(root=root)
+        of, champions = "", versions.champions(root=root)
     else:
-        of, champion = f" of {name}", mlflow_registry.champion(name, root=root)
+        of, champion = f" of {name}", versions.champion(name, root=root)
         champions = [champion] if champion else []
     if len(champions) > 1:
-        known = ", ".join(f"{model.name}@{mlflow_registry.CHAMPION}" for model in champions)
+        known = ", ".join(f"{model.name}@{versions.CHAMPION}" for model in champions)
         raise InputError.missing(
             "--model", state="is not set, but several champions are registered", fix=f"choose one of {known}"
         )

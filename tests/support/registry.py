@@ -14,8 +14,8 @@ import pytest
 from mnist_pipe import paths
 from mnist_pipe.evaluation.predictions import Predictions, write_predictions
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import mlflow_registry, store
-from mnist_pipe.registry.mlflow_registry import Registration
+from mnist_pipe.registry import registration, store
+from mnist_pipe.registry.registration import Registration
 
 NAME = "toy-classifier"
 LINEAGE = {"dataset": "toy", "git_revision": "abc", "git_dirty": False, "versions": {"torch": "2"}}
@@ -75,9 +75,7 @@ def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
     facts = {key: changes.pop(key, value) for key, value in known.items()}
     arguments: dict[str, Any] = {"root": root, "name": NAME, "params": PARAMS, **changes}
     folder, predictions = candidate
-    return mlflow_registry.register(
-        mlflow_registry.Candidate(folder=folder, predictions=predictions, **facts), **arguments
-    )
+    return registration.register(registration.Candidate(folder=folder, predictions=predictions, **facts), **arguments)
 
 
 @pytest.fixture(scope="session")

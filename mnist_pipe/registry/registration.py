@@ -1,4 +1,4 @@
-"""The model registry, on MLflow.
+"""Registration of a model in MLflow, as champion if it passes the gates.
 
 A version is an MLflow model of plain files, which `pyfunc` writes: code, safetensors and JSON, without pickle. It is
 found by its content: registering the same content twice yields one version, and a registration that was interrupted is
@@ -8,46 +8,34 @@ completed by the next one.
 from __future__ import annotations
 
 import json
-import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
-from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, versions
 from mnist_pipe.registry.store import (
-    NAME,
     check_name,
     find_runs,
     flatten,
     is_own_store,
     log_metrics,
-    open_existing_store,
     open_experiment,
     open_store,
     public_uri,
 )
-from mnist_pipe.registry.versions import RegisteredModel
+from mnist_pipe.registry.versions import CHAMPION, CONTENT, MODEL, PREVIOUS, RegisteredModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
-CHAMPION = "champion"
-PREVIOUS = "previous"
-CLASSIFIER = "-classifier"
 
-_SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))")
-_CONTENT = "content_sha256"
-_MODEL = "model"  # this and the next: folders of a run's artifacts
 _PREDICTIONS = "predictions"
 _END_OF_FRONT_MATTER = "\n---\n"
 
@@ -73,7 +61,7 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
     verify_manifest(candidate.folder)
     content = digest(read_json(candidate.folder / MANIFEST))
     with open_store(root, write=True) as client:
-        champion = _aliased(client, name, CHAMPION)
+        champion = versions.aliased(client, name, CHAMPION)
         decisions = gates.judge(
             read_predictions(candidate.predictions),
             content_sha256=content,
@@ -94,7 +82,7 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
             if champion is not None:
                 client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
             client.set_registered_model_alias(name, CHAMPION, str(model.version))
-        previous = _aliased(client, name, PREVIOUS)
+        previous = versions.aliased(client, name, PREVIOUS)
     return Registration(
         name=name,
         version=model.version,
@@ -109,75 +97,6 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
     )
 
 
-def champion(name: str, *, root: Path) -> RegisteredModel | None:
-    """Return the version of `name` that has the alias `champion`, or None.
-
-    Raises:
-        InputError: `name` is not a valid name.
-        UnavailableError: the store does not answer.
-    """
-    check_name(name)
-    return _remembered(f"{name}@{CHAMPION}", lambda client: _aliased(client, name, CHAMPION), root=root)
-
-
-def champions(*, root: Path) -> list[RegisteredModel]:
-    """Return the champion of every registered name `*-classifier` that has one.
-
-    Raises:
-        UnavailableError: the store does not answer.
-    """
-    with open_existing_store(root) as client:
-        names = [m.name for m in client.search_registered_models() if m.name.endswith(CLASSIFIER)] if client else []
-        found = [_aliased(client, name, CHAMPION) for name in names]
-    return [model for model in found if model is not None]
-
-
-def find(spec: str, *, root: Path) -> RegisteredModel:
-    """Return the registered version that `spec`, `NAME@ALIAS` or `NAME/VERSION`, stands for.
-
-    Raises:
-        InputError: `spec` has neither form, or no such version is registered; the message lists those that are.
-        UnavailableError: the store does not answer.
-    """
-    match = _SPEC.fullmatch(spec)
-    if match is None:
-        raise InputError.invalid("--model", "the name", "be NAME@ALIAS or NAME/VERSION", got=repr(spec))
-    name, alias, number = match.groups()
-    known: list[str] = []
-
-    def read(client: MlflowClient) -> RegisteredModel | None:
-        aliases = _aliases(client, name)
-        found = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-        known.extend([f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in found])
-        if not known:
-            known.extend(model.name for model in client.search_registered_models())
-        version = found.get(number or aliases.get(alias, ""))
-        return version and _registered(version)
-
-    model = _remembered(spec, read, root=root)
-    if model is None:
-        fix = f"known: {', '.join(sorted(known))}" if known else "nothing is registered yet; run: dvc repro"
-        raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
-    return model
-
-
-def _remembered(
-    spec: str, read: Callable[[MlflowClient], RegisteredModel | None], *, root: Path
-) -> RegisteredModel | None:
-    """Return the version that `spec` stands for: without MLflow if it is known, else as `read` finds it."""
-    if not is_own_store(root):
-        with open_store(root) as client:
-            return read(client)
-    if known := versions.recall(spec, root=root):
-        return known
-    state = versions.database_state(root)
-    with open_existing_store(root) as client:
-        model = client and read(client)
-    if model:
-        versions.keep(spec, model, state=state, root=root)
-    return model
-
-
 def log_report(model: RegisteredModel, *, root: Path, page: Path, plots: Path) -> None:
     """Log the report and its plots to the run of a registered model.
 
@@ -189,39 +108,19 @@ def log_report(model: RegisteredModel, *, root: Path, page: Path, plots: Path) -
         client.log_artifacts(model.run_id, str(plots), "report/plots")
 
 
-def download(model: RegisteredModel, *, root: Path) -> Path:
-    """Return the local folder of the model's weights and card, checked against its manifest and registered digest.
-
-    Raises:
-        CorruptDataError: a file is missing or has other bytes.
-        UnavailableError: the store does not answer.
-    """
-    with nullcontext() if is_own_store(root) else open_store(root) as client:
-        folder = _artifact(client, model, f"{_MODEL}/{MANIFEST}", root=root).parent
-        manifest = read_json(folder / MANIFEST)
-        found = digest(manifest)
-        if found != model.content_sha256:
-            rule = f"be {model.content_sha256[:12]}, as registered in {model.name}/{model.version}"
-            raise CorruptDataError.invalid(folder, _CONTENT, rule, got=found[:12])
-        for file in manifest:
-            _artifact(client, model, f"{_MODEL}/{file}", root=root)
-    verify_manifest(folder)
-    return folder
-
-
 def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, content: str, *, root: Path) -> Run:
     """Return the run with the candidate's files and metrics; complete one that an interrupted process left."""
     experiment_id = open_experiment(client, name, root=root)
-    runs = find_runs(client, experiment_id, f"tags.{_CONTENT} = '{content}'")
+    runs = find_runs(client, experiment_id, f"tags.{CONTENT} = '{content}'")
     started_at, ended_at = (int(1000 * time) for time in candidate.trained) if candidate.trained else (None, None)
     run = (
         runs[0]
         if runs
-        else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={_CONTENT: content})
+        else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={CONTENT: content})
     )
     run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
     with tempfile.TemporaryDirectory() as folder:
-        pyfunc.write_version(Path(folder) / _MODEL, candidate.folder, card=card, text=candidate.text)
+        pyfunc.write_version(Path(folder) / MODEL, candidate.folder, card=card, text=candidate.text)
         client.log_artifacts(run_id, folder)
     client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
     client.log_dict(run_id, dict(candidate.metrics), "metrics.json")
@@ -250,11 +149,11 @@ def _create_version(client: MlflowClient, name: str, content: str, run: Run, can
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)
     scores = {split: candidate.metrics[split] for split in ("validation", "test") if split in candidate.metrics}
-    tags = {_CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
-    return _registered(
+    tags = {CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
+    return versions.read_version(
         client.create_model_version(
             name,
-            f"{run.info.artifact_uri}/{_MODEL}",
+            f"{run.info.artifact_uri}/{MODEL}",
             run.info.run_id,
             tags={key: str(value) for key, value in tags.items()},
             description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
@@ -263,55 +162,19 @@ def _create_version(client: MlflowClient, name: str, content: str, run: Run, can
 
 
 def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) -> RegisteredModel | None:
-    found = client.search_model_versions(f"name = '{name}' and tags.{_CONTENT} = '{content}'")
+    found = client.search_model_versions(f"name = '{name}' and tags.{CONTENT} = '{content}'")
     if is_own_store(root):
         # After the project's folder was moved, MLflow looks for the files of its old versions where they were.
         here = str((root / paths.MLFLOW_ARTIFACTS).resolve())
         found = [version for version in found if version.source.startswith(here)]
-    return _registered(min(found, key=lambda version: int(version.version))) if found else None
+    return versions.read_version(min(found, key=lambda version: int(version.version))) if found else None
 
 
 def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:
-    path = _artifact(client, model, f"{_PREDICTIONS}/validation.parquet", root=root)
+    path = versions.artifact(client, model, f"{_PREDICTIONS}/validation.parquet", root=root)
     return gates.Champion(
         version=model.version, content_sha256=model.content_sha256, predictions=read_predictions(path)
     )
-
-
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
-    models = client.search_registered_models(f"name = '{name}'")
-    return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
-
-
-def _aliased(client: MlflowClient, name: str, alias: str) -> RegisteredModel | None:
-    version = _aliases(client, name).get(alias)
-    return None if version is None else _registered(client.get_model_version(name, version))
-
-
-def _registered(version: ModelVersion) -> RegisteredModel:
-    content = version.tags.get(_CONTENT)
-    if content is None:
-        where = f"{version.name}/{version.version}"
-        fix = "give the alias to a version that `dvc repro` registered"
-        raise CorruptDataError.missing(f"the tag {_CONTENT}", state="is not set", where=where, fix=fix)
-    return RegisteredModel(
-        name=version.name, version=int(version.version), run_id=version.run_id, content_sha256=content
-    )
-
-
-def _artifact(client: MlflowClient | None, model: RegisteredModel, path: str, *, root: Path) -> Path:
-    """Return the path of a local copy of one file of the model's run; download it by `client` if necessary."""
-    if not all(NAME.fullmatch(part) for part in path.split("/")):
-        raise CorruptDataError.invalid(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path))
-    artifacts = root / paths.MLFLOW_ARTIFACTS
-    if client is None or is_own_store(root):  # not by MLflow's absolute path: the project's folder may have moved
-        return artifacts / model.run_id / "artifacts" / path
-    copy = artifacts / "downloads" / model.content_sha256 / path
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=artifacts) as folder:
-            Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
-    return copy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,16 +86,25 @@ def _doctor(root: Path, options: argparse.Namespace) -> int:
 
 
 def _predict(root: Path, options: argparse.Namespace) -> int:
-    from mnist_pipe.inference import predict
+    from mnist_pipe.atomic import write_bytes
+    from mnist_pipe.inference import output, predict
 
-    exit_code = 0
-    for found in predict.classify(options.images, root=root, model=options.model):
+    if options.show:
+        output.check_target(options.show, pictures=list(predict.files(options.images)))
+    readings = predict.classify(options.images, root=root, model=options.model, min_confidence=options.min_confidence)
+    exit_code, is_first = 0, True
+    for found in readings:
         if isinstance(found, PipelineError):
             print(found, file=sys.stderr)
             exit_code = found.exit_code
+            continue
+        if options.csv:
+            print(output.to_csv(found, header=is_first))
         else:
-            others = "  ".join(f"{digit}: {share:.4f}" for digit, share in enumerate(found.probabilities))
-            print(f"{found.path}: {found.digit} ({100 * found.probability:.2f} %)   {others}")
+            print(output.to_json(found) if options.json else output.to_text(found))
+        if options.show:
+            write_bytes(options.show, output.to_png(found))
+        is_first = False
     return exit_code
 
 
@@ -284,6 +293,14 @@ def _print(rows: list[tuple[str, str]]) -> None:
         print(f"{name:12} {text}")
 
 
+def _share(text: str) -> float:
+    """Return a command-line argument that must be a number from 0 to 1."""
+    with suppress(ValueError):
+        if 0 <= (share := float(text)) <= 1:
+            return share
+    raise argparse.ArgumentTypeError(f"must be 0 to 1, but got {text!r}")
+
+
 _STOP = ("stop", "mnist-pipe down")
 COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
@@ -292,7 +309,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "dashboards": (_dashboards, "start TensorBoard and MLflow too, check every page, and print its URL and login"),
     "doctor": (_doctor, "check this machine and this checkout"),
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
-    "predict": (_predict, "predict the digits in image files with the registered champion"),
+    "predict": (_predict, "predict what PNG and JPEG pictures show with the registered champion"),
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
     "export": (_export, "write the registered champion as ONNX or safetensors, for programs without this project"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
@@ -317,8 +334,16 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
         if name in ("status", "doctor", "summary"):
             command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
         if name == "predict":
-            images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a PNG or JPEG file")
+            explanation = "a PNG or JPEG file, a folder of them, or - for one from standard input"
+            images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=explanation)
             images.complete = file  # type: ignore[attr-defined]
+            explanation = "print ? for a prediction whose probability is below P"
+            command.add_argument("--min-confidence", type=_share, default=0.0, metavar="P", help=explanation)
+            forms = command.add_mutually_exclusive_group()
+            forms.add_argument("--json", action="store_true", help="print a line of JSON for each picture")
+            forms.add_argument("--csv", action="store_true", help="print a row of CSV for each digit")
+            explanation = "write the picture with boxes and labels; for exactly one picture"
+            command.add_argument("--show", type=Path, metavar="FILE.png", help=explanation)
         if name == "score":
             table = command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder, here or at s3://")
             table.complete = file  # type: ignore[attr-defined]

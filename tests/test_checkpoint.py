@@ -5,16 +5,20 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from mnist_pipe import models
+from mnist_pipe.data.splits import write_normalized
 from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.inference.classifier import Classifier
 from mnist_pipe.models import saved
 from mnist_pipe.models.tta import ShiftAveraged
 from mnist_pipe.training import checkpoint, loop
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
+from tests.support.data import normalized_split
 from tests.support.training import CPU, RECIPE, blobs
 
 CARD = {"model": "convnet", "model_params": {"channels": [4, 8]}}
@@ -80,6 +84,28 @@ def test_weights_of_another_architecture_are_refused(stored: Path, tmp_path: Pat
     saved.save_model(other, model, card={**card, "model": "lenet5", "model_params": {}})
     with pytest.raises(CorruptDataError, match=r"model.safetensors: the weights must fit .*model.json"):
         saved.load_model(other)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "first", "picture"),
+    [("mnist", "0", "digit"), ("digits", "0", "digit"), ("kmnist", "o", "resize"), ("local", "0", "resize"),
+     ("fashion-mnist", "T-shirt/top", "resize"), ("unknown", "0", "resize")],
+)  # fmt: skip
+def test_a_card_names_the_classes_and_the_rule_for_pictures(
+    dataset: str, first: str, picture: str, tmp_path: Path
+) -> None:
+    split = normalized_split(np.zeros((10, 28, 28), np.float32), dataset=dataset, mean=0.1, std=0.3, source_sha256="")
+    write_normalized(tmp_path / "split.parquet", split)
+    card = checkpoint.model_card(
+        RECIPE.to_dict(),
+        model=models.build("linear"),
+        metrics={"validation_accuracy": 0.5, "validation_loss": 1.0},
+        data={"train": tmp_path / "split.parquet"},
+    )
+    assert (len(card["labels"]), card["labels"][0], card["picture"]) == (10, first, picture)
+    saved.save_model(tmp_path / "model", models.build("linear"), card={**card, "model": "linear", "model_params": {}})
+    classifier = Classifier.load(tmp_path / "model")
+    assert (classifier.labels, classifier.picture) == (card["labels"], picture)
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])

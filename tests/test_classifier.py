@@ -49,6 +49,23 @@ def test_names_of_the_classes_come_from_the_card(folder: Path) -> None:
     assert found.labels == [names[number] for number in found.classes]
 
 
+@pytest.mark.parametrize(
+    ("card", "rule"),
+    [
+        ({"picture": "resize", "dataset": "mnist"}, "resize"),
+        ({"dataset": "mnist"}, "digit"),
+        ({"dataset": "digits"}, "digit"),
+        ({"dataset": "fashion-mnist"}, "resize"),
+        ({}, "digit"),
+    ],
+)
+def test_the_rule_for_pictures_comes_from_the_card_or_else_from_the_data_set(
+    folder: Path, card: dict[str, str], rule: str
+) -> None:
+    network, others = saved.load_model(folder)
+    assert Classifier(network, card={**others, **card}).picture == rule
+
+
 def test_no_image_gives_no_prediction(folder: Path) -> None:
     found = Classifier.load(folder).predict(IMAGES[:0])
     assert (found.labels, found.probabilities.shape) == ([], (0, 10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 from PIL import Image, ImageDraw
@@ -22,7 +24,7 @@ from mnist_pipe.atomic import write_json
 from mnist_pipe.local import services
 from pipelines import cli
 from tests.support import ROOT
-from tests.support.registry import MakeCandidate, register
+from tests.support.registry import NAME, MakeCandidate, register
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
 NO_SERVICES = [
@@ -342,10 +344,9 @@ def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
 # --- predict
 
 
-def test_predict_prints_digit_and_probabilities_and_skips_invalid_files(
-    registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+@pytest.fixture
+def predicting(registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Project with a champion, two pictures and a file that is none, as the working directory."""
     register(registry_root, make_candidate(1, 40))
     for name in ("params.yaml", "dvc.yaml"):
         (registry_root / name).touch()
@@ -353,17 +354,123 @@ def test_predict_prints_digit_and_probabilities_and_skips_invalid_files(
     image = Image.new("L", (60, 90), 255)
     ImageDraw.Draw(image).line((15, 10, 45, 10, 25, 80), fill=0, width=8)
     image.save("seven.png")
+    both = Image.new("L", (160, 90), 255)
+    both.paste(image, (0, 0))
+    both.paste(image, (100, 0))
+    both.save("both.png")
     Path("text.png").write_text("hello")
+    return registry_root
+
+
+def shares_of(line: str) -> tuple[str, dict[str, float]]:
+    """Return what stands before the probabilities of a line, and the probabilities by label."""
+    head, *shares = line.strip().split("  ")
+    return head, {label.strip(): float(share) for label, share in (part.split(": ") for part in shares)}
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_prints_digit_and_probabilities_and_skips_invalid_files(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert cli.main(["predict", "text.png", "seven.png"]) == 2
     output, errors = capsys.readouterr()
     assert errors == "text.png: the file must be a PNG or JPEG image, but got bytes that start with b'hello'\n"
-    head, *shares = output.rstrip("\n").split("  ")
-    probabilities = [float(share.split(":")[1]) for share in shares if share.strip()]
-    assert len(probabilities) == 10
-    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
-    digit = max(range(10), key=probabilities.__getitem__)
-    assert head == f"seven.png: {digit} ({100 * max(probabilities):.2f} %)"
+    head, probabilities = shares_of(output.rstrip("\n"))
+    assert list(probabilities) == [*"0123456789"]
+    assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)
+    digit = max(probabilities, key=probabilities.__getitem__)
+    assert head == f"seven.png: {digit} ({100 * max(probabilities.values()):.2f} %)"
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_prints_a_number_and_then_its_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "seven.png", "both.png"]) == 0
+    one, number, *digits = capsys.readouterr().out.splitlines()
+    head, probabilities = shares_of(one.removeprefix("seven.png: "))
+    digit = max(probabilities, key=probabilities.__getitem__)
+    assert number.startswith(f"both.png: {digit}{digit} (")
+    percent = float(number.split("(")[1].removesuffix(" %)"))
+    assert percent == pytest.approx(100 * max(probabilities.values()) ** 2, abs=0.02)
+    assert [shares_of(line) for line in digits] == [(head, probabilities)] * 2
+    assert all(line.startswith(f"  {digit}") for line in digits)
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_abstains_below_the_smallest_confidence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "both.png", "--min-confidence", "1"]) == 0
+    number, *digits = capsys.readouterr().out.splitlines()
+    assert number.startswith("both.png: ?? (")
+    assert [line[:5] for line in digits] == ["  ? ("] * 2
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_writes_a_line_of_json_for_each_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "text.png", "seven.png", "both.png", "--json"]) == 2
+    one, both = map(json.loads, capsys.readouterr().out.splitlines())
+    [found] = one["predictions"]
+    assert (one["path"], one["model"], one["text"]) == ("seven.png", f"{NAME}/1", found["label"])
+    assert found["probability"] == max(found["probabilities"].values()) == found["probabilities"][found["label"]]
+    assert found["class"] == int(found["label"])
+    assert [digit["label"] for digit in both["predictions"]] == [found["label"]] * 2
+    shift = np.subtract(both["predictions"][1]["box"], both["predictions"][0]["box"])
+    assert shift.tolist() == [100, 0, 100, 0]
+    assert cli.main(["predict", "seven.png", "--json", "--min-confidence", "1"]) == 0
+    [unsure] = json.loads(capsys.readouterr().out)["predictions"]
+    assert (unsure["label"], unsure["class"], unsure["probabilities"]) == ("?", None, found["probabilities"])
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_writes_a_row_of_csv_for_each_digit(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("seven.png").rename("a, b.png")
+    assert cli.main(["predict", "text.png", "a, b.png", "both.png", "--csv"]) == 2
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert cli.main(["predict", "a, b.png", "both.png", "--json"]) == 0
+    pictures = map(json.loads, capsys.readouterr().out.splitlines())
+    expected = [(one["path"], n, found) for one in pictures for n, found in enumerate(one["predictions"])]
+    assert [(line["path"], int(line["position"])) for line in table] == [(path, n) for path, n, _ in expected]
+    for line, (_, _, found) in zip(table, expected, strict=True):
+        assert (line["model"], line["label"], int(line["class"])) == (f"{NAME}/1", found["label"], found["class"])
+        assert [int(line[side]) for side in ("left", "top", "right", "bottom")] == found["box"]
+        assert float(line[f"probability of {found['label']}"]) == float(line["probability"]) == found["probability"]
+
+
+@pytest.mark.usefixtures("predicting")
+def test_predict_draws_the_boxes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["predict", "both.png", "--show", "shown.png", "--json"]) == 0
+    boxes = [found["box"] for found in json.loads(capsys.readouterr().out)["predictions"]]
+    shown = np.asarray(Image.open("shown.png").convert("RGB")).astype(int)
+    zoom = shown.shape[1] // 160
+    margin = shown.shape[0] - 90 * zoom
+    green = (shown[:, :, 1] - shown[:, :, 0] > 60)[margin:]
+    for left, top, right, bottom in boxes:
+        assert green[zoom * top : zoom * bottom, [zoom * left, zoom * right - 1]].all()
+        assert green[[zoom * top, zoom * bottom - 1], zoom * left : zoom * right].all()
+        green[zoom * top : zoom * bottom, zoom * left : zoom * right] = False
+    assert green.any()  # the labels
+
+
+WRONG, HELP = "mnist-pipe predict:", "see mnist-pipe predict --help"
+
+
+@pytest.mark.usefixtures("predicting")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["seven.png", "--show", "x.png"], "predict: --show must be given with exactly one picture, but got 2"),
+        ([".", "--show", "x.png"], "predict: --show must be given with exactly one picture, but got 4"),
+        (["--show", "x.gif"], "predict: --show must name a PNG file, but got x.gif"),
+        (["--show", "./both.png"], "predict: --show must name another file than the picture, but got both.png"),
+        (["--show", "none/x.png"], "predict: --show: none does not exist; create that folder"),
+        (["--min-confidence", "nan"], f"{WRONG} argument --min-confidence: must be 0 to 1, but got 'nan'; {HELP}"),
+        (["--json", "--csv"], f"{WRONG} argument --csv: not allowed with argument --json; {HELP}"),
+    ],
+)
+def test_a_wrong_option_of_predict_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().iterdir())
+    assert cli.main(["predict", "both.png", *arguments]) == 2
+    assert capsys.readouterr() == ("", f"{message}\n")
+    assert sorted(Path().iterdir()) == before
 
 
 @pytest.mark.usefixtures("project")

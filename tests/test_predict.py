@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from safetensors.numpy import load_file
 from mnist_pipe import paths
 from mnist_pipe.atomic import write_json
 from mnist_pipe.data.images import load_image
-from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
-from mnist_pipe.inference.predict import Prediction, classify
+from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
+from mnist_pipe.inference import registered
+from mnist_pipe.inference.predict import UNSURE, Reading, classify
+from mnist_pipe.models import saved
 from mnist_pipe.registry import versions
-from tests.support.registry import NAME, MakeCandidate, register
+from tests.support.registry import NAME, Candidate, MakeCandidate, register
 
 
 @pytest.fixture
@@ -28,9 +33,9 @@ def picture(tmp_path: Path) -> Path:
     return tmp_path / "seven.png"
 
 
-def only(results: list[Any]) -> Prediction:
+def only(results: Iterable[Reading | PipelineError]) -> Reading:
     [result] = results
-    assert isinstance(result, Prediction)
+    assert isinstance(result, Reading)
     return result
 
 
@@ -40,17 +45,19 @@ def test_probabilities_are_the_models_softmax_of_the_standardised_image(
     candidate = make_candidate(1, 40)
     register(registry_root, candidate)
     weights = load_file(candidate[0] / "model.safetensors")
-    image = (
-        np.rint(255 * load_image(picture)).ravel() / 255 - 0.1307
-    ) / 0.3081  # mean and standard deviation from the card
+    image = (load_image(picture).ravel() / 255 - 0.1307) / 0.3081  # mean and standard deviation from the card
     logits = weights["output.weight"].astype(np.float64) @ image + weights["output.bias"]
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     result = only(classify([picture], root=registry_root))
-    assert result.probabilities == pytest.approx(expected, rel=1e-3, abs=1e-9)
-    assert result.digit == expected.argmax()
-    assert result.probability == max(result.probabilities)
-    assert result.path == picture
-    assert sum(result.probabilities) == pytest.approx(1)
+    assert (result.path, result.model) == (picture, f"{NAME}/1")
+    [found] = result.predictions
+    assert list(found.probabilities.values()) == pytest.approx(expected, rel=1e-3, abs=1e-9)
+    assert list(found.probabilities) == [*"0123456789"]
+    assert (found.number, found.label, result.text) == (expected.argmax(), *[str(expected.argmax())] * 2)
+    assert found.probability == max(found.probabilities.values())
+    assert sum(found.probabilities.values()) == pytest.approx(1)
+    ink = 255 - np.asarray(Image.open(picture))
+    assert found.box == Image.fromarray(ink).getbbox()
 
 
 def test_an_unreadable_image_is_reported_in_its_place(
@@ -60,10 +67,104 @@ def test_an_unreadable_image_is_reported_in_its_place(
     text = tmp_path / "text.png"
     text.write_text("hello")
     first, second, third = classify([picture, text, picture], root=registry_root)
-    assert isinstance(first, Prediction)
+    assert isinstance(first, Reading)
     assert isinstance(second, InputError)
     assert str(second) == f"{text}: the file must be a PNG or JPEG image, but got bytes that start with b'hello'"
     assert third == first
+
+
+def recarded(candidate: Candidate, **changes: Any) -> Candidate:
+    """Return the candidate after a change of its card."""
+    network, card = saved.load_model(candidate[0])
+    saved.save_model(candidate[0], network, card={**card, **changes})
+    return candidate
+
+
+def test_a_number_is_read_digit_by_digit(registry_root: Path, make_candidate: MakeCandidate, picture: Path) -> None:
+    register(registry_root, make_candidate(1, 40))
+    image = Image.open(picture)
+    both = Image.new("L", (200, 90), 255)
+    both.paste(image, (0, 0))
+    both.paste(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), (100, 0))
+    both.save(picture.with_name("both.png"))
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(picture.with_name("mirrored.png"))
+    names = [picture, picture.with_name("mirrored.png"), picture.with_name("both.png")]
+    one, two, number = (only(classify([name], root=registry_root)) for name in names)
+    assert number.text == one.text + two.text
+    boxes = [found.box for found in number.predictions]
+    assert boxes == [one.predictions[0].box, tuple(np.add(two.predictions[0].box, (100, 0, 100, 0)))]
+    for found, alone in zip(number.predictions, [*one.predictions, *two.predictions], strict=True):
+        assert found.probabilities == pytest.approx(alone.probabilities, rel=1e-4, abs=1e-9)
+
+
+def test_an_image_of_another_data_set_is_not_treated_as_a_digit(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
+    names = ["T-shirt/top", *"bcdefghij"]
+    register(registry_root, recarded(make_candidate(1, 40), labels=names, picture="resize"))
+    image = np.zeros((28, 28), dtype=np.uint8)
+    image[:, 3:9] = np.random.default_rng(0).integers(0, 256, (28, 6))  # a digit's box and mass would move it
+    image[:, 15:20] = 200  # nor is it cut
+    Image.fromarray(image).save(picture)
+    model = registered.load(root=registry_root)
+    result = only(classify([picture], root=registry_root))
+    [found] = result.predictions
+    [expected] = model.probabilities(image[np.newaxis])
+    assert list(found.probabilities) == names
+    assert list(found.probabilities.values()) == expected.tolist()
+    assert (found.label, found.box, result.is_number) == (names[expected.argmax()], (0, 0, 28, 28), False)
+
+
+def test_a_prediction_below_the_smallest_confidence_is_unsure(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    [sure] = only(classify([picture], root=registry_root)).predictions
+    at, above = (
+        only(classify([picture], root=registry_root, min_confidence=limit))
+        for limit in (sure.probability, float(np.nextafter(sure.probability, 1)))
+    )
+    assert at.predictions == [sure]
+    [unsure] = above.predictions
+    assert (unsure.label, unsure.is_sure, above.text) == (UNSURE, False, UNSURE)
+    assert (unsure.number, unsure.probabilities) == (sure.number, sure.probabilities)
+
+
+def test_a_folder_stands_for_the_pictures_directly_in_it(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path, tmp_path: Path
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    folder, empty = tmp_path / "pictures", tmp_path / "empty"
+    (folder / "deeper").mkdir(parents=True)
+    empty.mkdir()
+    for name in ("b.PNG", "a.png", "deeper/c.png", ".hidden.png", "notes.txt"):
+        shutil.copy(picture, folder / name)
+    Image.open(picture).save(folder / "c.jpeg")
+    first, second, third, fourth = classify([folder, empty], root=registry_root)
+    paths = [found.path.name for found in (first, second, third) if isinstance(found, Reading)]
+    assert paths == ["a.png", "b.PNG", "c.jpeg"]
+    assert str(fourth) == f"{empty}: the folder must hold a PNG or JPEG file, but got none"
+
+
+def test_a_minus_sign_stands_for_standard_input(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(picture.read_bytes())))
+    found, empty = classify([Path("-"), Path("-")], root=registry_root)
+    assert isinstance(found, Reading)
+    assert found.predictions == only(classify([picture], root=registry_root)).predictions
+    assert str(empty) == "-: the content must be a PNG or JPEG image, but got no bytes"
+
+
+def test_a_picture_is_read_when_its_turn_comes(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    results = classify([picture, picture], root=registry_root)
+    assert isinstance(next(results), Reading)
+    picture.unlink()
+    assert str(next(results)) == f"{picture} does not exist"
 
 
 def test_without_a_registry_the_error_names_dvc_repro(tmp_path: Path, picture: Path) -> None:

@@ -24,6 +24,7 @@ import pytest
 
 from mnist_pipe.data import idx, sources
 from mnist_pipe.data.download import NoMirrorError, PublishedFile
+from mnist_pipe.data.images import RULES
 from mnist_pipe.data.sources import SOURCES, Source
 from mnist_pipe.data.splits import read_raw, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
@@ -223,6 +224,23 @@ def test_an_entry_is_well_formed(name: str) -> None:
         assert re.fullmatch("[0-9a-f]{64}", file.sha256)
         assert file.num_bytes > 1000
     assert all(re.fullmatch(r"https?://[a-z0-9./-]+[a-z0-9]", mirror) for mirror in source.mirrors)
+    assert len(set(source.labels)) == 10
+    assert all(label == label.strip() != "?" for label in source.labels)
+    assert source.picture in RULES
+
+
+def test_names_of_classes_agree_with_torchvision() -> None:
+    importlib.import_module("benchmarks.vision")
+    from torchvision.datasets import KMNIST, FashionMNIST
+
+    assert SOURCES["fashion-mnist"].labels == FashionMNIST.classes
+    assert SOURCES["kmnist"].labels == KMNIST.classes
+    for name in ("mnist", "digits", "local"):
+        assert [*SOURCES[name].labels] == [*"0123456789"]
+
+
+def test_only_digits_are_put_into_a_box() -> None:
+    assert {name for name, source in SOURCES.items() if source.picture == "digit"} == {"mnist", "digits"}
 
 
 def md5_notes(dataset: str) -> dict[str, str]:

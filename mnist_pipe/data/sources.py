@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mnist_pipe import atomic, paths
 from mnist_pipe.data import idx, normalization
 from mnist_pipe.data.download import PublishedFile, fetch_published
-from mnist_pipe.data.splits import SIDE, RawSplit, check_labels
+from mnist_pipe.data.splits import NUM_CLASSES, SIDE, RawSplit, check_labels
 from mnist_pipe.errors import CorruptDataError, InputError, unknown
 
 DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a failure fetches only missing files
@@ -39,6 +39,10 @@ class Source:
     """Published gzip files by IDX name, the four names in `SPLITS`; empty if nothing is downloaded."""
     mirrors: Sequence[str] = ()
     """The publisher's own base URLs, tried after those of `ingest.mirrors`."""
+    labels: Sequence[str] = tuple(map(str, range(NUM_CLASSES)))
+    """Names of the classes, in their order; the numbers themselves if they have no names."""
+    picture: str = "resize"
+    """How a user's picture becomes an image of the data set, one of `data.images.RULES`."""
 
 
 def _read_table() -> dict[str, Source]:

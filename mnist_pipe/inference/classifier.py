@@ -72,6 +72,13 @@ class Classifier:
         """Names of the classes."""
         return list(self.card.get("labels") or map(str, range(10)))
 
+    @property
+    def picture(self) -> str:
+        """Rule by which a picture becomes an image, one of `data.images.RULES`."""
+        # Cards of version 0.1 name no rule; every picture was then taken for a digit, whatever the data set.
+        is_of_digits = self.card.get("dataset", "mnist") in ("mnist", "digits")
+        return str(self.card.get("picture") or ("digit" if is_of_digits else "resize"))
+
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
         """Classify grey images, uint8 `(N, 28, 28)`, light on dark, as the images of the data set are.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
 from mnist_pipe.data.parquet import read_provenance
+from mnist_pipe.data.sources import SOURCES, Source
 from mnist_pipe.errors import CorruptDataError, one_line
 
 STATE = "state.safetensors"
@@ -100,7 +101,8 @@ def model_card(
 ) -> dict[str, Any]:
     """Return the card of a trained model: architecture, recipe, data and metrics.
 
-    The same run gives the same bytes, so the card holds no time and no host name.
+    The same run gives the same bytes, so the card holds no time and no host name. The names of the classes and the
+    rule for pictures are those of the data set in SOURCES; a data set that is not there has numbers, and resizes.
 
     Args:
         recipe: `Recipe.to_dict()` of the run.
@@ -110,6 +112,7 @@ def model_card(
         tta: whether the model is to be loaded with test-time augmentation.
     """
     provenance = read_provenance(data["train"])
+    source = SOURCES.get(provenance["dataset"]) or Source(title="", citation="")
     settings = {key: value for key, value in recipe.items() if key not in ("model", "model_params")}
     return {
         "model": recipe["model"],
@@ -119,6 +122,8 @@ def model_card(
         "dataset": provenance["dataset"],
         "mean": provenance["mean"],
         "std": provenance["std"],
+        "labels": list(source.labels),
+        "picture": source.picture,
         "data_sha256": {split: sha256(path) for split, path in data.items()},
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "metrics": {key: metrics[key] for key in ("validation_accuracy", "validation_loss")},

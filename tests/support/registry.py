@@ -50,6 +50,7 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
         "dataset": "toy",
         "mean": 0.1307,
         "std": 0.3081,
+        "picture": "digit",
         "data_sha256": {"train": "aa", "validation": "bb"},
     }
     saved.save_model(folder / f"model-{seed}", model, card=card)

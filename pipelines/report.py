@@ -10,7 +10,7 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.evaluation.report import render_page
-from mnist_pipe.registry import versions
+from mnist_pipe.registry import registration, versions
 from pipelines import STAGES, retries
 
 
@@ -32,8 +32,8 @@ def write() -> None:
 @task(retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError))
 def attach() -> None:
     """Log the page and the plots to the run of the registered model, if the registry here has it."""
-    registration = atomic.read_json(paths.REGISTRATION, fix="run: dvc repro register")
-    spec = f"{registration['name']}/{registration['version']}"
+    registered = atomic.read_json(paths.REGISTRATION, fix="run: dvc repro register")
+    spec = f"{registered['name']}/{registered['version']}"
     try:
         model = versions.find(spec, root=Path.cwd())
     except InputError:

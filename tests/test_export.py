@@ -27,7 +27,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
 LABELS = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 CARD: dict[str, Any] = {
     "dataset": "toy", "model": "convnet", "model_params": {"channels": [4]}, "recipe": {},
-    "mean": 0.13, "std": 0.31, "temperature": 0.5,
+    "mean": 0.13, "std": 0.31, "temperature": 0.5, "data_sha256": {"train": "aa", "validation": "bb"},
 }  # fmt: skip
 
 QUICK = {("linear", False), ("lenet5_rbf", False), ("convnet", True)}  # an export takes one to four seconds

@@ -63,12 +63,12 @@ $(VENV)/.run: pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make: Python must be 3.11, but $(PYTHON) was not found; set PYTHON=/path/to/python3.11" >&2; exit 3; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c requirements.lock setuptools
-	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e .
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[serve]'
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(VENV)/bin/dvc config --local core.no_scm true
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test,export]'
+	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test,export,serve]'
 	@touch $@
 
 $(VENV)/.cluster: $(VENV)/.run

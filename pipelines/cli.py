@@ -109,6 +109,24 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.local import services, supervisor
+    from mnist_pipe.params import loader
+
+    params = loader.load(root / paths.PARAMS, names=None).serve
+    changed = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    params = params.model_copy(update=changed)
+    grace = params.drain_seconds + 10  # Serve and Ray need a few seconds more to stop
+    if (code := supervisor.run_supervised("pipelines.cli", options.arguments, grace_seconds=grace)) is not None:
+        return code
+    os.environ.update(services.ray_environment(root))
+    with nullcontext() if options.debug else _errors_to(root / services.LOGS / "serve.log"):
+        from mnist_pipe.serving import command
+
+        command.run(root, params=params, model=options.model, detach=options.detach, stop=options.stop)
+    return 0
+
+
 @contextmanager
 def _errors_to(log: Path) -> Iterator[None]:
     """Redirect standard error to `log`: Ray's threads and its C++ code write to the file descriptor itself."""
@@ -213,6 +231,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
     "predict": (_predict, "predict the digits in image files with the registered champion"),
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
+    "serve": (_serve, "serve the registered champion over HTTP, with a page to draw on, on Ray Serve"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
 }
 
@@ -231,6 +250,14 @@ def _parser() -> command_line.Parser:
             command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder of them, here or at s3://")
             command.add_argument("output", type=Path, metavar="OUTPUT", help="a folder, which must be new or empty")
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
+        if name == "serve":
+            command.add_argument(
+                "--model", help="NAME@ALIAS, which is followed, or NAME/VERSION; the champion by default"
+            )
+            command.add_argument("--host", help="address to listen on; serve.host of params.yaml by default")
+            command.add_argument("--port", type=int, help="port to listen on; serve.port of params.yaml by default")
+            command.add_argument("--detach", action="store_true", help="leave the endpoint to the Ray that runs")
+            command.add_argument("--stop", action="store_true", help="stop the endpoint of the Ray that runs")
     return parser
 
 

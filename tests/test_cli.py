@@ -92,7 +92,7 @@ def test_an_unknown_command_is_one_line() -> None:
     assert (code, output) == (2, [])
     assert line == (
         "mnist-pipe: argument COMMAND: invalid choice: 'stats' (choose from 'up', 'down', 'status', "
-        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'summary'); see mnist-pipe --help"
+        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'serve', 'summary'); see mnist-pipe --help"
     )
 
 

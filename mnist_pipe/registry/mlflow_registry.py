@@ -46,6 +46,7 @@ _SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))
 _CONTENT = "content_sha256"
 _MODEL = "model"  # this and the next: folders of a run's artifacts
 _PREDICTIONS = "predictions"
+_METRICS = "metrics.json"
 
 
 def register(
@@ -222,6 +223,17 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
     return folder
 
 
+def metrics(model: RegisteredModel, *, root: Path) -> dict[str, Any]:
+    """Return the metrics that were registered with the version, by split.
+
+    Raises:
+        CorruptDataError: their file is missing or damaged.
+        UnavailableError: the store does not answer.
+    """
+    with open_store(root) as client:
+        return dict(read_json(_artifact(client, model, _METRICS, root=root)))
+
+
 def _log_candidate(
     client: MlflowClient,
     candidate: Path,
@@ -240,7 +252,7 @@ def _log_candidate(
     for file in (*read_json(candidate / MANIFEST), MANIFEST):
         client.log_artifact(run_id, str(candidate / file), _MODEL)
     client.log_artifact(run_id, str(predictions), _PREDICTIONS)
-    client.log_dict(run_id, dict(metrics), "metrics.json")
+    client.log_dict(run_id, dict(metrics), _METRICS)
     card = read_json(candidate / paths.CARD)
     numbers = {key: value for key, value in flatten(metrics).items() if type(value) in (int, float)}
     log_metrics(client, run, params={k: card[k] for k in ("model", "model_params", "recipe")}, history=[(numbers, 0)])

@@ -266,6 +266,8 @@ class ServeParams(Section):
     """The number of unfinished requests per replica above which Ray Serve adds a replica."""
     max_ongoing_requests: Annotated[int, Field(ge=1, le=10_000)]
     """The largest number of unfinished requests that a replica takes; further ones wait in the proxy."""
+    max_queued_requests: Annotated[int, Field(ge=1, le=100_000)]
+    """The largest number of requests that wait in the proxy; further ones are refused with 503."""
     cpus_per_replica: Annotated[float, Field(ge=0, le=1024)]
     """The number of CPUs that Ray reserves for a replica. 0 reserves none, so that a training on the same Ray still has
     all of them."""

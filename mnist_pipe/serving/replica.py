@@ -174,6 +174,7 @@ def application(
             "target_ongoing_requests": params.target_ongoing_requests,
         },
         max_ongoing_requests=params.max_ongoing_requests,
+        max_queued_requests=params.max_queued_requests,
         ray_actor_options={"num_cpus": params.cpus_per_replica},
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=params.drain_seconds,

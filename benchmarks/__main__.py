@@ -79,6 +79,12 @@ def _pipeline(log: Log) -> Any:
     return pipeline.measure(repeats=2, log=log)
 
 
+def _serving(log: Log) -> Any:
+    from benchmarks import serving
+
+    return serving.measure(root=FOLDER.parent, log=log)
+
+
 def _growth(log: Log) -> Any:
     from benchmarks import growth
 
@@ -96,6 +102,7 @@ BENCHMARKS: dict[str, Callable[[Log], Any]] = {
     "search": _search,
     "distributed": _distributed,
     "pipeline": _pipeline,
+    "serving": _serving,
     "growth": _growth,
 }
 

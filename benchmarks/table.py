@@ -107,6 +107,15 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         yield "a stage's fixed cost", "2.5 s", _range(fixed, "s"), "", ""
         peak = max(stage["peak_bytes"] for stage in stages)
         yield "most memory of any stage", "1.5 GB", f"{peak / 1e9:.2f} GB", "", ""
+    for name, case in found.get("serving", {}).get("cases", {}).items():
+        latency, limit = case["latency_milliseconds"], case["p99_milliseconds"]
+        yield (
+            f"`mnist-pipe serve`, {name}, images a second",
+            f"{case['images_per_second']:,.0f}" + (f", p99 below {limit:g} ms" if limit else ""),
+            f"{case['measured_images_per_second']:,.0f}, p99 {latency['p99']:.0f} ms, {case['failed']} failed",
+            "",
+            "",
+        )
 
 
 def _accuracy(point: Mapping[str, Any]) -> str:

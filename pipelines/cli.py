@@ -150,6 +150,24 @@ def _export(root: Path, options: argparse.Namespace) -> int:
     return 0
 
 
+def _serve(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.local import services, supervisor
+    from mnist_pipe.params import loader
+
+    params = loader.load(root / paths.PARAMS, names=None).serve
+    changed = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    params = params.model_copy(update=changed)
+    grace = params.drain_seconds + 10  # Serve and Ray need a few seconds more to stop
+    if (code := supervisor.run_supervised("pipelines.cli", options.arguments, grace_seconds=grace)) is not None:
+        return code
+    os.environ.update(services.ray_environment(root))
+    with nullcontext() if options.debug else _errors_to(root / services.LOGS / "serve.log"):
+        from mnist_pipe.serving import command
+
+        command.run(root, params=params, model=options.model, detach=options.detach, stop=options.stop)
+    return 0
+
+
 @contextmanager
 def _errors_to(log: Path) -> Iterator[None]:
     """Redirect standard error to `log`: Ray's threads and its C++ code write to the file descriptor itself."""
@@ -312,6 +330,7 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "predict": (_predict, "predict what PNG and JPEG pictures show with the registered champion"),
     "score": (_score, "predict every row of Parquet files with the registered champion, on the Ray cluster"),
     "export": (_export, "write the registered champion as ONNX or safetensors, for programs without this project"),
+    "serve": (_serve, "serve the registered champion over HTTP, with a page to draw on, on Ray Serve"),
     "summary": (_summary, "print what the last `dvc repro` registered and where to view it"),
     "completion": (_completion, "print a script that completes this command's words in a shell"),
 }
@@ -356,6 +375,14 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
             command.add_argument("--model", help="NAME@ALIAS or NAME/VERSION; the champion by default")
         if name == "completion":
             command.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell that reads the script")
+        if name == "serve":
+            command.add_argument(
+                "--model", help="NAME@ALIAS, which is followed, or NAME/VERSION; the champion by default"
+            )
+            command.add_argument("--host", help="address to listen on; serve.host of params.yaml by default")
+            command.add_argument("--port", type=int, help="port to listen on; serve.port of params.yaml by default")
+            command.add_argument("--detach", action="store_true", help="leave the endpoint to the Ray that runs")
+            command.add_argument("--stop", action="store_true", help="stop the endpoint of the Ray that runs")
     return parser
 
 

@@ -116,7 +116,7 @@ def test_an_unknown_command_is_one_line() -> None:
     assert (code, output) == (2, [])
     assert line == (
         "mnist-pipe: argument COMMAND: invalid choice: 'stats' (choose from 'up', 'down', 'status', "
-        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'export', 'summary', 'completion'); "
+        "'dashboards', 'doctor', 'deploy', 'predict', 'score', 'export', 'serve', 'summary', 'completion'); "
         "see mnist-pipe --help"
     )
 
@@ -527,7 +527,7 @@ def completed(script: Path, *words: str, folder: Path) -> list[str]:
     ("words", "offered"),
     [
         (["pre"], ["predict"]),
-        (["s"], ["score", "status", "summary"]),
+        (["s"], ["score", "serve", "status", "summary"]),
         (["export", "--f"], ["--format"]),
         (["export", "--format", "o"], ["onnx"]),
         (["summary", "--"], ["--debug", "--help", "--json"]),

@@ -39,7 +39,7 @@ LAYERS = [
     {"data", "models"},
     {"evaluation", "training"},
     {"tuning", "registry", "inference"},
-    {"preflight", "local"},
+    {"preflight", "local", "serving"},
     {"studies"},
     {"pipelines"},
 ]
@@ -54,6 +54,8 @@ ONLY = {
         "mnist_pipe.tuning.search",
         "mnist_pipe.tuning.trial",
         "mnist_pipe.inference.batch",
+        "mnist_pipe.serving.deployment",
+        "mnist_pipe.serving.replica",
         "studies.common.executor",
     },
     "mlflow": {
@@ -61,6 +63,8 @@ ONLY = {
         for name in ("model_code", "pyfunc", "registration", "search_log", "store", "versions")
     },
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
+    "fastapi": {"mnist_pipe.serving.web", "mnist_pipe.serving.replica"},
+    "starlette": {"mnist_pipe.serving.web"},
 }
 
 
@@ -98,7 +102,7 @@ def test_only_named_modules_import_an_orchestrator(library: str) -> None:
 
 
 HEAVY = {*ONLY["ray"], *ONLY["mlflow"]} | {
-    f"mnist_pipe.{name}" for name in ("training", "tuning", "models", "inference", "data", "evaluation")
+    f"mnist_pipe.{name}" for name in ("training", "tuning", "models", "inference", "data", "evaluation", "serving")
 }  # imported inside the functions that use them
 
 

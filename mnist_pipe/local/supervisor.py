@@ -27,19 +27,20 @@ _PR_SET_CHILD_SUBREAPER = 36
 _INNER = "MNIST_PIPE_SUPERVISED"
 
 
-def run_supervised(module: str, arguments: Sequence[str]) -> int | None:
+def run_supervised(module: str, arguments: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -> int | None:
     """Run `python -m module arguments` in a supervised child and return its exit code; in that child, return None.
 
-    A command that must leave no processes behind calls this first, and does its work if the result is None.
+    A command that must leave no processes behind calls this first, and does its work if the result is None. It has
+    `grace_seconds` to end after a signal.
     """
     if _INNER in os.environ:
-        die_with_parent()
+        die_with_parent(grace_seconds=grace_seconds)
         return None
     os.environ[_INNER] = "1"
-    return supervise([sys.executable, "-m", module, *arguments])
+    return supervise([sys.executable, "-m", module, *arguments], grace_seconds=grace_seconds)
 
 
-def supervise(command: Sequence[str]) -> int:
+def supervise(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -> int:
     """Run `command` to its end and return its exit code, or 128 + the signal that stopped this process."""
     _adopt_orphans()
     caught: list[int] = []
@@ -56,7 +57,7 @@ def supervise(command: Sequence[str]) -> int:
             if not caught and os.getppid() != parent:
                 caught.append(signal.SIGTERM)
             if caught and deadline is None:
-                deadline = time.monotonic() + GRACE_SECONDS
+                deadline = time.monotonic() + grace_seconds
                 child.send_signal(signal.SIGINT)
             if deadline is not None and time.monotonic() > deadline:
                 break
@@ -69,7 +70,7 @@ def supervise(command: Sequence[str]) -> int:
     return 128 + caught[0] if caught else int(child.wait())
 
 
-def die_with_parent() -> None:
+def die_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
     """Interrupt this process when its parent exits, in case the supervisor itself is killed."""
     parent = os.getppid()
 
@@ -77,7 +78,7 @@ def die_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(GRACE_SECONDS)
+        time.sleep(grace_seconds)
         _end_descendants(gently=False)
         os._exit(128 + signal.SIGTERM)
 

@@ -16,6 +16,9 @@ from mnist_pipe.params import messages
 from mnist_pipe.params.messages import Location
 from mnist_pipe.params.schema import Params, Section
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Hosts at which only this machine's own programs reach a server."""
+
 
 def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
     """Read `path` as `Params` and check it.
@@ -128,4 +131,7 @@ def _cross_checks(path: Path, params: Params) -> list[str]:
         if dataset == "local" and params.ingest.folder is None:
             rule = f"name the folder of the four IDX files when ingest.{name} is local"
             errors.append(describe(path, "ingest.folder", rule, got="null"))
+    if not params.serve.require_token and params.serve.host not in LOOPBACK:
+        rule = f"be true unless serve.host is {' or '.join(LOOPBACK)}"
+        errors.append(describe(path, "serve.require_token", rule, got="false"))
     return errors

@@ -252,6 +252,42 @@ class RegisterParams(Section):
     max_calibration_error: Annotated[float, Field(gt=0, le=1)]
 
 
+class ServeParams(Section):
+    """Section `serve`: the HTTP endpoint on Ray Serve."""
+
+    host: Annotated[str, Field(min_length=1)]
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=1, le=65_535)]
+    require_token: bool
+    """Whether a request must carry the token in `.state/secrets/serve`; may be false on loopback only."""
+    num_replicas: Annotated[list[Workers], *_RANGE]
+    """The numbers of replicas [low, high] between which Ray Serve scales."""
+    target_ongoing_requests: Annotated[float, Field(gt=0, le=10_000)]
+    """The number of unfinished requests per replica above which Ray Serve adds a replica."""
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=10_000)]
+    """The largest number of unfinished requests that a replica takes; further ones wait in the proxy."""
+    max_queued_requests: Annotated[int, Field(ge=1, le=100_000)]
+    """The largest number of requests that wait in the proxy; further ones are refused with 503."""
+    cpus_per_replica: Annotated[float, Field(ge=0, le=1024)]
+    """The number of CPUs that Ray reserves for a replica. 0 reserves none, so that a training on the same Ray still has
+    all of them."""
+    max_batch_size: Annotated[int, Field(ge=1, le=10_000)]
+    """The largest number of requests that are computed together."""
+    batch_wait_seconds: Annotated[float, Field(ge=0, le=1)]
+    """The time that a batch waits for more requests. 0 takes those that came while the last batch was computed."""
+    max_body_bytes: Annotated[int, Field(ge=1000, le=1_000_000_000)]
+    max_images: Annotated[int, Field(ge=1, le=100_000)]
+    """The largest number of arrays in a request."""
+    requests_per_second: Annotated[float, Field(gt=0, le=1_000_000)]
+    """The rate limit of a replica; further requests are refused with 429."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)]
+    """The longest duration of a request, with its wait."""
+    drain_seconds: Annotated[float, Field(gt=0, le=3600)]
+    """The time that requests have to finish after SIGTERM."""
+    poll_seconds: Annotated[float, Field(ge=0.1, le=3600)]
+    """The interval at which the registry is asked where the alias points."""
+
+
 class Params(Section):
     """The whole content of `params.yaml`."""
 
@@ -269,3 +305,4 @@ class Params(Section):
     train: TrainParams
     evaluate: EvaluateParams
     register_: RegisterParams = Field(alias="register")
+    serve: ServeParams

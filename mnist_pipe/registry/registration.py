@@ -29,7 +29,7 @@ from mnist_pipe.registry.store import (
     open_store,
     public_uri,
 )
-from mnist_pipe.registry.versions import CHAMPION, CONTENT, MODEL, PREVIOUS, RegisteredModel
+from mnist_pipe.registry.versions import CHAMPION, CONTENT, METRICS, MODEL, PREVIOUS, RegisteredModel
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -123,7 +123,7 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
         pyfunc.write_version(Path(folder) / MODEL, candidate.folder, card=card, text=candidate.text)
         client.log_artifacts(run_id, folder)
     client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
-    client.log_dict(run_id, dict(candidate.metrics), "metrics.json")
+    client.log_dict(run_id, dict(candidate.metrics), METRICS)
     client.log_inputs(run_id, datasets=_datasets(card))
     numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
     curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]

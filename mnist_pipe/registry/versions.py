@@ -30,6 +30,8 @@ CONTENT = "content_sha256"
 """Tag of a version and of its run: the digest of weights and card."""
 MODEL = "model"
 """Folder of a version among the artifacts of its run."""
+METRICS = "metrics.json"
+"""File with its metrics, beside that folder."""
 DatabaseState = list[list[int]]
 
 _SPEC = re.compile(rf"({NAME.pattern})(?:@({NAME.pattern})|/([1-9][0-9]{{0,8}}))")
@@ -105,6 +107,17 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
             artifact(client, model, f"{MODEL}/{file}", root=root)
     verify_manifest(folder)
     return folder
+
+
+def metrics(model: RegisteredModel, *, root: Path) -> dict[str, Any]:
+    """Return the metrics that were registered with the version, by split.
+
+    Raises:
+        CorruptDataError: their file is missing or damaged.
+        UnavailableError: the store does not answer.
+    """
+    with nullcontext() if is_own_store(root) else open_store(root) as client:
+        return dict(read_json(artifact(client, model, METRICS, root=root)))
 
 
 def artifact(client: MlflowClient | None, model: RegisteredModel, path: str, *, root: Path) -> Path:

@@ -1,0 +1,43 @@
+"""Who may call the endpoint, and how often."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import time
+from collections.abc import Callable
+
+
+def digest(token: str) -> str:
+    """Return the SHA-256 of a token, which a replica compares with, so that Ray never stores the token itself."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def is_authorized(header: str, *, token_sha256: str) -> bool:
+    """Return whether an HTTP Authorization header carries the token with this digest, in constant time.
+
+    Args:
+        header: the value of the header, `Bearer TOKEN`.
+        token_sha256: the digest; an empty one admits every request.
+    """
+    scheme, _, token = header.partition(" ")
+    is_equal = hmac.compare_digest(digest(token.strip()), token_sha256)
+    return not token_sha256 or (is_equal and scheme.lower() == "bearer")
+
+
+class RateLimit:
+    """A token bucket: it admits `per_second` requests a second, and as many at once after a second without any."""
+
+    def __init__(self, per_second: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._clock = per_second, clock
+        self._room, self._at = per_second, clock()
+
+    def admits(self) -> bool:
+        """Return whether a request that arrives now is admitted, and count it if so."""
+        now = self._clock()
+        self._room = min(self._rate, self._room + (now - self._at) * self._rate)
+        self._at = now
+        if self._room < 1:
+            return False
+        self._room -= 1
+        return True

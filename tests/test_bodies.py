@@ -1,0 +1,102 @@
+"""Test which images a body contains, and that every other body is one line."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from mnist_pipe.data.images import load_image
+from mnist_pipe.errors import InputError
+from mnist_pipe.serving.bodies import JSON, RAW, read_images
+
+SHAPE = "the body: the array must be (28, 28) or (N, 28, 28), but got "
+PIXEL = "the body: every pixel must be a whole number from 0 to 255, but got "
+NO_JSON = "the body: must be JSON, but got "
+NO_PICTURE = "the body: the content must be a PNG or JPEG image, but got bytes that start with b'no pictu'"
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+
+
+def refusal(body: bytes, kind: str = JSON, *, max_images: int = 10) -> str:
+    with pytest.raises(InputError) as caught:
+        read_images(body, kind, max_images=max_images, rule="digit")
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def nested(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+def changed(value: object) -> bytes:
+    """Return the first image as JSON, with `value` as its last pixel."""
+    content = IMAGES[0].tolist()
+    content[27][27] = value
+    return nested(content)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [(IMAGES.tobytes(), RAW), (nested(IMAGES.tolist()), JSON), (nested({"images": IMAGES.tolist()}), JSON)],
+)
+def test_arrays_are_returned_as_they_are(body: bytes, kind: str) -> None:
+    found = read_images(body, kind, max_images=3, rule="digit")
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, IMAGES)
+
+
+def test_one_array_needs_no_axis_of_images() -> None:
+    np.testing.assert_array_equal(read_images(nested(IMAGES[0].tolist()), JSON, max_images=1, rule="digit"), IMAGES[:1])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("image/png", "PNG"), ("image/jpeg", "JPEG")])
+def test_a_picture_is_read_as_the_command_reads_it(kind: str, name: str, tmp_path: Any) -> None:
+    picture = Image.new("L", (120, 90), 255)
+    ImageDraw.Draw(picture).line((30, 10, 80, 10, 45, 80), fill=0, width=9)
+    stream = io.BytesIO()
+    picture.save(stream, name)
+    (tmp_path / "picture").write_bytes(stream.getvalue())
+    expected = load_image(tmp_path / "picture")
+    np.testing.assert_array_equal(
+        read_images(stream.getvalue(), kind, max_images=1, rule="digit"), expected[np.newaxis]
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "message"),
+    [
+        (b"", JSON, "the body: must contain a picture or arrays, but got nothing"),
+        (b"", "image/png", "the body: must contain a picture or arrays, but got nothing"),
+        (b"x" * 785, RAW, "the body: its length must be a multiple of 784 bytes, but got 785 bytes"),
+        (b"no picture", "image/png", NO_PICTURE),
+        (b"{", JSON, NO_JSON + "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (b"[" * 100_000, JSON, NO_JSON + "bottomless nesting"),
+        (b"\xff", JSON, NO_JSON + "'utf-8' codec can't decode byte 0xff in position 0: invalid start byte"),
+        (b'{"image": []}', JSON, "the body: its keys must be images alone, but got image"),
+        (b"[]", JSON, SHAPE + "(0,)"),
+        (b"3", JSON, SHAPE + "()"),
+        (nested([[1, 2], [3]]), JSON, SHAPE + "rows of unequal length"),
+        (nested(IMAGES.reshape(3, 784).tolist()), JSON, SHAPE + "(3, 784)"),
+        (changed(float("nan")), JSON, PIXEL + "nan"),
+        (changed(float("inf")), JSON, PIXEL + "inf"),
+        (changed(0.5), JSON, PIXEL + "0.5"),
+        (changed(256), JSON, PIXEL + "256"),
+        (changed(-1), JSON, PIXEL + "-1"),
+        (changed(10**30), JSON, PIXEL + "object values"),
+        (changed(None), JSON, PIXEL + "object values"),
+        (nested([[True] * 28] * 28), JSON, PIXEL + "bool values"),
+        (bytes(11 * 784), RAW, "the body: must contain at most 10 images, but got 11; send several requests"),
+    ],
+)
+def test_a_bad_body_is_one_line(body: bytes, kind: str, message: str) -> None:
+    assert refusal(body, kind) == message
+
+
+def test_a_truncated_picture_is_damaged() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(IMAGES[0]).save(stream, "PNG")
+    assert refusal(stream.getvalue()[:200], "image/png").startswith("the body: the image must be undamaged, but got ")

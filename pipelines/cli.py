@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import command_line, paths
-from mnist_pipe.errors import CorruptDataError, PipelineError, UnavailableError
+from mnist_pipe.errors import PipelineError, UnavailableError
 
 if TYPE_CHECKING:
     from mnist_pipe.local.services import Service, State
@@ -31,9 +31,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _up(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import services
+    from pipelines import summary
 
     services.up(root)
-    _print([*_services(root), _STOP])
+    _print([*_services(root), summary.STOP])
     return 0
 
 
@@ -185,74 +186,15 @@ def _errors_to(log: Path) -> Iterator[None]:
 
 
 def _summary(root: Path, options: argparse.Namespace) -> int:
-    from mnist_pipe.atomic import read_json
+    from mnist_pipe.local import services
+    from pipelines import summary
 
-    fix = "run: dvc repro"
-    registration, evaluation = (read_json(root / path, fix=fix) for path in (paths.REGISTRATION, paths.EVALUATION))
-    try:
-        facts = _facts(registration, evaluation, root=root)
-        outcome, time, tracking_uri = _outcome(facts), _times(facts["seconds"]), str(facts["tracking_uri"])
-        fallback = [_fallback(facts)] if facts["fallback_for"] else []
-    except (LookupError, TypeError, ValueError) as error:
-        state = f"is incomplete: {type(error).__name__} {error}"
-        raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=fix) from error
+    facts = summary.read(root)
     if options.json:
-        from mnist_pipe.local import services
-
-        found = _facts_of_services(services.status(root))
-        _print_json({**facts, "report": str(root / paths.REPORT), "services": found})
-        return 0
-    _print(
-        [
-            *fallback,
-            *outcome,
-            ("time", time),
-            ("report", str(root / paths.REPORT)),
-            *_services(root),
-            *([("mlflow", tracking_uri)] if tracking_uri.startswith("http") else []),
-            ("dashboards", "mnist-pipe dashboards   also starts TensorBoard and MLflow, and checks every page"),
-            _STOP,
-            *fallback,
-        ]
-    )
+        _print_json({**facts, "services": _facts_of_services(services.status(root))})
+    else:
+        _print(summary.rows(facts, services=_services(root)))
     return 0
-
-
-def _facts(registration: dict[str, Any], evaluation: dict[str, Any], *, root: Path) -> dict[str, Any]:
-    """Return what the summary says about the last run; `--json` prints it as it is."""
-    from mnist_pipe import timings
-    from pipelines import STAGES
-
-    recorded = timings.read(root)
-    return {
-        "registered": {key: registration[key] for key in ("name", "version", "alias", "reason")},
-        "tracking_uri": registration["tracking_uri"],
-        "dataset": evaluation["dataset"],
-        "fallback_for": evaluation["fallback_for"],
-        **{
-            split: {key: evaluation[split][key] for key in ("accuracy", "interval", "num_rows")}
-            for split in ("validation", "test")
-        },
-        "confidence": evaluation["confidence"],
-        "seconds": {stage: recorded[stage].seconds for stage in STAGES if stage in recorded},
-    }
-
-
-def _outcome(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    registered = facts["registered"]
-    alias = f", alias {registered['alias']}" if registered["alias"] else ", without an alias"
-    rows = [("registered", f"{registered['name']} version {registered['version']}{alias}"), ("", registered["reason"])]
-    for split in ("validation", "test"):
-        score = facts[split]
-        low, high = score["interval"]
-        rows.append(
-            (
-                split,
-                f"accuracy {100 * score['accuracy']:.2f} %, {100 * facts['confidence']:g} % interval "
-                f"{100 * low:.2f} to {100 * high:.2f} %, {score['num_rows']:,} images",
-            )
-        )
-    return rows
 
 
 def _completion(_: Path, options: argparse.Namespace) -> int:
@@ -272,21 +214,6 @@ def _services(root: Path) -> list[tuple[str, str]]:
     from mnist_pipe.local import services
 
     return [(name, services.describe(name, *record)) for name, record in services.status(root).items()]
-
-
-def _times(seconds: dict[str, float]) -> str:
-    from mnist_pipe.evaluation.report import format_duration
-
-    parts = [f"{stage} {format_duration(duration)}" for stage, duration in seconds.items()]
-    return ", ".join([*parts, f"total {format_duration(sum(seconds.values()))}"]) if parts else "not recorded"
-
-
-def _fallback(facts: dict[str, Any]) -> tuple[str, str]:
-    wanted, used = facts["fallback_for"], facts["dataset"]
-    return (
-        "FALLBACK",
-        f"{wanted} could not be downloaded; all results are for {used}. To retry, run: dvc repro --force ingest",
-    )
 
 
 def _report(name: str, found: str | PipelineError) -> int:
@@ -319,7 +246,6 @@ def _share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be 0 to 1, but got {text!r}")
 
 
-_STOP = ("stop", "mnist-pipe down")
 COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
     "down": (_down, "stop what `up` started"),

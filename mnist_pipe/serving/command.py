@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from mnist_pipe.cluster.ray_session import connected
@@ -49,7 +50,8 @@ def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, sto
             return
         with deployment.started(spec, root=root, params=params, token=token) as url:
             _print(url, spec=spec, login=login, end="Ctrl-C or SIGTERM")
-            deployment.watch(lambda line: print(line, flush=True), seconds=params.poll_seconds)
+            report = partial(print, flush=True)
+            deployment.watch(report, url=url, token=token, seconds=params.poll_seconds)
 
 
 def check_options(params: ServeParams) -> None:

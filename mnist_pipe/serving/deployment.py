@@ -112,11 +112,13 @@ def started(spec: str, *, root: Path, params: ServeParams, token: str) -> Iterat
         stop()
 
 
-def watch(report: Callable[[str], None], *, seconds: float) -> None:
+def watch(report: Callable[[str], None], *, url: str, token: str, seconds: float) -> None:
     """Report each change of the model that serves, without end.
 
     Args:
         report: takes one line for each change.
+        url: the URL of the endpoint.
+        token: its token; empty if it needs none.
         seconds: the interval, in seconds.
 
     Raises:
@@ -125,11 +127,11 @@ def watch(report: Callable[[str], None], *, seconds: float) -> None:
     last: Mapping[str, Any] = {}
     answered = time.monotonic()
     while True:
-        try:
-            now = serve.get_app_handle(APPLICATION).describe.remote().result(timeout_s=seconds + 5)
-        except Exception as error:  # Ray raises many kinds while a replica restarts
+        # Over HTTP: a handle of Ray Serve needs an event loop of its own in this process.
+        now = http_probe.get_json(f"{url}/model", authorization=http_probe.bearer(token))
+        if now is None:
             if time.monotonic() - answered > _PATIENCE_SECONDS:
-                raise UnavailableError.unreachable("the endpoint", cause=one_line(error)[:200]) from error
+                raise UnavailableError.unreachable(url, cause=f"no reply for {_PATIENCE_SECONDS:.0f} seconds")
         else:
             answered = time.monotonic()
             if last and now["version"] != last["version"]:

@@ -95,11 +95,6 @@ class Endpoint:
         """Return the application, which Ray calls after the constructor."""
         return web.build(self, params=self._params, token_sha256=self._token_sha256)
 
-    async def describe(self) -> dict[str, Any]:
-        """Return what `GET /model` returns; the command calls it through Ray."""
-        served, problem = self.state()
-        return {**served.describe(), "problem": problem}
-
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow the alias while the block runs."""

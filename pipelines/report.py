@@ -41,3 +41,4 @@ def attach() -> None:
         get_run_logger().info("%s is not in this registry: the report is not attached to it", spec)
         return
     registration.log_report(model, root=Path.cwd(), page=paths.REPORT, plots=paths.PLOTS)
+    versions.champion(registered["name"], root=Path.cwd())  # kept, so that the first `mnist-pipe predict` is fast

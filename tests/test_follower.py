@@ -23,7 +23,9 @@ Follow = Callable[[str], Follower]
 
 @pytest.fixture
 def follow(registry_root: Path) -> Follow:
-    return lambda spec: Follower(spec, root=registry_root, log=logging.getLogger("ray.serve"))
+    return lambda spec: Follower(
+        spec, root=registry_root, log=logging.getLogger("tests.follower")
+    )  # not Ray's, which may not propagate
 
 
 def test_the_new_champion_serves_after_a_check(registry_root: Path, follow: Follow) -> None:

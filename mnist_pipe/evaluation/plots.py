@@ -274,7 +274,7 @@ def draw_reliability(path: Path, bins: CalibrationBins, *, uncalibrated: Calibra
             label=f"before calibration, error {uncalibrated.error:.4f}",
         )
         upper.plot([], [], "o", color=BLUE, markersize=5, label=f"calibrated, error {bins.error:.4f}")
-        upper.legend(loc="upper left")
+        upper.legend(loc="lower right")
         upper.set_ylabel("accuracy")
         upper.set(xlim=(0, 1.01), ylim=(0, 1.03))
         lower.bar(bins.edges[:-1], bins.counts, width=np.diff(bins.edges) * 0.86, align="edge", color=BLUE, alpha=0.75)

@@ -15,7 +15,7 @@ from tests.cluster.bed import POOL, ROOT, Bed, wait_for
 
 pytestmark = pytest.mark.cluster
 
-SCRIPTS = ("database", "deployments", "head", "mlflow-server", "node", "prefect-server", "run", "worker")
+SCRIPTS = ("database", "deployments", "head", "mlflow-server", "node", "prefect-server", "run", "serve", "worker")
 
 TICKS = """
     import time
@@ -149,6 +149,7 @@ def test_a_script_refuses_a_missing_settings_file(script: str, tmp_path: Path) -
         ("prefect-server", "PREFECT_API_AUTH_STRING"),
         ("deployments", "PREFECT_API_AUTH_STRING"),
         ("run", "MLFLOW_TRACKING_USERNAME"),
+        ("serve", "MNIST_PIPE_SERVE_TOKEN"),
         ("worker", "MNIST_PIPE_WORK_POOL"),
         ("worker", "MNIST_PIPE_STORAGE"),
     ],

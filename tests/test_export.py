@@ -25,17 +25,14 @@ from tests.support.registry import MakeCandidate, register
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
 LABELS = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+pytestmark = pytest.mark.long  # an export to ONNX takes one to four seconds
+
 CARD: dict[str, Any] = {
     "dataset": "toy", "model": "convnet", "model_params": {"channels": [4]}, "recipe": {},
     "mean": 0.13, "std": 0.31, "temperature": 0.5, "data_sha256": {"train": "aa", "validation": "bb"},
 }  # fmt: skip
 
-QUICK = {("linear", False), ("lenet5_rbf", False), ("convnet", True)}  # an export takes one to four seconds
-CASES = [
-    pytest.param(name, augmented, marks=() if (name, augmented) in QUICK else pytest.mark.long)
-    for name in MODELS
-    for augmented in (False, True)
-]
+CASES = [(name, augmented) for name in MODELS for augmented in (False, True)]
 
 
 def network(name: str, **arguments: Any) -> torch.nn.Module:

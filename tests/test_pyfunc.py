@@ -75,6 +75,7 @@ def images() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
 
 
+@pytest.mark.services
 def test_a_version_loads_without_this_project_and_predicts_the_same(
     registry_root: Path, make_candidate: MakeCandidate, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ def test_mlflow_and_score_agree_on_all_test_images_of_mnist(
     np.testing.assert_allclose(found, scored, atol=1e-6)
 
 
+@pytest.mark.services
 def test_a_damaged_artifact_is_refused(
     registry_root: Path, make_candidate: MakeCandidate, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:

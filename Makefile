@@ -18,8 +18,8 @@ run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 test: $(VENV)/.test ## what most changes can break, without services and DVC
 	pytest -q -n 2
 
-test-fast: $(VENV)/.test ## the library alone: without Ray, services, DVC and the studies
-	pytest -q -n 2 -m "$(FAST)" --ignore tests/cluster --ignore tests/studies
+test-fast: $(VENV)/.test ## the library alone: without Ray, services, DVC, the endpoint and the studies
+	pytest -q -n 2 -m "$(FAST)" --ignore tests/cluster --ignore tests/serving --ignore tests/studies
 
 test-all: $(VENV)/.test $(VENV)/.cluster debian ## everything, or what TIER says; the cluster's tests need root
 	pytest -q -m "$(TIER)"

@@ -87,7 +87,7 @@ class Bed:
         folder.chmod(0o755)  # PostgreSQL's user must reach its own folder in it
         names = (
             *("RAY_AUTH_TOKEN", "PREFECT_PASSWORD", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY"),
-            *("MNIST_PIPE_PREFECT_DATABASE_PASSWORD", "MNIST_PIPE_MLFLOW_DATABASE_PASSWORD"),
+            *("MNIST_PIPE_PREFECT_DATABASE_PASSWORD", "MNIST_PIPE_MLFLOW_DATABASE_PASSWORD", "MNIST_PIPE_SERVE_TOKEN"),
             *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         )
         bed = cls(folder=folder, secrets={name: f"planted{secrets.token_hex(20)}" for name in names})

@@ -191,7 +191,7 @@ def test_a_file_that_is_no_picture_is_reported_as_the_command_reports_it(open_pa
     (tmp_path / "text.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "text.png")
     expect(page.locator("#error")).to_have_text(
-        "the body: the file must be a PNG or JPEG image, but got bytes that start with b'no pictu'"
+        "the body: the content must be a PNG or JPEG image, but got bytes that start with b'no pictu'"
     )
 
 

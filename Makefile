@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
-FAST := not ray and not long and not services and not chaos and not slow and not cluster and not gpu and not browser and not timing
+FAST := not ray and not mlflow and not long and not services and not chaos and not slow and not cluster and not gpu and not browser and not timing
 
 .PHONY: help run test test-fast test-all test-cluster bench cluster debian lint fmt up down clean
 
@@ -18,7 +18,7 @@ run: $(VENV)/.run ## rebuild everything, with dashboards; ends with a summary
 test: $(VENV)/.test ## what most changes can break, without services and DVC
 	pytest -q -n 2
 
-test-fast: $(VENV)/.test ## the library alone: without Ray, services, DVC, the endpoint and the studies
+test-fast: $(VENV)/.test ## the library alone: without Ray, MLflow, services, DVC, the endpoint and the studies
 	pytest -q -n 2 -m "$(FAST)" --ignore tests/cluster --ignore tests/serving --ignore tests/studies
 
 test-all: $(VENV)/.test $(VENV)/.cluster debian ## everything, or what TIER says; the cluster's tests need root

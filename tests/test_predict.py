@@ -24,6 +24,8 @@ from mnist_pipe.models import saved
 from mnist_pipe.registry import versions
 from tests.support.registry import NAME, Candidate, MakeCandidate, register
 
+pytestmark = pytest.mark.mlflow
+
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:

@@ -40,6 +40,8 @@ from tests.support.registry import (
 )
 from tests.support.services import wait_until
 
+pytestmark = pytest.mark.mlflow
+
 
 def client(root: Path) -> Any:
     from mlflow import MlflowClient

@@ -86,11 +86,11 @@ class Classifier:
             InputError: the array has another shape or dtype.
             CorruptDataError: a logit is not finite.
         """
-        probabilities = self.probabilities(images)
+        probabilities, labels = self.probabilities(images), self.labels
         classes = probabilities.argmax(axis=1)
         return Predictions(
             classes=classes,
-            labels=[self.labels[number] for number in classes],
+            labels=[labels[number] for number in classes],
             probability=probabilities.max(axis=1),
             probabilities=probabilities,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mnist_pipe.cluster.ledger import Ledger
@@ -35,9 +35,9 @@ class TrialRecord:
     """Metrics of each epoch, as `loop.train` yields them."""
     address: str = ""
     """IP address of the node on which the trial ended."""
-    ended_at: float = 0.0
+    ended_at: float = field(default=0.0, compare=False)
     """Time at which the trial ended, in seconds since the epoch."""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """Wall-clock seconds of the trial, as Ray Tune counts them."""
 
     @property

@@ -161,6 +161,8 @@ def open_mlflow(
         page.get_by_role("link", name=experiment, exact=True).first.click()
         page.wait_for_url(re.compile(r"/experiments/\d+"))
         page.goto(re.sub(r"(/experiments/\d+).*", r"\1/runs", page.url))
+        # A search is one row; its trials are rows below it once it is unfolded.
+        page.get_by_role("gridcell").filter(has_text=name).get_by_role("button").first.click()
         expect(page.get_by_role("link", name=re.compile(f"^{re.escape(name)}-")).first).to_be_visible()
         page.get_by_role("button", name="Columns", exact=True).click()
         for group in ("Metrics", "Parameters"):

@@ -29,8 +29,12 @@ class RegisteredClassifier(PythonModel):  # type: ignore[misc]
         model_input: np.ndarray,  # MLflow warns of other type hints
         params: Any = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
-        """Return the calibrated probabilities of each image."""
-        return self._classifier.probabilities(model_input)
+        """Return the calibrated probabilities of each image, whose pixels are integers of any width in 0 to 255."""
+        images = np.asarray(model_input)
+        # Spark has no unsigned bytes, and MLflow hands on the signed integers that it has.
+        if images.dtype.kind in "iu" and images.size and 0 <= images.min() and images.max() <= 255:
+            images = images.astype(np.uint8)
+        return self._classifier.probabilities(images)
 
 
 set_model(RegisteredClassifier())

@@ -13,14 +13,15 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
-from mnist_pipe.inference.classifier import Classifier
-
 
 class RegisteredClassifier(PythonModel):  # type: ignore[misc]
     """Model from grey images, uint8 `(N, 28, 28)`, to probabilities, float32 `(N, classes)`."""
 
     def load_context(self, context: Any) -> None:  # noqa: ARG002
         """Load the weights beside this file, after checking them against their manifest."""
+        # MLflow runs this file also while it saves a version, which needs no torch.
+        from mnist_pipe.inference.classifier import Classifier
+
         self._classifier = Classifier.load(Path(__file__).parent)
 
     def predict(

@@ -246,5 +246,5 @@ def _reporting(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        got = re.sub(r" \(Request ID.*", "", one_line(error))[:200]
+        got = re.sub(r" \(Request ID.*", "", one_line(error))
         raise UnavailableError.unreachable(uri, where=VARIABLE, cause=got) from error

@@ -56,7 +56,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
                 _check_database(database)
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        got = one_line(str(error).replace(uri, public_uri(root)))[:300]
+        got = one_line(str(error).replace(uri, public_uri(root)))
         # Not `from error`: the cause would show the address with its credentials in every traceback.
         raise UnavailableError.unreachable("the registry", where=public_uri(root), cause=got) from None
 

@@ -37,6 +37,8 @@ _FRAGMENT = 0.4  # share of the tallest digit's height; a lower piece beside a d
 _GAP = 0.25  # share of the tallest digit's height; a fragment is at most this far from its digit
 _SHORTEST = 0.5  # share of the tallest digit's height that every digit has, and of which neighbours lie in one line
 _LARGE = 0.2  # share of a digit's ink, above which a piece is no detached bar
+_SOLID = 0.95  # share of its box that a digit's ink fills at most, unless the digit is a bar, as a 1 is
+_BAR = 0.5  # width of a bar, as a share of its height
 _EDGE = 0.03  # width of a digit's soft edge, as a share of its longer side
 _WIDEST = 2.0  # width of the widest of MNIST's digits, as a share of its height
 _MAX_PIECES = 1000  # bounds the time for a picture of a texture
@@ -225,7 +227,10 @@ def _doubt(found: _Pieces, groups: list[NDArray[np.intp]]) -> str:
         above = -_overlaps(found.spans[large, 1], found.spans[large, 3]) if len(large) > 1 else np.zeros(1)
         if above.max() > 0:
             return "has pieces one above the other"
-        if extent[2] - extent[0] > _WIDEST * (extent[3] - extent[1]):
+        wide, high = extent[2] - extent[0], extent[3] - extent[1]
+        if found.areas[group].sum() > _SOLID * wide * high and wide > _BAR * high:
+            return "has a filled shape, which is no digit"
+        if wide > _WIDEST * high:
             return "has digits that touch each other"
     return ""
 

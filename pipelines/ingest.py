@@ -55,7 +55,7 @@ def ingest(params: IngestParams) -> None:
                 raise
             dataset, fallback_for = params.fallback, params.dataset
             log.warning(
-                "FALLBACK: all stages use %s instead of %s. %s. To retry, run: dvc repro --force ingest",
+                "FALLBACK: all stages use %s instead of %s. %s. To retry, run: dvc repro --force ingest && dvc repro",
                 dataset,
                 fallback_for,
                 error,

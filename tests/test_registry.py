@@ -8,11 +8,13 @@ import os
 import pickle
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,10 @@ import torch
 
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
-from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
+from mnist_pipe.errors import BusyError, CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
 from mnist_pipe.registry import search_log, store, versions
+from mnist_pipe.waiting import LIMIT_SECONDS
 from tests.support.registry import (
     BASELINE_ERRORS,
     LINEAGE,
@@ -38,7 +41,7 @@ from tests.support.registry import (
     MakeCandidate,
     register,
 )
-from tests.support.services import wait_until
+from tests.support.services import dead_server, wait_until
 
 pytestmark = pytest.mark.mlflow
 
@@ -430,7 +433,8 @@ def test_an_unreachable_store_is_one_line_without_credentials(
     with pytest.raises(UnavailableError) as caught:
         versions.champion(NAME, root=tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{store.public_uri(tmp_path)}: the registry does not answer: ")
+    assert message.startswith(f"MLFLOW_TRACKING_URI: the registry {store.public_uri(tmp_path)} does not answer: ")
+    assert message.endswith("; start that server or unset the variable")
     assert "\n" not in message
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
@@ -445,6 +449,84 @@ def test_an_unreachable_store_is_reported_within_seconds(
     with pytest.raises(UnavailableError):
         versions.champion(NAME, root=tmp_path)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.long
+@pytest.mark.services
+@pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2"])
+def test_a_silent_store_is_named_after_3_s_and_given_up_within_20(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scheme: str
+) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:hidden@127.0.0.1:{port}")
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match=f"^MLFLOW_TRACKING_URI: the registry .*127.0.0.1:{port} "):
+            store.check(tmp_path)
+        assert time.monotonic() - started < LIMIT_SECONDS
+    assert capfd.readouterr().err == f"waiting for the registry, {scheme}://127.0.0.1:{port}\n"
+
+
+@pytest.mark.long
+@pytest.mark.services
+def test_a_silent_store_holds_a_search_up_once_and_not_for_each_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        with search_log.SearchLog("toy-search", root=tmp_path, search_id="search-1") as log:
+            for number in range(5):
+                log.add(trial(number))
+        assert time.monotonic() - started < LIMIT_SECONDS
+
+
+def test_a_database_that_cannot_be_opened_is_given_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/folder.db")
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="unable to open database file"):
+        store.check(tmp_path)
+    assert time.monotonic() - started < LIMIT_SECONDS
+
+
+def test_a_database_that_another_program_holds_is_busy(registry_root: Path) -> None:
+    with closing(sqlite3.connect(registry_root / paths.MLFLOW_DB)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for call in (partial(store.check, registry_root), partial(store.prepare, registry_root)):
+            with pytest.raises(BusyError, match=r"mlflow\.db: the registry is locked by another program; end that"):
+                call()
+        other.rollback()
+    store.check(registry_root)
+
+
+def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nosuchdriver://127.0.0.1/x")
+    with pytest.raises(UnavailableError, match=r"^MLFLOW_TRACKING_URI: the registry mysql\+nosuchdriver://.*driver"):
+        store.check(tmp_path)
+
+
+def test_versions_are_never_kept_apart_from_their_runs(registry_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:hidden@elsewhere:5000")
+    with pytest.raises(InputError) as caught:
+        store.prepare(registry_root)
+    assert str(caught.value) == (
+        "MLFLOW_REGISTRY_URI: the address must be that of MLFLOW_TRACKING_URI, because a version needs its run, "
+        "but got http://elsewhere:5000; unset it"
+    )
+
+
+def test_an_experiment_that_was_deleted_in_mlflows_page_is_restored(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    search_log.log_search("toy-search", [trial(0)], root=registry_root, search_id="search-1")
+    register(registry_root, make_candidate(1, 40))
+    for name in ("toy-search", NAME):
+        client(registry_root).delete_experiment(client(registry_root).get_experiment_by_name(name).experiment_id)
+    search_log.log_search("toy-search", [trial(1)], root=registry_root, search_id="search-2")
+    assert register(registry_root, make_candidate(2, 20)).promoted
+    assert {run.info.lifecycle_stage for name in ("toy-search", NAME) for run in runs(registry_root, name)} == {
+        "active"
+    }
 
 
 def damage(root: Path) -> Path:
@@ -463,8 +545,8 @@ def test_a_damaged_database_is_reported(registry_root: Path, make_candidate: Mak
         with pytest.raises(CorruptDataError) as caught:
             call()
         assert str(caught.value) == (
-            f"{database}: the registry must be SQLite, but got file is not a database; move it away and run: dvc repro "
-            "--force register"
+            f"{database}: the registry must be SQLite, but got file is not a database; run: mv .state/mlflow.db "
+            ".state/mlflow.db.damaged && rm -f reports/registration.json && dvc repro"
         )
 
 

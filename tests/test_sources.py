@@ -581,7 +581,7 @@ def test_the_flow_falls_back_with_a_warning_or_fails_without_output(
     [warning] = {record.getMessage() for record in caplog.records if record.levelname == "WARNING"}
     assert warning == (
         "FALLBACK: all stages use digits instead of toy. "
-        f"{no_mirror('missing (no such directory)')}. To retry, run: dvc repro --force ingest"
+        f"{no_mirror('missing (no such directory)')}. To retry, run: dvc repro --force ingest && dvc repro"
     )
     for name, rows in (("train", 1437), ("test", 360)):
         split = read_raw(Path(f"data/raw/{name}.parquet"))

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError
-from mnist_pipe.registry.store import NAME, check_name, is_own_store, open_existing_store, open_store
+from mnist_pipe.registry.store import (
+    NAME,
+    check_name,
+    is_own_store,
+    open_existing_store,
+    open_store,
+    register_again,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +68,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
 
     model = _remembered(spec, read, root=root)
     if model is None:
-        fix = f"known: {', '.join(sorted(known))}" if known else "nothing is registered yet; run: dvc repro"
+        fix = f"known: {', '.join(sorted(known))}" if known else f"nothing is registered yet; {register_again(root)}"
         raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
     return model
 

@@ -51,13 +51,13 @@ def run(stage: str, *, debug: bool = False) -> None:
     """
     from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import handoff
-    from mnist_pipe.local import doctor, services
+    from mnist_pipe.local import services
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
-    doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
+    preflight.check_places(root, stage, on_cluster=on_cluster)
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
         name = handoff.run_name(stage, root, params=made_from)

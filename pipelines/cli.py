@@ -123,6 +123,8 @@ def _score(root: Path, options: argparse.Namespace) -> int:
 
         model = registered.load(options.model, root=root)
         place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        if place:
+            place.check(write=False)
         done = batch.score(
             place.root if place else Path(options.input),
             options.output,

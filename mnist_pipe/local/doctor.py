@@ -16,8 +16,9 @@ from pathlib import Path
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import PipelineError, UnavailableError
-from mnist_pipe.local import services
+from mnist_pipe.errors import InputError, PipelineError, UnavailableError, one_line, public_url
+from mnist_pipe.fingerprint import PACKAGE
+from mnist_pipe.local import configuration, services
 from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
@@ -71,11 +72,68 @@ def check_writable(folder: Path) -> str:
     return f"{folder} is writable"
 
 
-def _python(_: Path) -> str:
+def check_cache(root: Path) -> str:
+    """Check that DVC can keep a stage's outputs in its cache, and return a text that says so.
+
+    DVC copies them there after the stage, whose work would be lost.
+
+    Raises:
+        UnavailableError: `cache.dir` of one of DVC's files names a folder that cannot be used.
+    """
+    folder, place = root / ".dvc" / "cache", ""
+    for file in _dvc_configs(root):
+        if value := _dvc_config(file).get("cache", "dir", fallback=""):
+            folder, place = file.parent / Path(value).expanduser(), f"{file}: cache.dir"
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        check_writable(existing)
+    except UnavailableError as error:
+        if place:
+            raise UnavailableError(f"{place}: {error}, or remove that setting") from error
+        raise
+    return f"{folder} is writable" + (f", as set in {place}" if place else "")
+
+
+def _dvc_configs(root: Path) -> list[Path]:
+    """Return the files that DVC reads its settings from; a later one overrides an earlier one."""
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    folders = (Path(system_config_dir()), Path(global_config_dir()))
+    return [*(folder / "config" for folder in folders), root / ".dvc" / "config", root / ".dvc" / "config.local"]
+
+
+def _dvc_config(file: Path) -> configparser.RawConfigParser:
+    config = configparser.RawConfigParser()
+    try:
+        config.read(file)
+    except (configparser.Error, ValueError) as error:
+        fix = "correct that line: DVC refuses to start"
+        raise InputError.invalid(file, "the file", "be an INI file", got=one_line(error), fix=fix) from None
+    return config
+
+
+def _python(root: Path) -> str:
     if sys.version_info[:2] != PYTHON:
         rule, fix = f"be {'.'.join(map(str, PYTHON))}", "remove .venv and run: make run PYTHON=/path/to/python3.11"
         raise UnavailableError.invalid(sys.executable, "Python", rule, got=platform.python_version(), fix=fix)
+    if foreign := _foreign_packages(os.environ.get("PYTHONPATH", "")):
+        rule = "not hide this environment's packages"
+        raise UnavailableError.invalid("PYTHONPATH", "the path", rule, got=foreign, fix="unset the variable")
+    if (root / PACKAGE.name).is_dir() and PACKAGE.parent != root:
+        rule, fix = f"be that of {root}", f"unset PYTHONPATH and run: {root}/.venv/bin/mnist-pipe doctor"
+        raise UnavailableError.invalid(PACKAGE.parent, "the code", rule, got="another checkout's", fix=fix)
     return f"Python {platform.python_version()}"
+
+
+def _foreign_packages(path: str) -> str:
+    """Return what of a search path comes before the packages of this environment and hides some, or nothing."""
+    ours = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in metadata.requires("mnist-pipe") or ()}
+    for folder in filter(None, path.split(os.pathsep)):
+        found = [one.name for one in metadata.distributions(path=[folder]) if one.name.lower() in ours]
+        modules = [name for name in sorted(ours) if (Path(folder) / name / "__init__.py").is_file()]
+        if found or modules:
+            return f"{folder}, which has {', '.join(sorted({*found, *modules})[:3])}"
+    return ""
 
 
 def _packages(root: Path) -> str:
@@ -186,6 +244,24 @@ def _storage(root: Path) -> str:
     return f"{storage.project_storage(root).uri} answers"
 
 
+def _registry(root: Path) -> str:
+    from mnist_pipe.registry import store
+
+    store.check(root)
+    return f"{store.public_uri(root)} can be written"
+
+
+def _settings(root: Path) -> str:
+    """Check the servers that the settings of Prefect and Ray name, in whatever place."""
+    services.environment(root)
+    named = (
+        configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"),
+        configuration.ray_address(),
+    )
+    found = [f"{public_url(setting.value)} ({setting.place})" for setting in named if setting]
+    return ", ".join(found) + (" answers" if len(found) == 1 else " answer") if found else "no server from elsewhere"
+
+
 def _open_files(_: Path) -> str:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
@@ -203,9 +279,12 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "shared memory": _shared_memory,
     "versioning": _versioning,
     "dvc's lock": _dvc_lock,
+    "dvc's cache": check_cache,
     "ports": _ports,
     "services": _services,
+    "settings": _settings,
     "storage": _storage,
+    "registry": _registry,
     "open files": _open_files,
 }
 

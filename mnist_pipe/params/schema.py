@@ -125,7 +125,7 @@ class IngestParams(Section):
     folder: str | None
     """The folder of the four IDX files, used only by `dataset: local`."""
     timeout_seconds: Annotated[float, Field(gt=0, le=600)]
-    """The longest silence of a server, in seconds, before the next mirror is tried."""
+    """The longest silence, in seconds, of all mirrors together; each is left for the next one after its share of it."""
 
 
 class NormalizeParams(Section):

@@ -505,6 +505,18 @@ def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         store.check(tmp_path)
 
 
+def test_a_folders_name_is_no_part_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "a?b=c#d%3Fe @f"
+    store.prepare(root)
+    store.check(root)
+    assert sorted(path.name for path in (root / paths.STATE).iterdir()) == ["mlflow.db", "mlflow.lock"]
+    assert list(tmp_path.iterdir()) == [root]  # nothing beside it
+    assert store.public_uri(root) == "sqlite:///.state/mlflow.db"
+    with store.open_store(root) as client:
+        assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+
+
 def test_versions_are_never_kept_apart_from_their_runs(registry_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:hidden@elsewhere:5000")
     with pytest.raises(InputError) as caught:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -440,6 +442,18 @@ def test_the_cluster_that_ray_start_recorded_is_checked_by_its_address(
     with answering_server() as port:
         file.write_text(f"127.0.0.1:{port}\n")
         assert services.environment(tmp_path)["RAY_ADDRESS"] == f"127.0.0.1:{port}"
+
+
+@pytest.mark.services
+def test_prefects_tables_are_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    root = tmp_path / "a?b=c#d%3Fe @f"
+    root.mkdir()
+    variables = services.environment(root)
+    code = "from prefect import flow\n@flow(log_prints=False)\ndef nothing(): pass\nnothing()\n"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, cwd=root, check=True, timeout=120)
+    with closing(sqlite3.connect(root / ".state/prefect/prefect.db")) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (1,)
+    assert list(tmp_path.iterdir()) == [root]
 
 
 PREFECT_PLACES = {

@@ -72,7 +72,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
                 if write and not database.exists():
                     # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
                     with atomic_file(database) as temporary:
-                        MlflowClient(f"sqlite:///{temporary}")
+                        MlflowClient(paths.sqlite_uri(temporary))
                 _check_database(database)
             else:
                 _check_connection(uri)
@@ -213,7 +213,7 @@ def _database(root: Path) -> Path:
 
 
 def _own_uri(root: Path) -> str:
-    return f"sqlite:///{_database(root)}"
+    return paths.sqlite_uri(_database(root))
 
 
 def _tracking_uri(root: Path) -> str:

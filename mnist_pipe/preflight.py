@@ -22,6 +22,8 @@ from mnist_pipe.training.schedules import SCHEDULES
 
 RECORDED = ("search", "register", "report")
 """Stages that write to the registry."""
+TRAINED = ("search", "train")
+"""Stages that compute for minutes what is compared with the champion in the end."""
 NEEDED_BYTES = 1_000_000_000
 """Free disk space, in bytes, that a stage needs: 100 MB for all outputs, the rest for Ray's session and MLflow."""
 
@@ -85,6 +87,17 @@ def check_workers(
         raise InputError.invalid(paths.PARAMS, key, rule, got=requested, fix=fix)
 
 
+def check_folder(params: Params, *, root: Path) -> None:
+    """Check that the folder of the user's own images exists, for any data set: without it, DVC does not run `ingest`.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not (root / params.ingest.folder).is_dir():
+        rule = "be an existing folder, because DVC watches it"
+        raise InputError.invalid(paths.PARAMS, "ingest.folder", rule, got=repr(params.ingest.folder), fix="create it")
+
+
 def check_params(params: Params) -> None:
     """Check the number of workers in every section against this machine, by `check_workers`.
 
@@ -105,8 +118,8 @@ def check_params(params: Params) -> None:
 def check_places(root: Path, stage: str, *, on_cluster: bool) -> None:
     """Check that what a stage computes can be kept, before it computes for minutes.
 
-    That is the disk, the folders of its outputs, DVC's cache, the shared storage and the registry. On the cluster the
-    worker checks the last one.
+    That is the disk, the folders of its outputs, DVC's cache, the shared storage, the registry and its champion. On the
+    cluster the registry is the worker's.
 
     Raises:
         PipelineError: one of them cannot be used.
@@ -124,3 +137,7 @@ def check_places(root: Path, stage: str, *, on_cluster: bool) -> None:
         from mnist_pipe.registry import store
 
         store.check(root)
+    if stage in TRAINED and not on_cluster:
+        from mnist_pipe.registry import registration
+
+        registration.check_champion(root)

@@ -58,6 +58,9 @@ def run(stage: str, *, debug: bool = False) -> None:
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     preflight.check_places(root, stage, on_cluster=on_cluster)
+    if joined := services.joined(root):
+        # Prefect and Ray would wait for a minute or more for a server that was stopped.
+        supervisor.raise_when(lambda: services.lost(joined))
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
         name = handoff.run_name(stage, root, params=made_from)
@@ -97,6 +100,8 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     params = preflight.load_params(paths.PARAMS)
     if not on_cluster:
         preflight.check_params(params)
+        if stage == "ingest":
+            preflight.check_folder(params, root=Path.cwd())
     if "models" in STAGES[stage]:
         recipe = params.recipes[params.recipe]
         space = params.search.space.get("model_params")

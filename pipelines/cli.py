@@ -59,6 +59,10 @@ def _status(root: Path, options: argparse.Namespace) -> int:
 
 
 def _deploy(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import configuration, services
+
+    if configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"):
+        os.environ.update(services.prefect_environment(root))
     from pipelines.deployments import deploy
 
     for name in deploy(root):

@@ -22,7 +22,7 @@ def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
     return sources.fetch(
         dataset,
         mirrors=[_place(mirror) for mirror in params.mirrors],
-        folder=params.folder and _place(params.folder),
+        folder=_place(params.folder),
         timeout_seconds=params.timeout_seconds,
         log=get_run_logger().info,
     )

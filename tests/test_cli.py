@@ -25,6 +25,7 @@ from mnist_pipe.local import services
 from pipelines import cli
 from tests.support import ROOT
 from tests.support.registry import NAME, MakeCandidate, register
+from tests.support.services import dead_server
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
 NO_SERVICES = [
@@ -349,6 +350,16 @@ def test_a_summary_of_what_the_registry_lost_is_an_error(finished: Path) -> None
     assert (code, output) == (4, [])
     remedy = "run: rm reports/registration.json && dvc repro"
     assert line == f"sqlite:///.state/mlflow.db: mnist-classifier/3 is not registered any more; {remedy}"
+
+
+@pytest.mark.services
+def test_deploy_to_a_silent_server_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dead_server(silent=True) as port:
+        (project / ".env").write_text(f"PREFECT_API_URL=http://127.0.0.1:{port}/api\n")
+        monkeypatch.setenv("MNIST_PIPE_WORK_POOL", "pool")
+        code, output, [line] = mnist_pipe("deploy")
+    assert (code, output) == (3, [])
+    assert line.startswith(f"{project}/.env: PREFECT_API_URL: http://127.0.0.1:{port}/api does not answer: no reply; ")
 
 
 # --- predict

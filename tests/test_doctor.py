@@ -32,6 +32,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "inputs").mkdir()
     return tmp_path
 
 
@@ -182,7 +183,7 @@ def test_missing_git_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_dvc_repository_is_an_error(project: Path) -> None:
     shutil.rmtree(project / ".dvc")
     assert str(error("versioning", project)) == (
-        f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init (without Git: dvc init --no-scm)"
+        f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init"
     )
 
 
@@ -213,6 +214,12 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_file_that_sets_it(
     file.write_text("[cache\n")
     with pytest.raises(InputError, match=f"^{file}: the file must be an INI file, but got "):
         doctor.check_cache(project)
+
+
+def test_a_missing_folder_of_own_images_is_an_error(project: Path) -> None:
+    (project / "inputs").rmdir()
+    rule = "be an existing folder, because DVC watches it"
+    assert str(error("params", project)) == f"params.yaml: ingest.folder must {rule}, but got 'inputs'; create it"
 
 
 def test_a_server_that_a_file_names_is_checked(project: Path) -> None:

@@ -25,10 +25,10 @@ import pytest
 import torch
 
 from mnist_pipe import models, paths
-from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
+from mnist_pipe.atomic import MANIFEST, digest, read_json, write_json, write_manifest
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
-from mnist_pipe.registry import search_log, store, versions
+from mnist_pipe.registry import registration, search_log, store, versions
 from mnist_pipe.waiting import LIMIT_SECONDS
 from tests.support.registry import (
     BASELINE_ERRORS,
@@ -311,7 +311,7 @@ def test_a_flipped_bit_in_a_registered_model_is_detected(registry_root: Path, ma
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-        with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}$"):
+        with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}; "):
             versions.download(champion, root=registry_root)
         path.write_bytes(content)
 
@@ -539,6 +539,43 @@ def test_an_experiment_that_was_deleted_in_mlflows_page_is_restored(
     assert {run.info.lifecycle_stage for name in ("toy-search", NAME) for run in runs(registry_root, name)} == {
         "active"
     }
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "metrics.json", "predictions/validation.parquet"])
+def test_registering_again_replaces_damaged_files(
+    registry_root: Path, make_candidate: MakeCandidate, file: str
+) -> None:
+    candidate = make_candidate(1, 40)
+    outcome = register(registry_root, candidate)
+    write_json(registry_root / paths.REGISTRATION, asdict(outcome))
+    model = versions.find(f"{NAME}@champion", root=registry_root)
+    path = registry_root / paths.MLFLOW_ARTIFACTS / model.run_id / "artifacts" / file
+    whole = path.read_bytes()
+    path.write_bytes(b"damaged")
+    if file.startswith("model/"):
+        with pytest.raises(CorruptDataError, match=r"; run: rm reports/registration.json && dvc repro$"):
+            versions.download(model, root=registry_root)
+    again = register(registry_root, candidate)
+    assert (again.version, again.alias) == (1, "champion")
+    assert path.read_bytes() == whole
+
+
+def test_an_unreadable_champion_is_known_before_a_training(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    registration.check_champion(registry_root)  # there is none yet
+    write_json(registry_root / paths.REGISTRATION, asdict(register(registry_root, make_candidate(1, 60))))
+    registration.check_champion(registry_root)
+    champion = versions.find(f"{NAME}@champion", root=registry_root)
+    file = registry_root / paths.MLFLOW_ARTIFACTS / champion.run_id / "artifacts/predictions/validation.parquet"
+    file.unlink()
+    remedy = "rm reports/registration.json && dvc repro"
+    with pytest.raises(CorruptDataError, match=f"^{file} does not exist; run: {remedy}$"):
+        registration.check_champion(registry_root)
+    with pytest.raises(CorruptDataError, match=f"^{file} does not exist; run: {remedy}$"):
+        register(registry_root, make_candidate(2, 40))
+    outcome = {"name": NAME, "version": 9}
+    write_json(registry_root / paths.REGISTRATION, outcome)
+    with pytest.raises(CorruptDataError, match=r"; restore that file from a copy, or give the alias of toy-"):
+        registration.check_champion(registry_root)
 
 
 def damage(root: Path) -> Path:

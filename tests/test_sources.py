@@ -591,7 +591,7 @@ def test_the_flow_falls_back_with_a_warning_or_fails_without_output(
     from pipelines.ingest import ingest
 
     monkeypatch.setattr(fetch_task, "retry_delay_seconds", 0)
-    params = IngestParams(dataset="toy", mirrors=["missing"], fallback="digits", folder=None, timeout_seconds=1)
+    params = IngestParams(dataset="toy", mirrors=["missing"], fallback="digits", folder="inputs", timeout_seconds=1)
     with pytest.raises(NoMirrorError) as caught:
         ingest(params.model_copy(update={"fallback": None}))
     assert str(caught.value) == no_mirror("missing (no such directory)")

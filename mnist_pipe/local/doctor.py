@@ -166,6 +166,7 @@ def _params(root: Path) -> str:
 
     params = preflight.load_params(root / paths.PARAMS)
     preflight.check_params(params)
+    preflight.check_folder(params, root=root)
     return f"{paths.PARAMS} is valid"
 
 
@@ -193,18 +194,22 @@ def _shared_memory(_: Path) -> str:
 def _versioning(root: Path) -> str:
     folder = root / ".dvc"
     if not folder.is_dir():
-        fix = "run: dvc init (without Git: dvc init --no-scm)"
+        fix = "run: dvc init" if _in_git(root) else "run: dvc init --no-scm"
         raise UnavailableError.missing("the DVC repository", where=folder, fix=fix)
     config = configparser.ConfigParser()
     config.read([folder / "config", folder / "config.local"])
     if config.getboolean("core", "no_scm", fallback=False):
         return "DVC without Git; the lineage records this"
     fix = "run: dvc config --local core.no_scm true"
-    if not any((parent / ".git").exists() for parent in (root, *root.parents)):
+    if not _in_git(root):
         raise UnavailableError.missing("the project", state="is in no Git repository", where=root, fix=fix)
     if shutil.which("git") is None:
         raise UnavailableError.missing("git", state="is not installed", fix=f"install it, or {fix}")
     return "DVC with Git"
+
+
+def _in_git(root: Path) -> bool:
+    return any((parent / ".git").exists() for parent in (root, *root.parents))
 
 
 def _dvc_lock(root: Path) -> str:

@@ -16,10 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import psutil
+
+from mnist_pipe.errors import message_and_code
 
 GRACE_SECONDS = 3.5
 """Time from the first signal to SIGKILL, in seconds; a stage must have ended within 5 s."""
@@ -83,6 +85,31 @@ def die_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
+
+
+def raise_when(find_error: Callable[[], Exception | None], *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Raise in the main thread, from now on, the error that `find_error` returns, which is called every second.
+
+    The main thread then has `grace_seconds` to end; what the error was about may be what it waits for.
+    """
+
+    def watch() -> None:
+        while (error := find_error()) is None:
+            time.sleep(1)
+        found.append(error)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(grace_seconds)
+        message, code = message_and_code(error)
+        print(message, file=sys.stderr, flush=True)
+        _end_descendants(gently=False)
+        os._exit(code)
+
+    def on_signal(_number: int, _: FrameType | None) -> None:
+        raise found[0]
+
+    found: list[Exception] = []
+    signal.signal(signal.SIGUSR1, on_signal)
+    threading.Thread(target=watch, daemon=True, name="raise-when").start()
 
 
 def _adopt_orphans() -> None:

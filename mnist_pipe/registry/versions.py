@@ -103,6 +103,29 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
         CorruptDataError: a file is missing or has other bytes.
         UnavailableError: the store does not answer.
     """
+    try:
+        return _download(model, root=root)
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{error}; {restore(model, root=root)}") from error
+
+
+def restore(model: RegisteredModel, *, root: Path) -> str:
+    """Return how the damaged files of a version are replaced; those of the last candidate are in `models/`."""
+    copies = root / paths.MLFLOW_ARTIFACTS / "downloads" / model.content_sha256
+    if not is_own_store(root):
+        return f"run: rm -r {copies}"  # the next call downloads them again
+    try:
+        last = read_json(root / paths.REGISTRATION)
+        is_last = [last["name"], last["version"]] == [model.name, model.version]
+    except (PipelineError, LookupError, TypeError):
+        is_last = False
+    if is_last:
+        return register_again(root)
+    spec = f"{model.name}/{model.version}"
+    return f"restore that file from a copy, or give the alias of {spec} to another version on MLflow's page"
+
+
+def _download(model: RegisteredModel, *, root: Path) -> Path:
     with nullcontext() if is_own_store(root) else open_store(root) as client:
         folder = artifact(client, model, f"{MODEL}/{MANIFEST}", root=root).parent
         manifest = read_json(folder / MANIFEST)

@@ -34,6 +34,18 @@ def environment(root: Path) -> dict[str, str]:
         InputError: a file with the user's settings is not valid.
         UnavailableError: the user's Prefect or Ray does not answer within 3 seconds, or refuses the credentials.
     """
+    return prefect_environment(root) | ray_environment(root)
+
+
+def prefect_environment(root: Path) -> dict[str, str]:
+    """Return the environment variables that a process must set before it imports prefect, if it does not use ray.
+
+    Variables are left out as in `environment`.
+
+    Raises:
+        InputError: a file with the user's settings is not valid.
+        UnavailableError: the user's Prefect does not answer within 3 seconds, or refuses the credentials.
+    """
     root = root.resolve()
     variables = prefect_server.settings(root)
     if api := configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"):
@@ -42,8 +54,8 @@ def environment(root: Path) -> dict[str, str]:
     else:
         variables |= prefect_server.access(root)
         if (server := read(root).get("prefect")) and is_running(server) and prefect_server.PROGRAM.answers(server):
-            variables["PREFECT_API_URL"] = server.address
-    return _not_set(variables) | ray_environment(root)
+            variables[configuration.PREFECT_URL] = server.address
+    return _not_set(variables)
 
 
 def ray_environment(root: Path) -> dict[str, str]:

@@ -41,7 +41,7 @@ from tests.support.registry import (
     MakeCandidate,
     register,
 )
-from tests.support.services import dead_server, wait_until
+from tests.support.services import answering_server, dead_server, wait_until
 
 pytestmark = pytest.mark.mlflow
 
@@ -515,6 +515,35 @@ def test_a_folders_name_is_no_part_of_an_address(tmp_path: Path, monkeypatch: py
     assert store.public_uri(root) == "sqlite:///.state/mlflow.db"
     with store.open_store(root) as client:
         assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+
+
+REFUSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("place", ["url", "variable", "token", "file", "nowhere"])
+def test_refused_credentials_are_named_by_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    expected = {"url": "the user and password in MLFLOW_TRACKING_URI", "variable": names, "nowhere": f"{names}, which "}
+    expected |= {"token": "MLFLOW_TRACKING_TOKEN", "file": "~/.mlflow/credentials"}
+    if place == "variable":
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    elif place == "token":
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hidden")
+    elif place == "file":
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
+    with answering_server(REFUSED) as port:
+        user = "me:hidden@" if place == "url" else ""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}127.0.0.1:{port}")
+        with pytest.raises(UnavailableError) as caught:
+            store.check(tmp_path)
+    start = f"http://127.0.0.1:{port}: the credentials were refused; correct {expected[place]}"
+    assert str(caught.value).startswith(start)
 
 
 def test_versions_are_never_kept_apart_from_their_runs(registry_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -225,7 +225,7 @@ def test_a_training_ends_with_the_services_that_it_joined(rebuilt: Path, name: s
     print(f"ended {time.monotonic() - began:.1f} s after {name}")
     assert time.monotonic() - began < LIMIT_SECONDS
     assert process.returncode != 0
-    assert output.count("was stopped while this stage used it; run: mnist-pipe up, then dvc repro") == 1, output[-3000:]
+    assert "was stopped while this stage used it; run: mnist-pipe up, then dvc repro\n" in output, output[-3000:]
     run(rebuilt, *CLI, "down")
     run(rebuilt, "dvc", "repro")
 

@@ -121,13 +121,14 @@ def _mlflow(root: Path) -> Page:
         [service] = services.up(root, names=("mlflow",))
         return _local(service)
     url, credentials = _address(address, where=variable)
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    login = f"user and password: {variable if credentials else ', '.join(names)}"
-    if not credentials and os.environ.get(names[0]):
-        credentials = ":".join(os.environ.get(name, "") for name in names)
+    place = variable
+    if not credentials:
+        from mnist_pipe.registry import store
+
+        credentials, place = store.credentials()
     return Page(
         url=url,
-        login=login if credentials else f"no password: {names[0]} is not set",
+        login=f"user and password: {place}" if credentials else "no password: MLFLOW_TRACKING_USERNAME is not set",
         probe=f"{url}/{PROGRAMS['mlflow'].probe}",
         authorization=http_probe.basic(credentials) if credentials else "",
     )

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
@@ -119,6 +119,20 @@ def check(root: Path) -> None:
             client.search_experiments(max_results=1)
     elif _database(root).exists():
         _check_database(_database(root), write=True)
+
+
+def credentials() -> tuple[str, str]:
+    """Return the `user:password` that MLflow itself would send to a server, or an empty string, and the place of both.
+
+    Each is in a variable or, without one, in MLflow's own file.
+    """
+    config = configparser.RawConfigParser()
+    with suppress(configparser.Error, OSError):
+        config.read(_CREDENTIALS.expanduser())
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    found = [os.environ.get(name) or config.get("mlflow", name.lower(), fallback="") for name in names]
+    is_file = found[0] and not os.environ.get(names[0])
+    return ":".join(found) if found[0] else "", str(_CREDENTIALS) if is_file else " and ".join(names)
 
 
 def register_again(root: Path) -> str:
@@ -291,11 +305,7 @@ def _place_of_credentials(root: Path) -> str:
     """Return the place from which MLflow takes a server's credentials, in MLflow's order."""
     if urlsplit(_tracking_uri(root)).username:
         return f"the user and password in {VARIABLE}"
-    for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_TOKEN"):
-        if os.environ.get(variable):
-            return f"{variable} and MLFLOW_TRACKING_PASSWORD" if variable.endswith("USERNAME") else variable
-    config = configparser.ConfigParser()
-    config.read(_CREDENTIALS.expanduser())
-    if config.has_option("mlflow", "mlflow_tracking_username"):
-        return str(_CREDENTIALS)
-    return "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, which are not set"
+    if os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return "MLFLOW_TRACKING_TOKEN"
+    given, place = credentials()
+    return place if given else f"{place}, which are not set"

@@ -50,6 +50,14 @@ MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
 RESOLVED = STATE / "versions.json"  # which versions names stood for
 
+WRITTEN = (
+    Path("data"),
+    Path("models"),
+    REPORTS,
+    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+)
+"""Folders whose files are written through `atomic`."""
+
 
 def find_root(start: Path) -> Path:
     """Return the nearest folder at or above `start` that holds `params.yaml` and `dvc.yaml`.

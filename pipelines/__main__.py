@@ -60,6 +60,8 @@ def run(stage: str, *, debug: bool = False) -> None:
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
+        for folder in paths.WRITTEN:
+            atomic.remove_leftovers(folder)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name

@@ -43,7 +43,9 @@ def _down(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     *others, last = [service.name for service in services.down(root)] or [""]
-    print(f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running")
+    command_line.show(
+        f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running"
+    )
     return 0
 
 
@@ -62,7 +64,7 @@ def _deploy(root: Path, _: argparse.Namespace) -> int:
     from pipelines.deployments import deploy
 
     for name in deploy(root):
-        print(f"deployed {name}")
+        command_line.show(f"deployed {name}")
     return 0
 
 
@@ -98,13 +100,13 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
     exit_code, is_first = 0, True
     for found in readings:
         if isinstance(found, PipelineError):
-            print(found, file=sys.stderr)
+            command_line.show(found, error=True)
             exit_code = found.exit_code
             continue
         if options.csv:
-            print(output.to_csv(found, header=is_first))
+            command_line.show(output.to_csv(found, header=is_first))
         else:
-            print(output.to_json(found) if options.json else output.to_text(found))
+            command_line.show(output.to_json(found) if options.json else output.to_text(found))
         if options.show:
             write_bytes(options.show, output.to_png(found))
         is_first = False
@@ -132,7 +134,7 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     rate = done.num_rows / done.seconds
     steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
     accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
-    print(
+    command_line.show(
         f"{options.output}: scored {done.num_rows:,} rows with {model.name} in {done.seconds:.1f} s: "
         f"{rate:,.0f} rows/s ({steady:,.0f} rows/s after {done.start_seconds:.1f} s of start-up){accuracy}"
     )
@@ -149,7 +151,7 @@ def _export(root: Path, options: argparse.Namespace) -> int:
             f"; on {done.num_images:,} test images the same classes as torch, "
             f"and probabilities that differ by at most {done.difference:.1e}"
         )
-    print(line)
+    command_line.show(line)
     return 0
 
 
@@ -202,7 +204,7 @@ def _summary(root: Path, options: argparse.Namespace) -> int:
 def _completion(_: Path, options: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
+    command_line.show(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
     return 0
 
 
@@ -221,7 +223,7 @@ def _services(root: Path) -> list[tuple[str, str]]:
 def _report(name: str, found: str | PipelineError) -> int:
     """Print the result of one check and return its exit code; further lines are indented to the text's column."""
     code = _exit_code(found)
-    print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
+    command_line.show(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
     return code
 
 
@@ -232,12 +234,12 @@ def _exit_code(found: str | PipelineError) -> int:
 def _print_json(value: dict[str, Any]) -> None:
     import json
 
-    print(json.dumps(value, indent=2, allow_nan=False))
+    command_line.show(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
-        print(f"{name:12} {text}")
+        command_line.show(f"{name:12} {text}")
 
 
 def _share(text: str) -> float:

@@ -51,7 +51,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     """
     from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import handoff
-    from mnist_pipe.local import doctor, services
+    from mnist_pipe.local import doctor, dvc_files, services
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
@@ -60,6 +60,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
+        dvc_files.keep(root)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import command_line, paths
 from mnist_pipe.errors import PipelineError, UnavailableError
+from mnist_pipe.local import dvc_files
 
 if TYPE_CHECKING:
     from mnist_pipe.local.services import Service, State
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     # A shell asks for its completions when it starts, in any folder.
     root = Path.cwd() if options.command == "completion" else paths.find_root(Path.cwd())
+    if options.command in ("up", "status", "dashboards", "summary"):  # those around a `dvc repro`, which would fail
+        for error in dvc_files.damaged(root):
+            command_line.show(error, error=True)
     code: int = options.run(root, options)
     return code
 
@@ -81,6 +85,8 @@ def _dashboards(root: Path, _: argparse.Namespace) -> int:
 def _doctor(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
+    for line in dvc_files.repair(root) if options.fix else ():
+        command_line.show(line, error=options.json)
     if not options.json:
         return max(_report(name, found) for name, found in doctor.examine(root))
     found = dict(doctor.examine(root))
@@ -282,6 +288,9 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
         command.set_defaults(run=run)
         if name in ("status", "doctor", "summary"):
             command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
+        if name == "doctor":
+            explanation = "first bring back the files of DVC that a kill or a full disk has left empty"
+            command.add_argument("--fix", action="store_true", help=explanation)
         if name == "predict":
             explanation = "a PNG or JPEG file, a folder of them, or - for one from standard input"
             images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=explanation)

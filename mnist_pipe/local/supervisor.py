@@ -22,16 +22,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from mnist_pipe.paths import DVC_RWLOCK
+
 GRACE_SECONDS = 3.5
 """Time from the first signal to SIGKILL, in seconds; a stage must have ended within 5 s."""
 _PR_SET_CHILD_SUBREAPER = 36
-DVC_LOCKS = Path(".dvc/tmp/rwlock")
-"""The file in which DVC records who reads and writes what, relative to the project's root."""
 _INNER = "MNIST_PIPE_SUPERVISED"  # the supervisor's pid
 
 
@@ -118,7 +117,7 @@ def _is_dvc_gone(parent: int) -> bool:
     if "DVC_STAGE" not in os.environ:
         return False
     try:
-        writers = {record["pid"] for record in json.loads(DVC_LOCKS.read_bytes())["write"].values()}
+        writers = {record["pid"] for record in json.loads(DVC_RWLOCK.read_bytes())["write"].values()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # the file is DVC's own, so that it may be damaged or of another version
     return bool(writers) and parent not in writers

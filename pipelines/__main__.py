@@ -50,7 +50,7 @@ def run(stage: str, *, debug: bool = False) -> None:
         PipelineError: with the whole message for the user.
     """
     from mnist_pipe import atomic, preflight, timings
-    from mnist_pipe.cluster import handoff
+    from mnist_pipe.cluster import dvc_stages, handoff
     from mnist_pipe.local import doctor, dvc_files, services
 
     root = Path.cwd()
@@ -61,6 +61,8 @@ def run(stage: str, *, debug: bool = False) -> None:
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
         dvc_files.keep(root)
+        if "DVC_STAGE" in os.environ:  # by hand, a stage may be run on files that DVC has not seen
+            dvc_stages.verify_inputs(stage, root)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name

@@ -192,6 +192,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "shared memory": _shared_memory,
     "versioning": _versioning,
     "dvc's lock": dvc_files.check,
+    "dvc's cache": dvc_files.check_cache,
     "ports": _ports,
     "services": _services,
     "storage": _storage,

@@ -1,11 +1,14 @@
-"""Recovery of the files that DVC writes in place, so that a kill or a full disk during the write leaves them empty.
+"""Recovery of DVC's own files: its lock files, and the objects of its cache.
 
-DVC then refuses every command (docs/upstream.md). `dvc.lock` comes back from the copy that each stage keeps when it
-starts, or from Git; the record of who reads and writes what holds nothing that outlives its writers.
+DVC writes the lock files in place, so that a kill or a full disk during the write leaves them empty, and DVC then
+refuses every command (docs/upstream.md). `dvc.lock` comes back from the copy that each stage keeps when it starts, or
+from Git; the record of who reads and writes what holds nothing that outlives its writers. An altered object of the
+cache is removed, because DVC would replace what a stage has just written by it; the stage that wrote it must run again.
 """
 
 from __future__ import annotations
 
+import configparser
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +55,26 @@ def check(root: Path) -> str:
     return f"{', '.join(found)} valid" if found else "no lock file"
 
 
+def check_cache(root: Path) -> str:
+    """Return a text with the number of objects in DVC's cache.
+
+    Raises:
+        CorruptDataError: an object has other bytes than its name says.
+    """
+    for path in altered(root):
+        raise CorruptDataError.invalid(path, "md5", "be the file's name", got="another", fix=_FIX)
+    return f"{sum(1 for _ in _objects(root))} objects, none altered"
+
+
+def altered(root: Path) -> Iterator[Path]:
+    """Yield the path of each object of DVC's cache that has other bytes than its name says."""
+    from mnist_pipe.cluster import dvc_stages  # imports YAML's parser, which `mnist-pipe status` does without
+
+    for path in _objects(root):
+        if dvc_stages.md5_of(path) != path.parent.name + path.name.removesuffix(".dir"):
+            yield path
+
+
 def repair(root: Path) -> Iterator[str]:
     """Bring back each damaged file under `root`, and yield what was done.
 
@@ -76,6 +99,16 @@ def repair(root: Path) -> Iterator[str]:
         if (root / DVC_RWLOCK).exists() and not _is_rwlock(_content(root / DVC_RWLOCK)):
             (root / DVC_RWLOCK).unlink()
             yield f"{DVC_RWLOCK}: removed; DVC writes it anew"
+        for path in altered(root):
+            path.unlink()
+            yield f"{path}: removed, as its bytes had changed"
+
+
+def _objects(root: Path) -> Iterator[Path]:
+    config = configparser.ConfigParser()
+    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"])
+    folder = root / ".dvc" / config.get("cache", "dir", fallback="cache")
+    return (folder / "files/md5").glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 30 + "*")
 
 
 def _content(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
+from mnist_pipe.errors import InputError, PipelineError, UnavailableError
 from mnist_pipe.local import doctor, services
 from mnist_pipe.local.services import prefect_server
 from tests.support import ROOT
@@ -184,16 +184,6 @@ def test_a_missing_dvc_repository_is_an_error(project: Path) -> None:
     assert str(error("versioning", project)) == (
         f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init (without Git: dvc init --no-scm)"
     )
-
-
-def test_a_lock_that_a_killed_dvc_left_half_written_is_an_error(project: Path) -> None:
-    lock = project / ".dvc" / "tmp" / "rwlock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text('{"/project/models": {"wri')
-    error = dict(doctor.examine(project))["dvc's lock"]
-    assert isinstance(error, CorruptDataError)
-    assert str(error).startswith(f"{lock}: the file must be JSON, but got ")
-    assert str(error).endswith("; delete it, unless a dvc is running")
 
 
 def test_a_taken_port_is_reported_without_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

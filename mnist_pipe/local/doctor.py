@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from mnist_pipe import atomic, paths
+from mnist_pipe import paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.errors import PipelineError, UnavailableError
-from mnist_pipe.local import services
+from mnist_pipe.local import dvc_files, services
 from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
@@ -149,17 +149,6 @@ def _versioning(root: Path) -> str:
     return "DVC with Git"
 
 
-def _dvc_lock(root: Path) -> str:
-    """Check that DVC's lock file is valid JSON.
-
-    DVC writes it in place: a kill during that write truncates the file, and DVC then refuses to start.
-    """
-    path = root / ".dvc" / "tmp" / "rwlock"
-    if path.exists():
-        atomic.read_json(path, fix="delete it, unless a dvc is running")
-    return f"{path.relative_to(root)} is valid" if path.exists() else "no lock file"
-
-
 def _ports(root: Path) -> str:
     """Report which preferred ports are taken; this is no error, because `up` uses the next free ones."""
     ours = {port for _, service in services.status(root).values() if service for port in service.ports}
@@ -202,7 +191,8 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "disk": _disk,
     "shared memory": _shared_memory,
     "versioning": _versioning,
-    "dvc's lock": _dvc_lock,
+    "dvc's lock": dvc_files.check,
+    "dvc's cache": dvc_files.check_cache,
     "ports": _ports,
     "services": _services,
     "storage": _storage,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from mnist_pipe.errors import InputError
 
@@ -78,3 +79,11 @@ def find_root(start: Path) -> Path:
         got="no params.yaml above it",
         fix="change to the folder that holds params.yaml and dvc.yaml",
     )
+
+
+def sqlite_uri(database: Path, *, driver: str = "pysqlite") -> str:
+    """Return the address of a SQLite database, as SQLAlchemy decodes it: a `?` in a path would begin options."""
+    if quote(str(database)) == str(database) and driver == "pysqlite":
+        return f"sqlite:///{database}"
+    # With the driver's name, because MLflow creates the parent folder of a `sqlite:///` without decoding it.
+    return f"sqlite+{driver}:///{quote(str(database))}"

@@ -23,7 +23,7 @@ from mnist_pipe.errors import (
     public_url,
     without_credentials,
 )
-from mnist_pipe.local import http_probe, services
+from mnist_pipe.local import configuration, http_probe, services
 from mnist_pipe.local.services import PROGRAMS, Service, State
 
 PUBLISHED = "mnist_pipe_dashboards"
@@ -64,10 +64,8 @@ def check(root: Path) -> dict[str, Page | PipelineError]:
 
 
 def _prefect(root: Path) -> Page:
-    api = os.environ.get("PREFECT_API_URL")
-    if not api:
-        return _joined("prefect", root)
-    return _server(api)
+    api = configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url")
+    return _server(api.value) if api else _joined("prefect", root)
 
 
 def _server(api: str) -> Page:

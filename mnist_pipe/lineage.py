@@ -74,6 +74,14 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
     return revision, bool(changes.strip())
 
 
+def committed(root: Path, path: Path) -> bytes:
+    """Return the content of `path`, relative to `root`, in the commit that is checked out; empty if there is none."""
+    try:
+        return _git(root, "show", f"HEAD:./{path}").encode()
+    except (FileNotFoundError, subprocess.SubprocessError):
+        return b""
+
+
 def _git(root: Path, *arguments: str) -> str:
     # Inside a git hook, GIT_DIR and other GIT_* variables point to another repository or index.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -36,6 +36,8 @@ REPORT = REPORTS / "index.html"
 
 STUDIES = Path("studies")
 DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
+DVC_LOCKS = tuple(path.with_suffix(".lock") for path in DVC_FILES)
+DVC_RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's record of which of its processes reads and writes what
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
 STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its measurements and their durations
@@ -49,7 +51,16 @@ RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard read
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
+KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
+
+WRITTEN = (
+    Path("data"),
+    Path("models"),
+    REPORTS,
+    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+)
+"""Folders whose files are written through `atomic`."""
 
 
 def find_root(start: Path) -> Path:

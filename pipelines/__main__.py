@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import studies
 from mnist_pipe import command_line, paths
-from mnist_pipe.errors import unknown
+from mnist_pipe.errors import printable, unknown
 from mnist_pipe.local import supervisor
 from pipelines import RESUMED, STAGES
 
@@ -50,8 +50,8 @@ def run(stage: str, *, debug: bool = False) -> None:
         PipelineError: with the whole message for the user.
     """
     from mnist_pipe import atomic, preflight, timings
-    from mnist_pipe.cluster import handoff
-    from mnist_pipe.local import services
+    from mnist_pipe.cluster import dvc_stages, handoff
+    from mnist_pipe.local import dvc_files, services
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
@@ -63,6 +63,11 @@ def run(stage: str, *, debug: bool = False) -> None:
         supervisor.raise_when(lambda: services.lost(joined))
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
+        for folder in paths.WRITTEN:
+            atomic.remove_leftovers(folder)
+        dvc_files.keep(root)
+        if "DVC_STAGE" in os.environ:  # by hand, a stage may be run on files that DVC has not seen
+            dvc_stages.verify_inputs(stage, root)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name
@@ -73,8 +78,9 @@ def run(stage: str, *, debug: bool = False) -> None:
         else:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-            if not debug:
-                for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
+            for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
+                handler.addFilter(_without_control_characters)
+                if not debug:
                     handler.addFilter(_is_shown)
             # Heartbeats let a server's automations detect a dead run; DVC itself notices when this one dies. Their
             # thread would delay the end of the flow by up to 1 s.
@@ -132,6 +138,12 @@ def _is_shown(record: logging.LogRecord) -> bool:
     prints the error once, at the end.
     """
     return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
+
+
+def _without_control_characters(record: logging.LogRecord) -> bool:
+    """Replace the control characters in a log record, whose text may be a mirror's; return True, as it is shown."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -22,7 +23,7 @@ import pytest
 from mnist_pipe import atomic, paths, telemetry
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.local import services
-from mnist_pipe.local.services import Service, State, prefect_server, ray_head
+from mnist_pipe.local.services import Service, State, prefect_server, program, ray_head
 from mnist_pipe.local.services.process import is_free
 from tests.support import ROOT
 from tests.support.services import (
@@ -556,6 +557,46 @@ def test_a_reused_pid_is_never_killed(tmp_path: Path) -> None:
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def forge(root: Path, **record: Any) -> Service:
+    """Write a record as if it had come with somebody else's copy of the project, and return it."""
+    service = Service(
+        name="ray", pid=2**22 + 1, created=1.0, port=1, address="", url="http://127.0.0.1:1", secret="", log="",
+        folder="",
+    )  # fmt: skip
+    service = replace(service, **record)
+    atomic.write_json(root / paths.SERVICES, {"ray": asdict(service)})
+    return service
+
+
+def test_down_removes_only_a_folder_that_its_service_claimed(tmp_path: Path) -> None:
+    folder = tmp_path / "mnist-pipe-thesis"
+    folder.mkdir()
+    (tmp_path / "mnist-pipe-link").symlink_to(folder)
+    for name in ("mnist-pipe-thesis", "mnist-pipe-link"):
+        forge(tmp_path, folder=str(tmp_path / name))
+        services.down(tmp_path)
+        assert folder.exists()
+    service = forge(tmp_path, folder=str(folder))
+    program.claim_folder(replace(service, pid=service.pid + 1))
+    services.down(tmp_path)
+    assert folder.exists()
+    program.claim_folder(forge(tmp_path, folder=str(folder)))
+    services.down(tmp_path)
+    assert not folder.exists()
+
+
+def test_a_forged_record_makes_no_command_read_or_send_a_file(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("private")
+    forge(tmp_path, secret=str(tmp_path / "key"), log=str(tmp_path / "key"))
+    record = program.read(tmp_path)["ray"]
+    assert record.secret == str(tmp_path / program.SECRETS / "ray")
+    assert record.log == str(tmp_path / program.LOGS / "ray.log")
+    for url in ("http://collector.example:80", "http://127.0.0.1@collector.example", "file:///etc/passwd"):
+        forge(tmp_path, url=url)
+        with pytest.raises(CorruptDataError, match=r"a record must be of a service on 127\.0\.0\.1"):
+            services.status(tmp_path)
 
 
 def test_status_without_services_is_stopped(tmp_path: Path) -> None:

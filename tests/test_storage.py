@@ -99,6 +99,14 @@ def test_bytes_that_do_not_match_their_digest_are_refused(place: Storage, tmp_pa
     with pytest.raises(CorruptDataError, match="the object does not exist"):
         place.get("1" * 64, target)
     assert not target.exists()
+    (tmp_path / "source").write_bytes(b"a file")
+    digest = place.put(tmp_path / "source")
+    place.write(f"objects/{digest}", b"a fool")
+    with pytest.raises(CorruptDataError, match="the damaged object was deleted and is stored again"):
+        place.get(digest, target)
+    place.put(tmp_path / "source")
+    place.get(digest, target)
+    assert target.read_bytes() == b"a file"
 
 
 def test_a_folder_can_be_downloaded_and_removed(place: Storage, tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ _SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's default of 600 s is how long a hung worker goes unnoticed
     # Ray's default is 60 s: it waits this long for a node that it does not know to be dead yet, then must retry.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray's default is 30 s, lost if a worker of the group hangs
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's is added explicitly; nothing reads CSV and JSON

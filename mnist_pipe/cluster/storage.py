@@ -20,7 +20,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ class Storage:
         """Write the object with the SHA-256 `digest` to `path`, whole or not at all.
 
         Raises:
-            CorruptDataError: the object does not exist, or has other bytes.
+            CorruptDataError: the object does not exist, or had other bytes and was deleted, so that it is stored anew.
             UnavailableError: the storage does not answer.
         """
         key, found = f"objects/{digest}", hashlib.sha256()
@@ -135,8 +135,10 @@ class Storage:
             except FileNotFoundError:
                 raise CorruptDataError.missing("the object", where=f"{self.uri}/{key}") from None
             if found.hexdigest() != digest:
-                got = found.hexdigest()[:12]
-                raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got)
+                with _reporting(self.uri), suppress(FileNotFoundError):
+                    self.filesystem.delete_file(self.path(key))
+                got, fix = found.hexdigest()[:12], "run: dvc repro; the damaged object was deleted and is stored again"
+                raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got, fix=fix)
 
     def fetch(self, key: str, folder: Path) -> None:
         """Copy the files of the folder `key`, which must not contain folders, into `folder`."""

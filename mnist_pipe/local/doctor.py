@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from mnist_pipe import atomic, paths
+from mnist_pipe import paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import InputError, PipelineError, UnavailableError, one_line, public_url
+from mnist_pipe.errors import PipelineError, UnavailableError, public_url
 from mnist_pipe.fingerprint import PACKAGE
-from mnist_pipe.local import configuration, services
+from mnist_pipe.local import configuration, dvc_files, services
 from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
@@ -80,10 +80,7 @@ def check_cache(root: Path) -> str:
     Raises:
         UnavailableError: `cache.dir` of one of DVC's files names a folder that cannot be used.
     """
-    folder, place = root / ".dvc" / "cache", ""
-    for file in _dvc_configs(root):
-        if value := _dvc_config(file).get("cache", "dir", fallback=""):
-            folder, place = file.parent / Path(value).expanduser(), f"{file}: cache.dir"
+    folder, place = dvc_files.cache(root)
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     try:
         check_writable(existing)
@@ -92,24 +89,6 @@ def check_cache(root: Path) -> str:
             raise UnavailableError(f"{place}: {error}, or remove that setting") from error
         raise
     return f"{folder} is writable" + (f", as set in {place}" if place else "")
-
-
-def _dvc_configs(root: Path) -> list[Path]:
-    """Return the files that DVC reads its settings from; a later one overrides an earlier one."""
-    from dvc.dirs import global_config_dir, system_config_dir
-
-    folders = (Path(system_config_dir()), Path(global_config_dir()))
-    return [*(folder / "config" for folder in folders), root / ".dvc" / "config", root / ".dvc" / "config.local"]
-
-
-def _dvc_config(file: Path) -> configparser.RawConfigParser:
-    config = configparser.RawConfigParser()
-    try:
-        config.read(file)
-    except (configparser.Error, ValueError) as error:
-        fix = "correct that line: DVC refuses to start"
-        raise InputError.invalid(file, "the file", "be an INI file", got=one_line(error), fix=fix) from None
-    return config
 
 
 def _python(root: Path) -> str:
@@ -212,17 +191,6 @@ def _in_git(root: Path) -> bool:
     return any((parent / ".git").exists() for parent in (root, *root.parents))
 
 
-def _dvc_lock(root: Path) -> str:
-    """Check that DVC's lock file is valid JSON.
-
-    DVC writes it in place: a kill during that write truncates the file, and DVC then refuses to start.
-    """
-    path = root / ".dvc" / "tmp" / "rwlock"
-    if path.exists():
-        atomic.read_json(path, fix="delete it, unless a dvc is running")
-    return f"{path.relative_to(root)} is valid" if path.exists() else "no lock file"
-
-
 def _ports(root: Path) -> str:
     """Report which preferred ports are taken; this is no error, because `up` uses the next free ones."""
     ours = {port for _, service in services.status(root).values() if service for port in service.ports}
@@ -283,8 +251,9 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "disk": _disk,
     "shared memory": _shared_memory,
     "versioning": _versioning,
-    "dvc's lock": _dvc_lock,
+    "dvc's lock": dvc_files.check,
     "dvc's cache": check_cache,
+    "dvc's objects": dvc_files.check_objects,
     "ports": _ports,
     "services": _services,
     "settings": _settings,

@@ -20,7 +20,17 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
 from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, prefect_environment, ray_environment
-from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, State, read, write
+from mnist_pipe.local.services.program import (
+    LOGS,
+    SECRETS,
+    Program,
+    Service,
+    State,
+    claim_folder,
+    log_file,
+    read,
+    write,
+)
 from mnist_pipe.waiting import announced
 
 __all__ = [
@@ -155,7 +165,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     """Start one service and replace its record, which is on disk before anything else can fail."""
     if name in records:
         process.end(records[name])  # a killed service may have left processes and files behind
-    log = root / LOGS / f"{name}.log"
+    log = log_file(root, name)
     log.parent.mkdir(parents=True, exist_ok=True)
     launch = PROGRAMS[name].plan(root)
     inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
@@ -174,6 +184,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
         folder=launch.folder,
     )
     write(root, records)
+    claim_folder(records[name])
 
 
 def _wait_until_ready(

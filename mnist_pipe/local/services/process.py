@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import psutil
 
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
-from mnist_pipe.local.services.program import FOLDER_PREFIX, Service
+from mnist_pipe.local.services.program import Service, remove_folder
 
 GRACE_SECONDS = 6.0
 """Time between SIGTERM and SIGKILL, in seconds; a Ray head needs 2 to 4 s to stop its twenty processes."""
@@ -60,8 +59,7 @@ def end(service: Service) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _await_end(family)
-    if Path(service.folder).name.startswith(FOLDER_PREFIX):
-        shutil.rmtree(service.folder, ignore_errors=True)
+    remove_folder(service)
 
 
 def free_port(first: int) -> int:

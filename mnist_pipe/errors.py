@@ -6,6 +6,7 @@ import difflib
 import re
 import textwrap
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -34,7 +35,11 @@ class PipelineError(Exception):
     def missing(cls, what: object, *, state: str = "does not exist", where: object = "", fix: str = "") -> Self:
         """Return the error of something missing: `<where>: <what> <state>; <fix>`."""
         text = ("{where}: " if where else "") + "{what} {state}" + ("; {fix}" if fix else "")
-        return cls(_fitted(text, cut=("state", "where", "what", "fix"), what=what, state=state, where=where, fix=fix))
+        return cls(
+            _fitted(
+                text, cut=("state", "where", "what", "fix"), what=_one(what), state=state, where=_one(where), fix=fix
+            )
+        )
 
     @classmethod
     def unreachable(cls, service: object, *, cause: object, where: object = "", fix: str = "") -> Self:
@@ -73,7 +78,7 @@ def describe(where: object, name: str, rule: str, *, got: object, fix: str = "")
     """
     text = ("{where}: {name} " if name else "{where}: ") + "must {rule}, but got {got}" + ("; {fix}" if fix else "")
     cut = ("got", "rule", "where", "name", "fix")
-    return _fitted(text, cut=cut, where=where, name=name, rule=rule, got=got, fix=fix)
+    return _fitted(text, cut=cut, where=_one(where), name=name, rule=rule, got=_one(got), fix=fix)
 
 
 def shortened(text: object, *, width: int = MAX_MESSAGE) -> str:
@@ -105,6 +110,24 @@ def _fitted(text: str, /, *, cut: tuple[str, ...], **parts: object) -> str:
             part = str(parts[name])
             parts[name] = shortened(part, width=max(len(part) - excess, min(_LEAST, len(part))))
     return text.format(**parts)
+
+
+def _one(value: object) -> str:
+    """Return the text of a message's part; the name of a file may contain a newline, which must not start a line."""
+    return one_line_path(value) if isinstance(value, Path) else str(value)
+
+
+def one_line_path(path: Path) -> str:
+    """Return the path without control characters, on one line."""
+    return printable(str(path)).replace("\n", "\\n")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters as escapes, because a terminal obeys them; newlines and tabs stay."""
+    if text.isprintable():
+        return text
+    keep = "\n\t"
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def message_and_code(error: Exception) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from mnist_pipe.errors import InputError
 
@@ -35,6 +36,8 @@ REPORT = REPORTS / "index.html"
 
 STUDIES = Path("studies")
 DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
+DVC_LOCKS = tuple(path.with_suffix(".lock") for path in DVC_FILES)
+DVC_RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's record of which of its processes reads and writes what
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
 STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its measurements and their durations
@@ -48,7 +51,16 @@ RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard read
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
+KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
+
+WRITTEN = (
+    Path("data"),
+    Path("models"),
+    REPORTS,
+    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+)
+"""Folders whose files are written through `atomic`."""
 
 
 def find_root(start: Path) -> Path:
@@ -67,3 +79,11 @@ def find_root(start: Path) -> Path:
         got="no params.yaml above it",
         fix="change to the folder that holds params.yaml and dvc.yaml",
     )
+
+
+def sqlite_uri(database: Path, *, driver: str = "pysqlite") -> str:
+    """Return the address of a SQLite database, as SQLAlchemy decodes it: a `?` in a path would begin options."""
+    if quote(str(database)) == str(database) and driver == "pysqlite":
+        return f"sqlite:///{database}"
+    # With the driver's name, because MLflow creates the parent folder of a `sqlite:///` without decoding it.
+    return f"sqlite+{driver}:///{quote(str(database))}"

@@ -152,7 +152,7 @@ def test_other_values_are_refused(tmp_path: Path, value: float) -> None:
     images = IMAGES.astype(">f4")
     images[1, 2, 3] = value
     assert error(write(tmp_path, typed(images, 0x0D)), max_bytes=100_000) == (
-        f"images.gz: every value must be a whole number from 0 to 255, but got {np.float32(value)}"
+        f"images.gz: every value must be a whole number from 0 to 255, but got {np.float32(value)!s}"
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -13,21 +15,41 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
 
 SECRETS = paths.STATE / "secrets"
 LOGS = paths.STATE / "logs"
-FOLDER_PREFIX = "mnist-pipe-"
+_FOLDER_PREFIX = "mnist-pipe-"
+_CLAIM = "mnist-pipe-service.json"
 
 
 def read(root: Path) -> dict[str, Service]:
-    """Read the records of the services that were started and not stopped, by name."""
+    """Read the records of the services that were started and not stopped, by name.
+
+    The file may have come with somebody else's copy of the project. What a command reads, and where it sends a secret,
+    is therefore not taken from it.
+
+    Raises:
+        CorruptDataError: a record cannot have been written by `write`.
+    """
     path = root / paths.SERVICES
     if not path.exists():
         return {}
-    content = atomic.read_json(path, fix="delete it and stop the services by hand")
-    return {name: Service(**record) for name, record in content.items()}
+    fix = "delete it and stop the services by hand"
+    found = {}
+    for name, record in atomic.read_json(path, fix=fix).items():
+        own = {"log": str(log_file(root, name)), "secret": str(root / SECRETS / name) if record["secret"] else ""}
+        found[name] = Service(**{**record, **own})
+        if not name.isidentifier() or urlsplit(found[name].url).hostname != LOOPBACK:
+            raise CorruptDataError.invalid(path, "a record", f"be of a service on {LOOPBACK}", got=repr(name), fix=fix)
+    return found
+
+
+def log_file(root: Path, name: str) -> Path:
+    """Return the path of the file with a service's output."""
+    return root / LOGS / f"{name}.log"
 
 
 def write(root: Path, records: Mapping[str, Service]) -> None:
@@ -55,7 +77,27 @@ def secret(root: Path, name: str) -> tuple[Path, str]:
 
 def new_folder() -> Path:
     """Create a temporary folder that only this user can access; it is removed when its service stops."""
-    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+
+
+def claim_folder(service: Service) -> None:
+    """Write into the service's folder whose it is, so that `remove_folder` finds its own claim there."""
+    if service.folder:
+        atomic.write_json(Path(service.folder) / _CLAIM, _claim(service), mode=0o600)
+
+
+def remove_folder(service: Service) -> None:
+    """Remove the service's folder, unless `claim_folder` did not mark it as this service's, as for a forged record."""
+    folder = Path(service.folder)
+    if not folder.name.startswith(_FOLDER_PREFIX) or folder.is_symlink() or not (folder / _CLAIM).is_file():
+        return
+    with suppress(CorruptDataError):
+        if atomic.read_json(folder / _CLAIM) == _claim(service):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(service: Service) -> dict[str, float]:
+    return {"pid": service.pid, "created": service.created}
 
 
 def flags(options: Mapping[str, object]) -> list[str]:

@@ -215,11 +215,11 @@ def test_a_training_ends_with_the_services_that_it_joined(rebuilt: Path, name: s
         command = ["dvc", "repro", "--force", "--single-item", "train"]
         process = subprocess.Popen(command, cwd=rebuilt, env=environment(), stdout=log, stderr=log)
         wait_until(lambda: "epoch 2/" in (rebuilt / "train.log").read_text(), seconds=300)
+        began = time.monotonic()
         if name == "both":
             run(rebuilt, *CLI, "down")
         else:
             os.killpg(recorded(rebuilt)[name].pid, signal.SIGKILL)
-        began = time.monotonic()
         process.wait(60)
     output = (rebuilt / "train.log").read_text()
     print(f"ended {time.monotonic() - began:.1f} s after {name}")

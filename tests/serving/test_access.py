@@ -6,7 +6,8 @@ import itertools
 
 import pytest
 
-from mnist_pipe.serving.access import RateLimit, digest, is_authorized
+from mnist_pipe.errors import UnavailableError
+from mnist_pipe.serving.access import VARIABLE, RateLimit, digest, is_authorized
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,11 @@ def test_an_idle_minute_admits_no_more_than_an_idle_second() -> None:
     limit = RateLimit(5, clock=lambda: now)
     now = 60.0
     assert [limit.admits() for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+def test_a_ray_service_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mnist_pipe.serving import deployment  # imports Ray Serve
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(UnavailableError, match="^MNIST_PIPE_SERVE_TOKEN is not set; set it to a secret"):
+        deployment.build({})

@@ -5,17 +5,22 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError
+from mnist_pipe.waiting import LIMIT_SECONDS, NOTICE_SECONDS
 
 MANIFEST = "manifest.json"
+_TICK_SECONDS = 0.02
 
 
 @contextmanager
@@ -179,23 +184,41 @@ def verify_manifest(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, purpose: str, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, *, purpose: str, wait: bool = False, limit_seconds: float = LIMIT_SECONDS) -> Iterator[None]:
     """Hold an exclusive `flock` on `path`. The kernel releases it when the process dies, so no stale lock remains.
 
+    With `wait`, wait for it as long as it passes from one process to the next within `limit_seconds`.
+
     Raises:
-        BusyError: `wait` is false and another process holds it.
+        BusyError: another process holds it: at all, or if `wait`, for longer.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
-            state, fix = f"is already running in process {holder}", "wait for it or stop it"
-            raise BusyError.missing(purpose, state=state, where=path, fix=fix) from None
+        _lock(stream, path, purpose=purpose, limit_seconds=limit_seconds if wait else 0)
         stream.seek(0)
         stream.truncate()
         stream.write(str(os.getpid()))
         stream.flush()
         yield
+
+
+def _lock(stream: TextIO, path: Path, *, purpose: str, limit_seconds: float) -> None:
+    seen, notice_at, give_up_at = None, time.monotonic() + NOTICE_SECONDS, 0.0
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+        else:
+            return
+        now = time.monotonic()
+        if holder != seen:
+            seen, give_up_at = holder, now + limit_seconds
+        if now >= give_up_at:
+            state, fix = f"is already running in process {holder}", "wait for it or stop it"
+            raise BusyError.missing(purpose, state=state, where=path, fix=fix)
+        if now >= notice_at:
+            print(f"waiting for process {holder}, which holds {path}: {purpose}", file=sys.stderr, flush=True)
+            notice_at = math.inf
+        time.sleep(_TICK_SECONDS)

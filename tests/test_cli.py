@@ -85,7 +85,7 @@ def test_status_of_a_failed_service_names_its_log_and_a_remedy(project: Path, al
             ended.kill()
             ended.wait()
         how, fix = (
-            ("runs, but does not answer", "mnist-pipe down, then mnist-pipe up") if alive else ("died", "mnist-pipe up")
+            ("runs, but does not answer", "mnist-pipe down && mnist-pipe up") if alive else ("died", "mnist-pipe up")
         )
         line = f"ray          {how}; see ../../.state/logs/ray.log and run: {fix}"
         assert mnist_pipe("status") == (3, [NO_SERVICES[0], line], [])

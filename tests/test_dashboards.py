@@ -36,6 +36,7 @@ from tests.support.services import (
     run_twice_at_once,
     taken,
     wait_until,
+    without_notices,
 )
 
 __all__ = ["clean_variables"]  # fixture
@@ -432,7 +433,7 @@ def test_down_stops_all_and_dashboards_name_the_command_to_restart(root: Path) -
     assert family(*(service.pid for service in found.values())) == []
     assert not Path(found["mlflow"].folder).exists()
     process = command(root, "dashboards")
-    lines = process.communicate(timeout=200)[0].splitlines()
+    lines = without_notices(process.communicate(timeout=200)[0]).splitlines()
     assert process.returncode == 3
     assert lines[:2] == [
         "FAIL  prefect        not running; start it with: mnist-pipe up",

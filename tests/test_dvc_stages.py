@@ -113,3 +113,11 @@ def test_files_that_no_stage_wrote_are_not_compared(project: Path) -> None:
     (project / paths.DVC_LOCKS[0]).unlink()
     (project / "one").write_text("2\n")
     dvc_stages.verify_inputs("two", project)
+
+
+def test_the_folder_of_own_images_is_an_input_if_it_is_within_the_project(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for folder, inputs in (("inputs", (Path("inputs"),)), ("/elsewhere", ()), ("../elsewhere", ())):
+        (tmp_path / "params.yaml").write_text(f"ingest: {{folder: {folder}}}\n")
+        found = dvc_stages.read(tmp_path)["ingest"].inputs
+        assert tuple(path for path in found if path.suffix != ".toml") == inputs

@@ -326,9 +326,9 @@ def test_a_registered_model_cannot_be_exchanged_with_its_manifest(
     write_manifest(folder)
     with pytest.raises(CorruptDataError) as caught:
         versions.download(champion, root=registry_root)
-    assert str(caught.value) == (
+    assert str(caught.value).startswith(
         f"{folder}: content_sha256 must be {outcome.content_sha256[:12]}, as registered in toy-classifier/1, but got "
-        f"{digest(read_json(folder / MANIFEST))[:12]}"
+        f"{digest(read_json(folder / MANIFEST))[:12]}; "
     )
 
 

@@ -65,8 +65,8 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     _check_registry_uri(uri)
     try:
         with (
-            announced(f"the registry, {public_uri(root)}"),
             locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext(),
+            announced(f"the registry, {public_uri(root)}"),
         ):
             if is_own_store(root):
                 if write and not database.exists():

@@ -12,6 +12,7 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -63,7 +64,7 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
         UnavailableError: a service did not start; the services that this call had started are stopped again.
     """
     root = root.resolve()
-    with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
+    with _locked(root):
         records = read(root)
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
@@ -83,7 +84,7 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
 def down(root: Path) -> list[Service]:
     """Stop all recorded services with all their descendants, and return those that were still running."""
     root = root.resolve()
-    with atomic.locked(root / _LOCK, purpose="starting and stopping services", wait=True):
+    with _locked(root):
         records = read(root)
         running = [records[name] for name in PROGRAMS if name in records and process.is_running(records[name])]
         for name in list(records):
@@ -109,7 +110,7 @@ def lost(joined: Sequence[Service]) -> UnavailableError | None:
     """Return the error of the first service in `joined` that does not run any more, or None."""
     for service in joined:
         if not process.is_running(service):
-            state, fix = "was stopped while this stage used it", "run: mnist-pipe up, then dvc repro"
+            state, fix = "was stopped while this stage used it", "run: mnist-pipe up && dvc repro"
             return UnavailableError.missing(service.name, state=state, where=service.log, fix=fix)
     return None
 
@@ -152,7 +153,13 @@ def authorization(service: Service) -> str:
 def start_command(name: str, state: State) -> str:
     """Return the commands that start the service `name` from its current `state`."""
     command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
-    return f"mnist-pipe down, then {command}" if state is State.SILENT else command
+    return f"mnist-pipe down && {command}" if state is State.SILENT else command
+
+
+def _locked(root: Path) -> AbstractContextManager[None]:
+    """Return the lock of those who start and stop services, of whom the first may need some time to start all."""
+    purpose = "starting and stopping services"
+    return atomic.locked(root / _LOCK, purpose=purpose, wait=True, limit_seconds=START_SECONDS)
 
 
 def _is_current(root: Path, service: Service) -> bool:

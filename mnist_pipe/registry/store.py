@@ -1,18 +1,23 @@
-"""The MLflow store behind the registry: SQLite under `.state/`, unless MLFLOW_TRACKING_URI names another one."""
+"""The MLflow store behind the registry: SQLite under `.state/`, unless MLFLOW_TRACKING_URI names another one.
+
+The project's own store records no path of this checkout (`paths.MLFLOW_ROOT`), so that a checkout can be moved and a
+copy is on its own. The files of a run are beside the database, where this module writes them itself, because MLflow
+would look for the recorded path in the current folder.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mnist_pipe import paths, telemetry
-from mnist_pipe.atomic import atomic_file, locked
+from mnist_pipe.atomic import atomic_file, locked, write_bytes
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, public_url
 
 if TYPE_CHECKING:
@@ -28,7 +33,9 @@ _MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
 def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     """Yield a client of the store.
 
-    With `write`, hold a lock against this project's other writers, and create the project's own store if there is none.
+    With `write`, hold a lock against other writers, and create the project's own store if there is none. The lock of a
+    SQLite store is beside its database, so that all checkouts that use the store share it. A server may have writers
+    that no lock reaches; see `succession`.
 
     Raises:
         CorruptDataError: the project's own store is damaged.
@@ -46,13 +53,12 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     from sqlalchemy.exc import SQLAlchemyError
 
     database, uri = _database(root), _tracking_uri(root)
+    lock = (sqlite_file(root) or database).with_suffix(".lock")
     try:
-        with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
+        with locked(lock, purpose="the registry", wait=True) if write else nullcontext():
             if is_own_store(root):
                 if write and not database.exists():
-                    # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
-                    with atomic_file(database) as temporary:
-                        MlflowClient(f"sqlite:///{temporary}")
+                    _create(database)
                 _check_database(database)
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -97,6 +103,14 @@ def public_uri(root: Path) -> str:
     return f"sqlite:///{paths.MLFLOW_DB}" if is_own_store(root) else public_url(_tracking_uri(root))
 
 
+def sqlite_file(root: Path) -> Path | None:
+    """Return the database of a SQLite store, or None if the store is a server."""
+    if is_own_store(root):
+        return _database(root)
+    scheme, _, path = _tracking_uri(root).partition(":///")
+    return Path(path.partition("?")[0]).resolve() if scheme.startswith("sqlite") and path else None
+
+
 def check_name(name: str) -> None:
     """Check that `name` matches `NAME`, so that it is safe in a path or a query.
 
@@ -108,17 +122,66 @@ def check_name(name: str) -> None:
 
 
 def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
-    """Return the id of the experiment `name`; create it if there is none, with its artifacts under `.state/`."""
-    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
+    """Return the id of the experiment `name`; create it if there is none, with its artifacts beside the database."""
+    database = sqlite_file(root)
+    # As a URI, because MLflow takes a `%` in a path for an escape. A server decides itself where it stores artifacts.
+    location = database and database.with_suffix("").as_uri()
     experiment = client.get_experiment_by_name(name)
-    if experiment is not None and experiment.artifact_location != location and is_own_store(root):
-        # The project's folder was moved. MLflow stores absolute paths and would still write to the old place.
-        client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
-        experiment = None
+    if is_own_store(root):
+        location = paths.MLFLOW_ROOT
+        if experiment is not None and experiment.artifact_location != location:
+            # Version 0.1 recorded absolute paths. In a copy or a moved folder they are those of another checkout.
+            client.rename_experiment(
+                experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}"
+            )
+            experiment = None
     if experiment is not None:
         return str(experiment.experiment_id)
-    is_server = _tracking_uri(root).startswith("http")  # a server decides itself where it stores artifacts
-    return str(client.create_experiment(name, artifact_location=None if is_server else location))
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def log_files(client: MlflowClient, run: Run, files: Iterable[tuple[Path, str]], *, root: Path) -> None:
+    """Write files, and folders with all that is in them, to a run, each file whole or not at all.
+
+    Args:
+        client: the client of the store.
+        run: the run.
+        files: pairs of a file or folder, and the folder of the run that it is put into, by its own name.
+        root: the project's root.
+
+    Raises:
+        UnavailableError: the run's files are those of another folder's own store, which an MLflow server shows.
+    """
+    place = files_of(run.info.run_id, artifact_uri=run.info.artifact_uri, root=root)
+    for source, folder in files:
+        if place is None and source.is_dir():
+            client.log_artifacts(run.info.run_id, str(source), f"{folder}/{source.name}" if folder else source.name)
+        elif place is None:
+            client.log_artifact(run.info.run_id, str(source), folder or None)
+        else:
+            below = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+            for path in below:
+                write_bytes(place / folder / path.relative_to(source.parent), path.read_bytes())
+
+
+def files_of(run_id: str, *, artifact_uri: str | None, root: Path) -> Path | None:
+    """Return the folder of a run's files if they are beside the store's database; None if MLflow must fetch them.
+
+    Args:
+        run_id: the id of the run.
+        artifact_uri: where MLflow has them; need not be known for the project's own store.
+        root: the project's root.
+
+    Raises:
+        UnavailableError: they are those of another folder's own store, which an MLflow server shows.
+    """
+    if not is_own_store(root) and not (artifact_uri or "").startswith(paths.MLFLOW_ROOT):
+        return None
+    database = sqlite_file(root)
+    if database is None:
+        rule, fix = "store artifacts itself", "start the server with --artifacts-destination, for a database of its own"
+        raise UnavailableError.invalid(public_uri(root), "the MLflow server", rule, got=artifact_uri, fix=fix)
+    return database.with_suffix("") / run_id / "artifacts"
 
 
 def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -179,13 +242,24 @@ def _tracking_uri(root: Path) -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
 
 
+def _create(database: Path) -> None:
+    """Create an empty store, whole or not at all: MLflow cannot complete a schema whose creation was interrupted."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_file(database) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", paths.MLFLOW_ROOT)
+
+
 def _check_database(database: Path) -> None:
-    """Raise an error unless the file is readable SQLite; MLflow itself would retry for minutes."""
+    """Raise an error unless the file is a store; MLflow would retry for minutes, or take an empty file for a store."""
+    fix = "move it away and run: dvc repro --force register"
     try:
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
     except sqlite3.OperationalError as error:
         raise UnavailableError.invalid(database, "the registry", "be readable", got=str(error)) from error
     except sqlite3.DatabaseError as error:
-        fix = "move it away and run: dvc repro --force register"
         raise CorruptDataError.invalid(database, "the registry", "be SQLite", got=str(error), fix=fix) from error
+    if tables != (1,):
+        got = "another database" if database.stat().st_size else "an empty file"
+        raise CorruptDataError.invalid(database, "the registry", "be a database of MLflow", got=got, fix=fix)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -20,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 import torch
 
@@ -38,6 +36,7 @@ from tests.support.registry import (
     TEXT,
     TRAINED,
     MakeCandidate,
+    in_process,
     register,
 )
 from tests.support.services import wait_until
@@ -601,19 +600,6 @@ def test_a_damaged_database_is_reported_at_once(registry_root: Path, make_candid
     with pytest.raises(CorruptDataError):
         register(registry_root, candidate)
     assert time.monotonic() - started < 5
-
-
-def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
-    """Start `work` in a process forked from one with imports only, as threads and connections must not be forked."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
-    process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
-    process.start()
-    return process
-
-
-def call_pickled(work: bytes) -> None:
-    cloudpickle.loads(work)()
 
 
 def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) -> None:

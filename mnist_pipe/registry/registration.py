@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, succession, versions
 from mnist_pipe.registry.store import (
+    at_most_twice,
     check_name,
     find_runs,
     flatten,
@@ -84,9 +86,7 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
             seat = Seat(champion=champion) if is_own_store(root) else succession.find_seat(client, name)
             if seat.champion != champion:
                 champion, decisions = seat.champion, judge(seat.champion)
-            for gate in decisions:
-                verdict = "passed" if gate.passed else "failed"
-                client.set_model_version_tag(name, str(model.version), f"gate.{gate.name}", f"{verdict}: {gate.text}")
+            _tag_gates(client, model, decisions)
             is_champion = model == champion
             promoted = not is_champion and all(gate.passed for gate in decisions)
             if not promoted or succession.succeed(client, name, seat, model):
@@ -173,11 +173,7 @@ def _datasets(card: Mapping[str, Any]) -> list[Any]:
 
 
 def _create_version(client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate) -> None:
-    from mlflow.exceptions import MlflowException
-
-    if not client.search_registered_models(f"name = '{name}'"):
-        with suppress(MlflowException):  # another writer was faster; if not, the version cannot be created either
-            client.create_registered_model(name)
+    at_most_twice(lambda: client.search_registered_models(f"name = '{name}'") or client.create_registered_model(name))
     scores = {split: candidate.metrics[split] for split in ("validation", "test") if split in candidate.metrics}
     tags = {CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
     client.create_model_version(
@@ -186,6 +182,7 @@ def _create_version(client: MlflowClient, name: str, content: str, run: Run, can
         run.info.run_id,
         tags={key: str(value) for key, value in tags.items()},
         description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
+        await_creation_for=0,  # it is complete at once, because its files were written before
     )
 
 
@@ -204,6 +201,13 @@ def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) 
             with suppress(MlflowException):  # its writer has deleted it
                 client.delete_model_version(name, version.version)
     return first and versions.read_version(first)
+
+
+def _tag_gates(client: MlflowClient, model: RegisteredModel, decisions: Sequence[gates.Gate]) -> None:
+    for gate in decisions:
+        verdict = "passed" if gate.passed else "failed"
+        key, value = f"gate.{gate.name}", f"{verdict}: {gate.text}"
+        at_most_twice(partial(client.set_model_version_tag, model.name, str(model.version), key, value))
 
 
 def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from mnist_pipe import paths, telemetry
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """The pattern of every registered name, experiment name and file name of a model: they reach paths and queries."""
 _MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
@@ -125,19 +126,33 @@ def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
     """Return the id of the experiment `name`; create it if there is none, with its artifacts beside the database."""
     database = sqlite_file(root)
     # As a URI, because MLflow takes a `%` in a path for an escape. A server decides itself where it stores artifacts.
-    location = database and database.with_suffix("").as_uri()
-    experiment = client.get_experiment_by_name(name)
+    location = database.with_suffix("").as_uri() if database else None
     if is_own_store(root):
-        location = paths.MLFLOW_ROOT
+        location, experiment = paths.MLFLOW_ROOT, client.get_experiment_by_name(name)
         if experiment is not None and experiment.artifact_location != location:
             # Version 0.1 recorded absolute paths. In a copy or a moved folder they are those of another checkout.
             client.rename_experiment(
                 experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}"
             )
-            experiment = None
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    return str(client.create_experiment(name, artifact_location=location))
+
+    def find_or_create() -> str:
+        found = client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else client.create_experiment(name, artifact_location=location))
+
+    return at_most_twice(find_or_create)
+
+
+def at_most_twice(call: Callable[[], T]) -> T:
+    """Return the result of `call`, which is repeated once if MLflow raises an exception.
+
+    MLflow looks for a row and inserts it if there is none, which fails if another writer inserts it meanwhile.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call()
+    except MlflowException:
+        return call()
 
 
 def log_files(client: MlflowClient, run: Run, files: Iterable[tuple[Path, str]], *, root: Path) -> None:

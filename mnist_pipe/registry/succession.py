@@ -16,10 +16,12 @@ import random
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.registry import versions
+from mnist_pipe.registry.store import at_most_twice
 from mnist_pipe.registry.versions import CHAMPION, PREVIOUS, RegisteredModel
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def _move(client: MlflowClient, name: str, seat: Seat, *, version: str) -> None:
     """Move the alias as the claim says, in an order in which a name that has a champion has one at every moment."""
     if any(str(found.version) == version for found in client.search_model_versions(f"name = '{name}'")):
         if seat.champion is not None:
-            client.set_registered_model_alias(name, PREVIOUS, str(seat.champion.version))
-        client.set_registered_model_alias(name, CHAMPION, version)
+            at_most_twice(partial(client.set_registered_model_alias, name, PREVIOUS, str(seat.champion.version)))
+        at_most_twice(partial(client.set_registered_model_alias, name, CHAMPION, version))
     if seat.run_id:
         client.log_param(seat.run_id, f"{seat.claim}.{_DONE}", "true")

@@ -29,8 +29,8 @@ test-cluster: $(VENV)/.test $(VENV)/.cluster debian ## a cluster in network name
 	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
 debian:
-	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
-		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium; }
+	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v wrk && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
+		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium wrk; }
 
 bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.json, growth.png and the README's table
 	[ -f data/normalized/train.parquet ] || dvc repro normalize

@@ -143,6 +143,40 @@ def test_a_version_has_a_signature_an_example_and_its_requirements(
 
 
 @pytest.mark.services
+def test_mlflow_predicts_a_table_as_spark_udf_sends_it_and_evaluates_the_result(
+    registry_root: Path, make_candidate: MakeCandidate, images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    register(registry_root, make_candidate(1, 40))
+    expected = registered.load(root=registry_root).probabilities(images)
+    store = f"sqlite:///{registry_root / paths.MLFLOW_DB}"
+    code = f"""
+import numpy, mlflow, pandas
+mlflow.set_tracking_uri({store!r})
+images = numpy.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=numpy.uint8)
+mlflow.models.predict({URI!r}, images, env_manager="local", output_path={str(tmp_path / "predicted.json")!r})
+model = mlflow.pyfunc.load_model({URI!r})
+table = pandas.DataFrame({{"image": [image.ravel().astype(numpy.int16) for image in images]}})
+table["prediction"] = model.predict(table[["image"]]).argmax(1)
+table["label"] = model.predict(images).argmax(1)
+found = mlflow.models.evaluate(data=table[["prediction", "label"]], predictions="prediction", targets="label",
+                               model_type="classifier")
+assert found.metrics["accuracy_score"] == 1.0, found.metrics
+for wrong in (-1, 256):
+    table["image"] = [numpy.full(784, wrong, numpy.int16)] * 50
+    try:
+        model.predict(table[["image"]])
+    except Exception as error:
+        assert "must be uint8 (N, 28, 28)" in str(error), error
+    else:
+        raise AssertionError(wrong)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    predicted = json.loads((tmp_path / "predicted.json").read_text())["predictions"]
+    np.testing.assert_allclose(np.array(predicted, np.float32), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.services
 def test_mlflow_serves_a_version(
     registry_root: Path, make_candidate: MakeCandidate, images: NDArray[np.uint8], tmp_path: Path
 ) -> None:

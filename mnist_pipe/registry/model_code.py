@@ -13,14 +13,15 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 from numpy.typing import NDArray
 
-from mnist_pipe.inference.classifier import Classifier
-
 
 class RegisteredClassifier(PythonModel):  # type: ignore[misc]
     """Model from grey images, uint8 `(N, 28, 28)`, to probabilities, float32 `(N, classes)`."""
 
     def load_context(self, context: Any) -> None:  # noqa: ARG002
         """Load the weights beside this file, after checking them against their manifest."""
+        # MLflow runs this file also while it saves a version, which needs no torch.
+        from mnist_pipe.inference.classifier import Classifier
+
         self._classifier = Classifier.load(Path(__file__).parent)
 
     def predict(
@@ -29,8 +30,12 @@ class RegisteredClassifier(PythonModel):  # type: ignore[misc]
         model_input: np.ndarray,  # MLflow warns of other type hints
         params: Any = None,  # noqa: ARG002
     ) -> NDArray[np.float32]:
-        """Return the calibrated probabilities of each image."""
-        return self._classifier.probabilities(model_input)
+        """Return the calibrated probabilities of each image, whose pixels are integers of any width in 0 to 255."""
+        images = np.asarray(model_input)
+        # Spark has no unsigned bytes, and MLflow hands on the signed integers that it has.
+        if images.dtype.kind in "iu" and images.size and 0 <= images.min() and images.max() <= 255:
+            images = images.astype(np.uint8)
+        return self._classifier.probabilities(images)
 
 
 set_model(RegisteredClassifier())

@@ -41,6 +41,7 @@ STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its 
 
 STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
 SERVICES = STATE / "services.json"
+STAGE_LOCK = STATE / "stage.lock"
 TIMINGS = STATE / "timings.json"
 REVISION = STATE / "revision.json"  # on a cluster's worker: the client's commit
 RUNS = STATE / "runs"  # the last checkpoints of unfinished runs

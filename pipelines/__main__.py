@@ -58,7 +58,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
-    with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
+    with atomic.locked(paths.STAGE_LOCK, purpose="a stage"):
         started = time.monotonic()
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:

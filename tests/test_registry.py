@@ -253,6 +253,28 @@ def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_can
     assert versions.find(f"{NAME}@champion", root=registry_root) == versions.champion(NAME, root=registry_root)
 
 
+@pytest.mark.parametrize(
+    "damage", ["null", "[]", "7", "{", '{"models": []}', "models", "model", "run", "types", "deep"]
+)
+def test_what_was_kept_of_versions_in_another_shape_counts_as_none(
+    registry_root: Path, make_candidate: MakeCandidate, damage: str
+) -> None:
+    register(registry_root, make_candidate(1, 60))
+    spec, kept = f"{NAME}@champion", registry_root / paths.RESOLVED
+    found = versions.find(spec, root=registry_root)
+    content = read_json(kept)
+    changes: dict[str, Any] = {
+        "models": {"models": None},
+        "model": {"models": {spec: ["x"]}},
+        "run": {"models": {spec: {**content["models"][spec], "run_id": "../../elsewhere"}}},
+        "types": {"models": {spec: {**content["models"][spec], "version": "1"}}},
+    }
+    text = "[" * 100_000 if damage == "deep" else damage
+    kept.write_text(json.dumps({**content, **changes[damage]}) if damage in changes else text)
+    assert versions.find(spec, root=registry_root) == found
+    assert read_json(kept) == content
+
+
 def test_unknown_version_lists_known_ones(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
     known = "known: toy-classifier/1, toy-classifier@champion"

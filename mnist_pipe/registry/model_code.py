@@ -33,7 +33,7 @@ class RegisteredClassifier(PythonModel):  # type: ignore[misc]
         """Return the calibrated probabilities of each image, whose pixels are integers of any width in 0 to 255."""
         images = np.asarray(model_input)
         # Spark has no unsigned bytes, and MLflow hands on the signed integers that it has.
-        if images.dtype.kind in "iu" and images.size and 0 <= images.min() and images.max() <= 255:
+        if images.dtype.kind in "iu" and images.size and images.min() >= 0 and images.max() <= 255:
             images = images.astype(np.uint8)
         return self._classifier.probabilities(images)
 

@@ -190,9 +190,14 @@ def _remembered(
 def _recall(spec: str, *, root: Path) -> RegisteredModel | None:
     """Return the version that `spec` stands for, or None if that is not known for the database as it is now."""
     kept = _read_kept(root)
-    if kept.get("database") != _database_state(root) or spec not in kept["models"]:
+    found = kept["models"].get(spec) if kept.get("database") == _database_state(root) else None
+    try:
+        model = RegisteredModel(**(found or {}))
+    except TypeError:  # not known, or kept by another version of this project
         return None
-    return RegisteredModel(**kept["models"][spec])
+    texts = (model.name, model.run_id, model.content_sha256)
+    is_valid = type(model.version) is int and all(isinstance(text, str) and NAME.fullmatch(text) for text in texts)
+    return model if is_valid else None
 
 
 def _keep(spec: str, model: RegisteredModel, *, state: DatabaseState, root: Path) -> None:
@@ -211,10 +216,10 @@ def _database_state(root: Path) -> DatabaseState:
 
 def _read_kept(root: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = read_json(root / paths.RESOLVED)
+        found = read_json(root / paths.RESOLVED)
     except PipelineError:
         return {}
-    return found
+    return found if isinstance(found, dict) and isinstance(found.get("models"), dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

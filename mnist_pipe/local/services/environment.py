@@ -11,8 +11,8 @@ from mnist_pipe.errors import UnavailableError, public_url
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import prefect_server, ray_head
-from mnist_pipe.local.services.process import connects, is_running
-from mnist_pipe.local.services.program import read
+from mnist_pipe.local.services.process import connects, is_in_place, is_running
+from mnist_pipe.local.services.program import Service, read
 
 QUIET = {
     **telemetry.OFF,
@@ -36,7 +36,8 @@ def environment(root: Path) -> dict[str, str]:
         _check_api(api_url)
     else:
         variables |= prefect_server.access(root)
-        if (server := read(root).get("prefect")) and is_running(server) and prefect_server.PROGRAM.answers(server):
+        server = read(root).get("prefect")
+        if server and _is_usable(root, server) and prefect_server.PROGRAM.answers(server):
             variables["PREFECT_API_URL"] = server.address
     return _not_set(variables) | ray_environment(root)
 
@@ -56,9 +57,13 @@ def ray_environment(root: Path) -> dict[str, str]:
         _check_cluster(address)
     else:
         variables |= ray_head.access(root)
-        if (head := read(root).get("ray")) and is_running(head) and connects(LOOPBACK, head.port):
+        if (head := read(root).get("ray")) and _is_usable(root, head) and connects(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
     return _not_set(variables) | no_proxy()
+
+
+def _is_usable(root: Path, service: Service) -> bool:
+    return is_running(service) and is_in_place(root, service)
 
 
 def no_proxy() -> dict[str, str]:

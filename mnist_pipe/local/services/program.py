@@ -3,36 +3,86 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
+from mnist_pipe.local.services import checkout
 
-SECRETS = paths.STATE / "secrets"
+SECRETS = checkout.SECRETS
 LOGS = paths.STATE / "logs"
 FOLDER_PREFIX = "mnist-pipe-"
+_FIX = "delete it and stop the services by hand"
 
 
 def read(root: Path) -> dict[str, Service]:
-    """Read the records of the services that were started and not stopped, by name."""
+    """Read the records of the services that were started and not stopped, by name.
+
+    In a copy of a checkout there are none, because those that it has are the original's.
+
+    Raises:
+        CorruptDataError: the file is not JSON, or a record lacks a field or has a wrong value.
+    """
     path = root / paths.SERVICES
-    if not path.exists():
+    if not path.exists() or not checkout.is_own(root):
         return {}
-    content = atomic.read_json(path, fix="delete it and stop the services by hand")
-    return {name: Service(**record) for name, record in content.items()}
+    content = atomic.read_json(path, fix=_FIX)
+    if not isinstance(content, dict):
+        raise CorruptDataError.invalid(path, "the file", "have an object", got=type(content).__name__, fix=_FIX)
+    return {name: _service(name, record, root=root) for name, record in content.items()}
+
+
+def _service(name: str, record: Any, *, root: Path) -> Service:
+    """Return the service that a record describes, with its paths in the place to which its checkout was moved."""
+    where = root / paths.SERVICES
+    try:
+        service = Service(**{one.name: record[one.name] for one in fields(Service) if one.name in record})
+    except (LookupError, TypeError):  # not an object, or a field without a default is missing
+        rule = "have every field of this version"
+        raise CorruptDataError.invalid(where, f"the record of {name[:40]!r}", rule, got="another", fix=_FIX) from None
+    if wrong := _wrong(name, service):
+        rule, got = "be as this version writes it", repr(getattr(service, wrong))[:60]
+        raise CorruptDataError.invalid(where, f"{wrong} of {name[:40]!r}", rule, got=got, fix=_FIX)
+    secret, log = (_moved(path, service.root, root) for path in (service.secret, service.log))
+    return replace(service, secret=secret, log=log)
+
+
+def _moved(path: str, before: str, root: Path) -> str:
+    is_below = before and Path(path).is_relative_to(before)
+    return str(root / Path(path).relative_to(before)) if is_below else path
+
+
+def _wrong(name: str, service: Service) -> str:
+    """Return the name of the first field with a value that this module does not write, or an empty string."""
+    times = {"created": service.created, "since_boot": service.since_boot}
+    texts = {key: value for key, value in vars(service).items() if key not in (*times, "pid", "port")}
+    checks = {
+        **{key: isinstance(value, str) and "\0" not in value for key, value in texts.items()},
+        **{key: type(value) in (int, float) and abs(value) < 1e12 for key, value in times.items()},
+        "pid": type(service.pid) is int and 1 < service.pid < 2**22,
+        "port": type(service.port) is int and 0 < service.port < 2**16,
+    }
+    if wrong := [key for key, is_right in checks.items() if not is_right]:
+        return wrong[0]
+    if service.name != name or not name.isidentifier():
+        return "name"
+    return "" if re.fullmatch(rf"http://{re.escape(LOOPBACK)}:[1-9][0-9]{{0,4}}", service.url) else "url"
 
 
 def write(root: Path, records: Mapping[str, Service]) -> None:
     """Replace all records on disk by `records`."""
     if records:
+        checkout.adopt(root)
         content = {name: asdict(service) for name, service in records.items()}
         atomic.write_json(root / paths.SERVICES, content, mode=0o600)
     else:
@@ -41,6 +91,7 @@ def write(root: Path, records: Mapping[str, Service]) -> None:
 
 def secret(root: Path, name: str) -> tuple[Path, str]:
     """Return the path of a service's secret and its content; create the secret on first use."""
+    checkout.adopt(root)
     path = root / SECRETS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
@@ -68,6 +119,8 @@ class State(StrEnum):
 
     RUNNING = "running"
     SILENT = "runs, but does not answer"
+    MOVED = "runs for the place from which this folder was moved"
+    ELSEWHERE = "runs in another container"
     DEAD = "died"
     STOPPED = "not running"
 
@@ -81,7 +134,7 @@ class Service:
     pid: int
     """Process id of the main process, which is also its session id."""
     created: float
-    """Start time of the main process, in seconds since 1970; tells it from a later process with the same pid."""
+    """Start time of the main process, in seconds since 1970."""
     port: int
     """Port for clients."""
     address: str
@@ -94,6 +147,15 @@ class Service:
     """Path of the file with its output."""
     folder: str
     """Path of the folder with its temporary files, removed when it stops; empty if it has none."""
+    since_boot: float = 0.0
+    """The same in seconds since the start of the machine; tells the process from a later one with the same pid.
+
+    It does not change when the clock is set. It is 0 if version 0.1 started the service.
+    """
+    root: str = ""
+    """Path of the project when the service was started; empty if version 0.1 started it."""
+    namespace: str = ""
+    """Name of the kernel's namespace in which `pid` counts: a container has one of its own."""
 
     @property
     def ports(self) -> set[int]:
@@ -154,8 +216,11 @@ class Program:
         return reply is not None and self.accepts(service, reply)
 
     def authorization(self, service: Service) -> str:
-        """Return the service's HTTP Authorization header, or an empty string if it needs no credentials."""
-        return self.header(Path(service.secret).read_text().strip()) if service.secret else ""
+        """Return the service's HTTP Authorization header, or an empty string if there are no credentials."""
+        try:
+            return self.header(Path(service.secret).read_text().strip()) if service.secret else ""
+        except (OSError, ValueError):
+            return ""  # so that it does not answer; who starts it again gets a new secret
 
     def login(self, service: Service) -> str:
         """Return how a user logs in: where the secret is stored, never the secret itself."""

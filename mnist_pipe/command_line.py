@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from mnist_pipe.errors import InputError, message_and_code
+from mnist_pipe.errors import InputError, message_and_code, printable
 
 
 def run(
@@ -43,8 +43,16 @@ def run(
         if debug:
             raise
         message, code = message_and_code(error)
-        print(message, file=sys.stderr)
+        show(message, error=True)
         return code
+
+
+def show(text: object, *, error: bool = False) -> None:
+    """Print `text` on standard output, or on standard error, without the control characters that a terminal obeys.
+
+    Everything that may come from outside, as file names and replies of servers do, is printed here.
+    """
+    print(printable(str(text)), file=sys.stderr if error else sys.stdout, flush=True)
 
 
 class Parser(argparse.ArgumentParser):

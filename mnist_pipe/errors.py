@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -25,7 +26,7 @@ class PipelineError(Exception):
     @classmethod
     def missing(cls, what: object, *, state: str = "does not exist", where: object = "", fix: str = "") -> Self:
         """Return the error of something missing: `<where>: <what> <state>; <fix>`."""
-        return cls((f"{where}: " if where else "") + f"{what} {state}" + (f"; {fix}" if fix else ""))
+        return cls((f"{_one(where)}: " if where else "") + f"{_one(what)} {state}" + (f"; {fix}" if fix else ""))
 
     @classmethod
     def unreachable(cls, service: object, *, cause: object, where: object = "", fix: str = "") -> Self:
@@ -59,8 +60,26 @@ class BusyError(PipelineError):
 
 def describe(where: object, name: str, rule: str, *, got: object, fix: str = "") -> str:
     """Format an invalid value as one sentence; `got` is formatted by `str` (pass `repr(x)` if quotes help)."""
-    subject = f"{where}: {name}" if name else f"{where}:"
-    return f"{subject} must {rule}, but got {got}" + (f"; {fix}" if fix else "")
+    subject = f"{_one(where)}: {name}" if name else f"{_one(where)}:"
+    return f"{subject} must {rule}, but got {_one(got)}" + (f"; {fix}" if fix else "")
+
+
+def _one(value: object) -> str:
+    """Return the text of a message's part; the name of a file may contain a newline, which must not start a line."""
+    return one_line_path(value) if isinstance(value, Path) else str(value)
+
+
+def one_line_path(path: Path) -> str:
+    """Return the path without control characters, on one line."""
+    return printable(str(path)).replace("\n", "\\n")
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters as escapes, because a terminal obeys them; newlines and tabs stay."""
+    if text.isprintable():
+        return text
+    keep = "\n\t"
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
 def message_and_code(error: Exception) -> tuple[str, int]:

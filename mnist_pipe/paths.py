@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from mnist_pipe.errors import InputError
 
@@ -35,13 +36,14 @@ REPORT = REPORTS / "index.html"
 
 STUDIES = Path("studies")
 DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
+DVC_LOCKS = tuple(path.with_suffix(".lock") for path in DVC_FILES)
+DVC_RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's record of which of its processes reads and writes what
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
 STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its measurements and their durations
 
 STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
 SERVICES = STATE / "services.json"
-STAGE_LOCK = STATE / "stage.lock"
 TIMINGS = STATE / "timings.json"
 REVISION = STATE / "revision.json"  # on a cluster's worker: the client's commit
 RUNS = STATE / "runs"  # the last checkpoints of unfinished runs
@@ -52,7 +54,16 @@ MLFLOW_ARTIFACTS = STATE / "mlflow"
 MLFLOW_ROOT = f"/proc/self/cwd/{MLFLOW_ARTIFACTS}"
 """The same folder as MLflow records it: MLflow takes absolute paths only, and this one is that of the checkout in whose
 folder a program runs, so that a copy of the checkout never reads or deletes files of the original."""
+KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
+
+WRITTEN = (
+    Path("data"),
+    Path("models"),
+    REPORTS,
+    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+)
+"""Folders whose files are written through `atomic`."""
 
 
 def find_root(start: Path) -> Path:
@@ -71,3 +82,11 @@ def find_root(start: Path) -> Path:
         got="no params.yaml above it",
         fix="change to the folder that holds params.yaml and dvc.yaml",
     )
+
+
+def sqlite_uri(database: Path, *, driver: str = "pysqlite") -> str:
+    """Return the address of a SQLite database, as SQLAlchemy decodes it: a `?` in a path would begin options."""
+    if quote(str(database)) == str(database) and driver == "pysqlite":
+        return f"sqlite:///{database}"
+    # With the driver's name, because MLflow creates the parent folder of a `sqlite:///` without decoding it.
+    return f"sqlite+{driver}:///{quote(str(database))}"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import studies
 from mnist_pipe import command_line, paths
-from mnist_pipe.errors import unknown
+from mnist_pipe.errors import printable, unknown
 from mnist_pipe.local import supervisor
 from pipelines import RESUMED, STAGES
 
@@ -50,16 +50,24 @@ def run(stage: str, *, debug: bool = False) -> None:
         PipelineError: with the whole message for the user.
     """
     from mnist_pipe import atomic, preflight, timings
-    from mnist_pipe.cluster import handoff
-    from mnist_pipe.local import doctor, services
+    from mnist_pipe.cluster import dvc_stages, handoff
+    from mnist_pipe.local import dvc_files, services
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
-    doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
-    with atomic.locked(paths.STAGE_LOCK, purpose="a stage"):
+    preflight.check_places(root, stage, on_cluster=on_cluster)
+    if joined := services.joined(root):
+        # Prefect and Ray would wait for a minute or more for a server that was stopped.
+        supervisor.raise_when(lambda: services.lost(joined))
+    with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
+        for folder in paths.WRITTEN:
+            atomic.remove_leftovers(folder)
+        dvc_files.keep(root)
+        if "DVC_STAGE" in os.environ:  # by hand, a stage may be run on files that DVC has not seen
+            dvc_stages.verify_inputs(stage, root)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name
@@ -70,8 +78,9 @@ def run(stage: str, *, debug: bool = False) -> None:
         else:
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
-            if not debug:
-                for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
+            for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
+                handler.addFilter(_without_control_characters)
+                if not debug:
                     handler.addFilter(_is_shown)
             # Heartbeats let a server's automations detect a dead run; DVC itself notices when this one dies. Their
             # thread would delay the end of the flow by up to 1 s.
@@ -97,6 +106,8 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     params = preflight.load_params(paths.PARAMS)
     if not on_cluster:
         preflight.check_params(params)
+        if stage == "ingest":
+            preflight.check_folder(params, root=Path.cwd())
     if "models" in STAGES[stage]:
         recipe = params.recipes[params.recipe]
         space = params.search.space.get("model_params")
@@ -127,6 +138,12 @@ def _is_shown(record: logging.LogRecord) -> bool:
     prints the error once, at the end.
     """
     return record.exc_info is None and not record.getMessage().startswith("Finished in state Failed")
+
+
+def _without_control_characters(record: logging.LogRecord) -> bool:
+    """Replace the control characters in a log record, whose text may be a mirror's; return True, as it is shown."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import command_line, paths
 from mnist_pipe.errors import PipelineError, UnavailableError
+from mnist_pipe.local import dvc_files
 
 if TYPE_CHECKING:
     from mnist_pipe.local.services import Service, State
@@ -26,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     # A shell asks for its completions when it starts, in any folder.
     root = Path.cwd() if options.command == "completion" else paths.find_root(Path.cwd())
+    if options.command in ("up", "status", "dashboards", "summary"):  # those around a `dvc repro`, which would fail
+        for error in dvc_files.damaged(root):
+            command_line.show(error, error=True)
     code: int = options.run(root, options)
     return code
 
@@ -43,7 +47,9 @@ def _down(root: Path, _: argparse.Namespace) -> int:
     from mnist_pipe.local import services
 
     *others, last = [service.name for service in services.down(root)] or [""]
-    print(f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running")
+    command_line.show(
+        f"stopped {', '.join(others)}{' and ' if others else ''}{last}" if last else "nothing was running"
+    )
     return 0
 
 
@@ -59,10 +65,14 @@ def _status(root: Path, options: argparse.Namespace) -> int:
 
 
 def _deploy(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import configuration, services
+
+    if configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"):
+        os.environ.update(services.prefect_environment(root))
     from pipelines.deployments import deploy
 
     for name in deploy(root):
-        print(f"deployed {name}")
+        command_line.show(f"deployed {name}")
     return 0
 
 
@@ -79,6 +89,8 @@ def _dashboards(root: Path, _: argparse.Namespace) -> int:
 def _doctor(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import doctor
 
+    for line in dvc_files.repair(root) if options.fix else ():
+        command_line.show(line, error=options.json)
     if not options.json:
         return max(_report(name, found) for name, found in doctor.examine(root))
     found = dict(doctor.examine(root))
@@ -98,13 +110,13 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
     exit_code, is_first = 0, True
     for found in readings:
         if isinstance(found, PipelineError):
-            print(found, file=sys.stderr)
+            command_line.show(found, error=True)
             exit_code = found.exit_code
             continue
         if options.csv:
-            print(output.to_csv(found, header=is_first))
+            command_line.show(output.to_csv(found, header=is_first))
         else:
-            print(output.to_json(found) if options.json else output.to_text(found))
+            command_line.show(output.to_json(found) if options.json else output.to_text(found))
         if options.show:
             write_bytes(options.show, output.to_png(found))
         is_first = False
@@ -123,6 +135,8 @@ def _score(root: Path, options: argparse.Namespace) -> int:
 
         model = registered.load(options.model, root=root)
         place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        if place:
+            place.check(write=False)
         done = batch.score(
             place.root if place else Path(options.input),
             options.output,
@@ -132,7 +146,7 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     rate = done.num_rows / done.seconds
     steady = done.num_rows / max(done.seconds - done.start_seconds, 0.001)
     accuracy = "" if done.accuracy is None else f"; accuracy {100 * done.accuracy:.2f} %"
-    print(
+    command_line.show(
         f"{options.output}: scored {done.num_rows:,} rows with {model.name} in {done.seconds:.1f} s: "
         f"{rate:,.0f} rows/s ({steady:,.0f} rows/s after {done.start_seconds:.1f} s of start-up){accuracy}"
     )
@@ -149,7 +163,7 @@ def _export(root: Path, options: argparse.Namespace) -> int:
             f"; on {done.num_images:,} test images the same classes as torch, "
             f"and probabilities that differ by at most {done.difference:.1e}"
         )
-    print(line)
+    command_line.show(line)
     return 0
 
 
@@ -202,7 +216,7 @@ def _summary(root: Path, options: argparse.Namespace) -> int:
 def _completion(_: Path, options: argparse.Namespace) -> int:
     import shtab
 
-    print(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
+    command_line.show(shtab.complete(_parser(file=shtab.FILE, folder=shtab.DIRECTORY), shell=options.shell))
     return 0
 
 
@@ -221,7 +235,7 @@ def _services(root: Path) -> list[tuple[str, str]]:
 def _report(name: str, found: str | PipelineError) -> int:
     """Print the result of one check and return its exit code; further lines are indented to the text's column."""
     code = _exit_code(found)
-    print(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
+    command_line.show(f"{'FAIL' if code else 'ok':4}  {name:13}  {str(found).replace(chr(10), chr(10) + ' ' * 21)}")
     return code
 
 
@@ -232,12 +246,12 @@ def _exit_code(found: str | PipelineError) -> int:
 def _print_json(value: dict[str, Any]) -> None:
     import json
 
-    print(json.dumps(value, indent=2, allow_nan=False))
+    command_line.show(json.dumps(value, indent=2, allow_nan=False))
 
 
 def _print(rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
-        print(f"{name:12} {text}")
+        command_line.show(f"{name:12} {text}")
 
 
 def _share(text: str) -> float:
@@ -280,6 +294,9 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
         command.set_defaults(run=run)
         if name in ("status", "doctor", "summary"):
             command.add_argument("--json", action="store_true", help="print one JSON document; see docs/commands.md")
+        if name == "doctor":
+            explanation = "first bring back the files of DVC that a kill or a full disk has left empty"
+            command.add_argument("--fix", action="store_true", help=explanation)
         if name == "predict":
             explanation = "a PNG or JPEG file, a folder of them, or - for one from standard input"
             images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=explanation)

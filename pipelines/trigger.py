@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelling
 
+from mnist_pipe import command_line
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster import handoff, storage
 from mnist_pipe.cluster.handoff import WORK_POOL
@@ -251,4 +251,4 @@ def _url(run_id: UUID) -> str:
 
 def _print_line(text: str, *, at: datetime | None = None) -> None:
     moment = (at or datetime.now(UTC)).astimezone()
-    print(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} | {text}", file=sys.stderr, flush=True)
+    command_line.show(f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} | {text}", error=True)

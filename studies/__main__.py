@@ -27,7 +27,7 @@ def _show(options: argparse.Namespace) -> int:
 
     from studies.common import report
 
-    print(f"{options.study}: {report.report(options.study)}")
+    command_line.show(f"{options.study}: {report.report(options.study)}")
     return 0
 
 

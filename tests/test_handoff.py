@@ -148,3 +148,22 @@ def test_a_damaged_output_leaves_every_output_as_it_was(client: Path, place: Sto
     assert not (client / "models").exists()
     assert not (client / "reports").exists()
     assert handoff.has_outputs(place, KEY)
+
+
+@pytest.mark.parametrize("path", ["../out.txt", "/tmp/out.txt", "data/../../out.txt", "", "."])
+@pytest.mark.parametrize("kind", ["inputs", "outputs"])
+def test_a_request_reaches_no_file_outside_its_folder(
+    client: Path, place: Storage, tmp_path: Path, kind: str, path: str
+) -> None:
+    handoff.upload_request("double", client, name="double-abc", storage=place)
+    request = place.read_json("runs/double-abc/request.json")
+    request[kind] = {**request["inputs"], path: request["inputs"]["data/one.txt"]} if kind == "inputs" else [path]
+    place.write_json("runs/double-abc/request.json", request)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CorruptDataError, match="a path of the request must be below the stage's folder"):
+        work(place)
+    assert [found for found in sorted(tmp_path.rglob("*")) if found not in before] == [
+        tmp_path / f"storage/{KEY}",
+        tmp_path / f"storage/{KEY}/error.json",
+    ]
+    assert not Path("/tmp/out.txt").exists()

@@ -34,6 +34,7 @@ LAYERS = [
         "lineage",
         "params",
         "timings",
+        "waiting",
     },
     {"cluster"},
     {"data", "models"},
@@ -47,6 +48,7 @@ ONLY = {
     "ray": {
         "mnist_pipe.cluster.ray_session",
         "mnist_pipe.cluster.ordered_reader",
+        "mnist_pipe.training.process_group",
         "mnist_pipe.training.progress",
         "mnist_pipe.training.ray_train",
         "mnist_pipe.training.streaming",

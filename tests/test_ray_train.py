@@ -25,7 +25,7 @@ from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.ray_train import TrainingResult
 from mnist_pipe.training.recipe import Recipe
 from tests.support import ROOT, ray_data
-from tests.support.ray_runs import TWO, Recorder, fit, workers
+from tests.support.ray_runs import TWO, Recorder, fit, is_loopback, listeners, workers
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -104,7 +104,7 @@ def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: 
     torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_no_epoch_is_lost(
     reference: TrainingResult, folder: Path, tmp_path: Path
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_killed_worker_is_replaced_and_no_epoch_is_lost(
     assert torch.equal(weights(tmp_path), weights(folder))
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     assert reference.history
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]
@@ -234,3 +234,17 @@ def test_everything_that_ray_opens_is_on_loopback() -> None:
                 and connection.laddr.ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")
             ]
     assert open_to_all == []
+
+
+@pytest.mark.parametrize("scale", [workers(1), TWO], ids=["one worker", "two workers"])
+def test_workers_listen_on_loopback_only(tmp_path: Path, scale: Scale) -> None:
+    found: set[tuple[str, str]] = set()
+
+    class Listening(Recorder):
+        def on_epoch(self, metrics: dict[str, float]) -> None:
+            super().on_epoch(metrics)
+            found.update(listeners())
+
+    fit(tmp_path, scale=scale, progress=Listening())
+    assert any("RayTrainWorker" in name for name, _ in found)
+    assert {(name, address) for name, address in found if not is_loopback(address)} == set()

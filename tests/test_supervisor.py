@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.support import ROOT, checkout
 
 pytestmark = pytest.mark.services  # they start processes and wait for grace periods
 
@@ -111,7 +114,7 @@ def test_the_supervisor_ends_when_its_parent_dies(tmp_path: Path) -> None:
 
 
 def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> None:
-    setup = "from mnist_pipe.local import supervisor; supervisor.die_with_parent()"
+    setup = "from mnist_pipe.local import supervisor; supervisor.die_with_parent(os.getppid())"
     process = start(tmp_path, setup=setup)
     child = psutil.Process(process.pid).children()[0]
     os.kill(process.pid, signal.SIGKILL)
@@ -120,3 +123,95 @@ def test_the_command_ends_when_even_the_supervisor_is_killed(tmp_path: Path) -> 
     assert gone
     for pid in running_pids(tmp_path):  # the daemon, which had no process left to adopt it
         os.kill(pid, signal.SIGKILL)
+
+
+# A stage that says when it works, with a server in its process group, as Prefect starts one.
+TOY = """
+import pathlib, subprocess, sys, time
+from mnist_pipe.local import supervisor
+if (code := supervisor.run_supervised("toy", [], grace_seconds=1)) is not None:
+    sys.exit(code)
+server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "toy-server"])
+pathlib.Path("works").touch()
+time.sleep(600)
+"""
+DVC_YAML = "stages: {toy: {cmd: exec python -m toy, outs: [out]}}"
+
+
+def toys(folder: Path) -> list[psutil.Process]:
+    """Return the processes that run the toy in `folder`; DVC's own command line does not name it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.cwd() == str(folder) and "toy" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_until_none(folder: Path, *, seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while found := [p for p in toys(folder) if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < deadline, [p.cmdline() for p in found]
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    (tmp_path / "toy.py").write_text(TOY)
+    return tmp_path
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    return {**checkout.environment(), "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("delay", [0, 0.03, 0.06, 0.1, 0.15, 0.3])
+def test_a_stage_ends_with_a_dvc_that_is_killed_while_it_starts(toy: Path, delay: float) -> None:
+    (toy / "dvc.yaml").write_text(DVC_YAML)
+    checkout.run(toy, "dvc", "init", "--no-scm", "-q")
+    dvc = subprocess.Popen(["dvc", "repro"], cwd=toy, env=environment_of(toy), stdout=subprocess.DEVNULL)
+    while not toys(toy):
+        assert dvc.poll() is None
+    time.sleep(delay)
+    dvc.kill()
+    dvc.wait()
+    wait_until_none(toy)
+
+
+@pytest.mark.parametrize("delay", [0, 0.03, 0.06, 0.1, 0.15, 0.3])
+def test_a_stage_ends_with_a_supervisor_that_is_killed_while_it_starts(toy: Path, delay: float) -> None:
+    outer = subprocess.Popen([sys.executable, "-m", "toy"], cwd=toy, env=environment_of(toy))
+    while not psutil.Process(outer.pid).children():
+        time.sleep(0.001)
+    time.sleep(delay)
+    outer.kill()
+    outer.wait()
+    wait_until_none(toy)
+
+
+def test_a_server_ends_with_stage_and_supervisor_that_are_killed_together(toy: Path) -> None:
+    outer = subprocess.Popen([sys.executable, "-m", "toy"], cwd=toy, env=environment_of(toy))
+    while not (toy / "works").exists():
+        time.sleep(0.01)
+    [inner] = psutil.Process(outer.pid).children()
+    assert any("toy-server" in process.cmdline() for process in toys(toy))
+    inner.kill()
+    outer.kill()
+    outer.wait()
+    wait_until_none(toy)
+
+
+def test_a_stage_runs_whatever_dvcs_file_says_that_it_cannot_read(toy: Path) -> None:
+    (toy / ".dvc/tmp").mkdir(parents=True)
+    for content in ("", "{}", '{"write": {}}', '{"write": 1}', "[]", '{"write": {"out": 1}}'):
+        (toy / ".dvc/tmp/rwlock").write_text(content)
+        (toy / "works").unlink(missing_ok=True)
+        outer = subprocess.Popen(
+            [sys.executable, "-m", "toy"], cwd=toy, env={**environment_of(toy), "DVC_STAGE": "toy"}
+        )
+        while not (toy / "works").exists():
+            assert outer.poll() is None, content
+            time.sleep(0.01)
+        outer.terminate()
+        outer.wait()

@@ -97,7 +97,7 @@ def worker_workspace(run: str) -> Iterator[None]:
     `run` is `<storage>/runs/<name>/<attempt>`. If anything fails, upload the one-line error that the client prints.
 
     Raises:
-        CorruptDataError: there is no such request, or an output was not written.
+        CorruptDataError: there is no such request, it names a path outside its folder, or an output was not written.
         UnavailableError: the worker has other code than the client, or no MLflow server to register with.
     """
     uri, _, key = run.partition("/runs/")
@@ -132,6 +132,11 @@ def _receive(storage: Storage, key: str, folder: Path) -> Request:
     if content is None:
         raise CorruptDataError.missing("the request", where=f"{storage.uri}/{key}", fix="start the stage from a client")
     request = Request(**content)
+    # Whoever can write to the storage must not choose where the worker writes, nor which of its files it uploads.
+    for path in (*request.inputs, *request.outputs):
+        if Path(path).is_absolute() or ".." in Path(path).parts or not Path(path).parts:
+            rule, where = "be below the stage's folder", f"{storage.uri}/{key}"
+            raise CorruptDataError.invalid(where, "a path of the request", rule, got=repr(path))
     if request.code != (found := fingerprint.source_version()):
         fix = "check out the client's commit on the worker, then restart deploy/worker"
         rule = f"be version {request.code[:12]}, as on the client"

@@ -15,7 +15,7 @@ from ray.job_config import JobConfig
 
 from mnist_pipe import hardware
 from mnist_pipe.cluster.storage import VARIABLE, Storage
-from mnist_pipe.errors import UnavailableError
+from mnist_pipe.errors import UnavailableError, one_line
 from mnist_pipe.fingerprint import code_version
 
 _OBJECT_STORE_BYTES = 500_000_000
@@ -40,7 +40,6 @@ _SETTINGS = {
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",  # Ray's default of 600 s is how long a hung worker goes unnoticed
     # Ray's default is 60 s: it waits this long for a node that it does not know to be dead yet, then must retry.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",  # Ray's default is 30 s, lost if a worker of the group hangs
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's is added explicitly; nothing reads CSV and JSON
@@ -53,6 +52,9 @@ def connected(name: str) -> Iterator[Cluster]:
     """Join the Ray cluster that RAY_ADDRESS names, or start one on loopback, for the duration of the block.
 
     Ray's dashboard lists the block as the job `name`.
+
+    Raises:
+        UnavailableError: the cluster does not answer.
     """
     # Workers log to files, which the dashboard shows; progress is reported through callbacks such as `on_epoch`.
     options = {
@@ -64,7 +66,12 @@ def connected(name: str) -> Iterator[Cluster]:
         os.environ.setdefault(variable, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        context = ray.init(address=address, **options)
+        try:
+            context = ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            fix = "start that cluster or unset the variable"
+            cause = one_line(error)[:200]
+            raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause=cause, fix=fix) from error
     else:
         context = ray.init(
             address="local",

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from mnist_pipe.errors import InputError
+from mnist_pipe.errors import InputError, one_line_path
 from mnist_pipe.inference.predict import Prediction, Reading
 
 _SHOWN_SIDE = 512  # pixels; a smaller picture is enlarged to this, so that boxes and labels can be told apart
@@ -25,9 +25,9 @@ def to_text(reading: Reading) -> str:
     The probability of a number is the product of those of its digits.
     """
     if len(reading.predictions) == 1:
-        return f"{reading.path}: {_line(reading.predictions[0])}"
+        return f"{one_line_path(reading.path)}: {_line(reading.predictions[0])}"
     whole = math.prod(found.probability for found in reading.predictions)
-    first = f"{reading.path}: {reading.text} ({100 * whole:.2f} %)"
+    first = f"{one_line_path(reading.path)}: {reading.text} ({100 * whole:.2f} %)"
     return "\n".join([first, *(f"  {_line(found)}" for found in reading.predictions)])
 
 

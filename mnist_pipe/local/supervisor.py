@@ -4,27 +4,35 @@ DVC ignores Ctrl-C while a stage runs; on SIGTERM it dies and leaves the stage r
 own signal handlers and start daemons. So the work runs in a child process in its own session, and this small parent
 controls it: on SIGINT, SIGTERM, SIGHUP or the death of its own parent it interrupts the child, and after a grace period
 it kills every descendant.
+
+Each process may be killed at any moment, and Python needs a tenth of a second before it can notice a death. So each is
+told its parent, and compares when it starts. If this process and the child are killed together, a shell in the child's
+process group, which waits for the child's death, kills what is left of the group.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import psutil
 
+from mnist_pipe.errors import message_and_code
+from mnist_pipe.paths import DVC_RWLOCK
+
 GRACE_SECONDS = 3.5
 """Time from the first signal to SIGKILL, in seconds; a stage must have ended within 5 s."""
 _PR_SET_CHILD_SUBREAPER = 36
-_INNER = "MNIST_PIPE_SUPERVISED"
+_INNER = "MNIST_PIPE_SUPERVISED"  # the supervisor's pid
 
 
 def run_supervised(module: str, arguments: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -> int | None:
@@ -33,23 +41,30 @@ def run_supervised(module: str, arguments: Sequence[str], *, grace_seconds: floa
     A command that must leave no processes behind calls this first, and does its work if the result is None. It has
     `grace_seconds` to end after a signal.
     """
+    parent = os.getppid()
     if _INNER in os.environ:
-        die_with_parent(grace_seconds=grace_seconds)
+        die_with_parent(int(os.environ.pop(_INNER)), grace_seconds=grace_seconds)
+        kill_group_after_death(grace_seconds=grace_seconds)
         return None
-    os.environ[_INNER] = "1"
-    return supervise([sys.executable, "-m", module, *arguments], grace_seconds=grace_seconds)
+    if _is_dvc_gone(parent):
+        return 128 + signal.SIGTERM
+    os.environ[_INNER] = str(os.getpid())
+    return supervise([sys.executable, "-m", module, *arguments], grace_seconds=grace_seconds, parent=parent)
 
 
-def supervise(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -> int:
-    """Run `command` to its end and return its exit code, or 128 + the signal that stopped this process."""
+def supervise(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS, parent: int | None = None) -> int:
+    """Run `command` to its end and return its exit code, or 128 + the signal that stopped this process.
+
+    `parent` is the process whose death stops this one, its parent by default.
+    """
     _adopt_orphans()
+    parent = parent or os.getppid()
     caught: list[int] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:
         caught.append(number)
 
     previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    parent = os.getppid()
     child = subprocess.Popen(command, start_new_session=True)  # so the terminal's Ctrl-C reaches only this process
     try:
         deadline = None
@@ -70,9 +85,8 @@ def supervise(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS) -
     return 128 + caught[0] if caught else int(child.wait())
 
 
-def die_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
-    """Interrupt this process when its parent exits, in case the supervisor itself is killed."""
-    parent = os.getppid()
+def die_with_parent(parent: int, *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Interrupt this process when its parent, the process `parent`, exits, in case the supervisor itself is killed."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -82,7 +96,57 @@ def die_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
         _end_descendants(gently=False)
         os._exit(128 + signal.SIGTERM)
 
+    if os.getppid() != parent:  # killed while this process started, which has no descendants yet
+        sys.exit(128 + signal.SIGTERM)
     threading.Thread(target=watch, daemon=True, name="die-with-parent").start()
+
+
+def kill_group_after_death(*, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Let a shell kill this process's group, which must be its own, some time after this process has died."""
+    # The shell is of the group, so that no other group can get its number. Its standard input ends when this process
+    # dies, the only one with the other end, so that nothing needs to be polled.
+    standard_input, _ = os.pipe()
+    subprocess.Popen(["/bin/sh", "-c", f"read _; sleep {grace_seconds}; kill -KILL 0"], stdin=standard_input)
+    os.close(standard_input)
+
+
+def _is_dvc_gone(parent: int) -> bool:
+    """Return whether DVC started this process and has died since, so that `parent` is the one that adopted it.
+
+    While a stage runs, DVC records the process that writes the stage's outputs.
+    """
+    if "DVC_STAGE" not in os.environ:
+        return False
+    try:
+        writers = {record["pid"] for record in json.loads(DVC_RWLOCK.read_bytes())["write"].values()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return False  # the file is DVC's own, so that it may be damaged or of another version
+    return bool(writers) and parent not in writers
+
+
+def raise_when(find_error: Callable[[], Exception | None], *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Raise in the main thread, from now on, the error that `find_error` returns, which is called every second.
+
+    The main thread then has `grace_seconds` to end; what the error was about may be what it waits for.
+    """
+
+    def watch() -> None:
+        while (error := find_error()) is None:
+            time.sleep(1)
+        found.append(error)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(grace_seconds)
+        message, code = message_and_code(error)
+        print(message, file=sys.stderr, flush=True)
+        _end_descendants(gently=False)
+        os._exit(code)
+
+    def on_signal(_number: int, _: FrameType | None) -> None:
+        raise found[0]
+
+    found: list[Exception] = []
+    signal.signal(signal.SIGUSR1, on_signal)
+    threading.Thread(target=watch, daemon=True, name="raise-when").start()
 
 
 def _adopt_orphans() -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
+from mnist_pipe.errors import CorruptDataError, PipelineError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, succession, versions
@@ -68,6 +69,9 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
     verify_manifest(candidate.folder)
     content = digest(read_json(candidate.folder / MANIFEST))
     with open_store(root, write=True) as client:
+        model = _find_content(client, name, content, root=root)
+        if model is not None and is_own_store(root) and not _is_intact(client, model, root=root):
+            _log_files(client, candidate, client.get_run(model.run_id), root=root)
 
         def judge(champion: RegisteredModel | None) -> list[gates.Gate]:
             return gates.judge(
@@ -79,9 +83,8 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
 
         champion = versions.aliased(client, name, CHAMPION)
         decisions = judge(champion)  # before anything is written, because the champion's files may be damaged
-        model = _find_content(client, name, content, root=root) or _add_version(
-            client, candidate, name, content, root=root
-        )
+        if model is None:
+            model = _add_version(client, candidate, name, content, root=root)
         while True:
             seat = Seat(champion=champion) if is_own_store(root) else succession.find_seat(client, name)
             if seat.champion != champion:
@@ -146,11 +149,7 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
         else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={CONTENT: content})
     )
     run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
-    with tempfile.TemporaryDirectory() as temporary:
-        model, metrics = Path(temporary) / MODEL, Path(temporary) / METRICS
-        pyfunc.write_version(model, candidate.folder, card=card, text=candidate.text)
-        write_json(metrics, candidate.metrics)
-        log_files(client, run, [(model, ""), (metrics, ""), (candidate.predictions, _PREDICTIONS)], root=root)
+    _log_files(client, candidate, run, root=root)
     client.log_inputs(run_id, datasets=_datasets(card))
     numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
     curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]
@@ -158,6 +157,27 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
     log_metrics(client, run, params=params, history=[(numbers, 0), *curves])
     client.set_terminated(run_id, end_time=ended_at)
     return run
+
+
+def _log_files(client: MlflowClient, candidate: Candidate, run: Run, *, root: Path) -> None:
+    """Log the candidate's files to its run; equal content gives equal files, so that damaged ones are replaced."""
+    card = read_json(candidate.folder / paths.CARD)
+    with tempfile.TemporaryDirectory() as temporary:
+        model, metrics = Path(temporary) / MODEL, Path(temporary) / METRICS
+        pyfunc.write_version(model, candidate.folder, card=card, text=candidate.text)
+        write_json(metrics, candidate.metrics)
+        log_files(client, run, [(model, ""), (metrics, ""), (candidate.predictions, _PREDICTIONS)], root=root)
+
+
+def _is_intact(client: MlflowClient, model: RegisteredModel, *, root: Path) -> bool:
+    """Return whether the files of a version are as they were registered."""
+    try:
+        versions.download(model, root=root)
+        versions.metrics(model, root=root)
+        _opponent(client, model, root=root)
+    except CorruptDataError:
+        return False
+    return True
 
 
 def _datasets(card: Mapping[str, Any]) -> list[Any]:
@@ -210,11 +230,29 @@ def _tag_gates(client: MlflowClient, model: RegisteredModel, decisions: Sequence
         at_most_twice(partial(client.set_model_version_tag, model.name, str(model.version), key, value))
 
 
-def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:
+def check_champion(root: Path) -> None:
+    """Check, before a model is trained, that the champion with which it will be compared can be read.
+
+    Raises:
+        CorruptDataError: its files are missing or damaged.
+    """
+    try:
+        name = str(read_json(root / paths.REGISTRATION)["name"])
+    except (PipelineError, LookupError, TypeError):
+        return  # nothing was registered here
+    if is_own_store(root) and (champion := versions.champion(name, root=root)):
+        _opponent(None, champion, root=root)
+
+
+def _opponent(client: MlflowClient | None, model: RegisteredModel, *, root: Path) -> gates.Champion:
     path = versions.artifact(client, model, f"{_PREDICTIONS}/validation.parquet", root=root)
-    return gates.Champion(
-        version=model.version, content_sha256=model.content_sha256, predictions=read_predictions(path)
-    )
+    try:
+        predictions = read_predictions(path)
+    except CorruptDataError as error:
+        # The remedy of the error itself is for the predictions of the candidate.
+        cause = str(error).partition("; run: ")[0]
+        raise CorruptDataError(f"{cause}; {versions.restore(model, root=root)}") from error
+    return gates.Champion(version=model.version, content_sha256=model.content_sha256, predictions=predictions)
 
 
 @dataclass(frozen=True, kw_only=True)

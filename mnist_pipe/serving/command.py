@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
+from mnist_pipe import command_line
 from mnist_pipe.cluster.ray_session import connected
 from mnist_pipe.errors import InputError, UnavailableError
 from mnist_pipe.local.services import SECRETS
@@ -39,7 +39,7 @@ def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, sto
         _check_ray("--stop" if stop else "--detach")
     if stop:
         with connected("serve"):
-            print("stopped" if deployment.stop() else "nothing was running")
+            command_line.show("stopped" if deployment.stop() else "nothing was running")
         return
     spec = deployment.resolve(model, root=root)
     token, login = _token(root) if params.require_token else ("", "no token: whoever reaches the port may use it")
@@ -50,8 +50,7 @@ def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, sto
             return
         with deployment.started(spec, root=root, params=params, token=token) as url:
             _print(url, spec=spec, login=login, end="Ctrl-C or SIGTERM")
-            report = partial(print, flush=True)
-            deployment.watch(report, url=url, token=token, seconds=params.poll_seconds)
+            deployment.watch(command_line.show, url=url, token=token, seconds=params.poll_seconds)
 
 
 def check_options(params: ServeParams) -> None:
@@ -91,4 +90,4 @@ def _print(url: str, *, spec: str, login: str, end: str) -> None:
         ("stop", end),
     ]
     for name, text in rows:
-        print(f"{name:12} {text}", flush=True)
+        command_line.show(f"{name:12} {text}")

@@ -26,7 +26,7 @@ from ray.train import (
     ScalingConfig,
     TrainingFailedError,
 )
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,6 +38,7 @@ from mnist_pipe.fingerprint import code_version
 from mnist_pipe.training import checkpoint, sync_batchnorm
 from mnist_pipe.training.batches import Batches, Ranks, to_device
 from mnist_pipe.training.loop import START, DivergedError, Position, new_run, progress_line, train
+from mnist_pipe.training.process_group import NodeConfig
 from mnist_pipe.training.progress import Forward, Listener, Progress
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
@@ -119,7 +120,7 @@ def fit(
                 "preemptible": scale.num_nodes > 1,
                 "code": code_version(),
             },
-            torch_config=TorchConfig(timeout_s=60),  # the wait for a hung worker; Ray's default is 1800 s
+            torch_config=NodeConfig(),
             scaling_config=ScalingConfig(
                 num_workers=_num_workers(scale),
                 use_gpu=scale.use_gpu,

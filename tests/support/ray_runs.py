@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
+
+import psutil
 
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Scale
@@ -62,3 +65,19 @@ def fit(
         scale=scale,
         progress=progress or Recorder(),
     )
+
+
+def listeners() -> set[tuple[str, str]]:
+    """Return the name and address of every TCP listener of this process's descendants."""
+    return {
+        (" ".join(process.cmdline())[:80], connection.laddr.ip)
+        for process in psutil.Process().children(recursive=True)
+        for connection in process.net_connections(kind="tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether only this machine reaches `address`, which may be an IPv4 address written as IPv6."""
+    found = ipaddress.ip_address(address)
+    return (getattr(found, "ipv4_mapped", None) or found).is_loopback

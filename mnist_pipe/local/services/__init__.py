@@ -12,7 +12,6 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -20,12 +19,24 @@ import psutil
 from mnist_pipe import atomic, paths
 from mnist_pipe.errors import BusyError, UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
-from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, ray_environment
-from mnist_pipe.local.services.program import LOGS, SECRETS, Program, Service, State, read, write
+from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, prefect_environment, ray_environment
+from mnist_pipe.local.services.program import (
+    LOGS,
+    SECRETS,
+    Program,
+    Service,
+    State,
+    claim_folder,
+    log_file,
+    read,
+    write,
+)
+from mnist_pipe.waiting import announced
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "describe", "down", "environment", "facts", "ray_environment", "start_command", "status", "up",
+    "authorization", "describe", "down", "environment", "facts", "joined", "lost", "prefect_environment",
+    "ray_environment", "start_command", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -62,7 +73,8 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
             for name in names:
                 if not (name in records and process.is_running(records[name]) and _is_current(root, records[name])):
                     _launch(root, name, records, started)
-            _wait_until_ready(root, names, records, started)
+            with announced(f"{' and '.join(names)} to start"):
+                _wait_until_ready(root, names, records, started)
         except BaseException:
             for name in started:
                 process.end(records.pop(name))
@@ -75,7 +87,7 @@ def down(root: Path) -> list[Service]:
     """Stop all recorded services with all their descendants, and return those that were still running.
 
     Raises:
-        BusyError: a stage is running, or a service runs in another container.
+        BusyError: a service runs in another container.
         CorruptDataError: the records are damaged.
     """
     root = root.resolve()
@@ -83,11 +95,9 @@ def down(root: Path) -> list[Service]:
         records = read(root)
         _check_here(root, records)
         running = [records[name] for name in PROGRAMS if name in records and process.is_running(records[name])]
-        # A stage that lost its services would wait for them for a minute, and fail with a text of Ray's.
-        with atomic.locked(root / paths.STAGE_LOCK, purpose="a stage") if running else nullcontext():
-            for name in list(records):
-                process.end(records.pop(name))
-                write(root, records)
+        for name in list(records):
+            process.end(records.pop(name))
+            write(root, records)
     return running
 
 
@@ -107,6 +117,22 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
             state = State.RUNNING if PROGRAMS[name].answers(service) else State.SILENT
         found[name] = (state, service)
     return found
+
+
+def lost(joined: Sequence[Service]) -> UnavailableError | None:
+    """Return the error of the first service in `joined` that does not run any more, or None."""
+    for service in joined:
+        if not process.is_running(service):
+            state, fix = "was stopped while this stage used it", "run: mnist-pipe up, then dvc repro"
+            return UnavailableError.missing(service.name, state=state, where=service.log, fix=fix)
+    return None
+
+
+def joined(root: Path) -> list[Service]:
+    """Return the services started here whose addresses this process's environment has."""
+    addresses = {os.environ.get("PREFECT_API_URL"), os.environ.get("RAY_ADDRESS")}
+    records = read(root.resolve())
+    return [records[name] for name in JOINED if name in records and records[name].address in addresses]
 
 
 def describe(name: str, state: State, service: Service | None) -> str:
@@ -163,7 +189,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     """Start one service and replace its record, which is on disk before anything else can fail."""
     if name in records:
         process.end(records[name])  # a killed service may have left processes and files behind
-    log = root / LOGS / f"{name}.log"
+    log = log_file(root, name)
     log.parent.mkdir(parents=True, exist_ok=True)
     launch = PROGRAMS[name].plan(root)
     inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
@@ -186,6 +212,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
         namespace=process.namespace(),
     )
     write(root, records)
+    claim_folder(records[name])
 
 
 def _wait_until_ready(

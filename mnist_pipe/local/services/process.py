@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,12 +18,13 @@ import psutil
 from mnist_pipe import paths
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
-from mnist_pipe.local.services.program import FOLDER_PREFIX, Service
+from mnist_pipe.local.services.program import Service, remove_folder
 
 GRACE_SECONDS = 6.0
 """Time between SIGTERM and SIGKILL, in seconds; a Ray head needs 2 to 4 s to stop its twenty processes."""
 
 _PORTS_TRIED = 100
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
 _CLOCK_SECONDS = 2.0  # the wall clock may be adjusted between two readings of a process's start time
 _TICK_SECONDS = 0.02  # the kernel counts the time since the start of the machine in ticks of 0.01 s
 
@@ -100,8 +100,7 @@ def end(service: Service) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     _await_end(family)
-    if Path(service.folder).name.startswith(FOLDER_PREFIX):
-        shutil.rmtree(service.folder, ignore_errors=True)
+    remove_folder(service)
 
 
 def free_port(first: int) -> int:
@@ -129,11 +128,16 @@ def is_free(port: int) -> bool:
     return True
 
 
-def connects(host: str, port: int) -> bool:
-    """Return whether a TCP connection to `host:port` succeeds within `http_probe.SECONDS`."""
+def speaks_http2(host: str, port: int) -> bool:
+    """Return whether a server at `host:port`, such as Ray's, answers the first bytes of HTTP/2.
+
+    A server that hangs still accepts connections: its kernel does. `ray.init` would wait for it for 160 s, and then
+    exit the process.
+    """
     try:
-        with socket.create_connection((host, port), timeout=SECONDS):
-            return True
+        with socket.create_connection((host, port), timeout=SECONDS) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            return connection.recv(1) != b""
     except OSError:
         return False
 

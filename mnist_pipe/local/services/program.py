@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,20 @@ from mnist_pipe.local.services import checkout
 
 SECRETS = checkout.SECRETS
 LOGS = paths.STATE / "logs"
-FOLDER_PREFIX = "mnist-pipe-"
+_FOLDER_PREFIX = "mnist-pipe-"
+_CLAIM = "mnist-pipe-service.json"
 _FIX = "delete it and stop the services by hand"
 
 
 def read(root: Path) -> dict[str, Service]:
     """Read the records of the services that were started and not stopped, by name.
 
-    In a copy of a checkout there are none, because those that it has are the original's.
+    In a copy of a checkout there are none, because those that it has are the original's. The file may also have come
+    with somebody else's copy of the project. What a command reads, and where it sends a secret, is therefore not taken
+    from it.
 
     Raises:
-        CorruptDataError: the file is not JSON, or a record lacks a field or has a wrong value.
+        CorruptDataError: a record cannot have been written by `write`.
     """
     path = root / paths.SERVICES
     if not path.exists() or not checkout.is_own(root):
@@ -46,37 +51,38 @@ def _service(name: str, record: Any, *, root: Path) -> Service:
     """Return the service that a record describes, with its paths in the place to which its checkout was moved."""
     where = root / paths.SERVICES
     try:
-        service = Service(**{one.name: record[one.name] for one in fields(Service) if one.name in record})
-    except (LookupError, TypeError):  # not an object, or a field without a default is missing
+        own = {"log": str(log_file(root, name)), "secret": str(root / SECRETS / name) if record["secret"] else ""}
+        known = {one.name: record[one.name] for one in fields(Service) if one.name in record}
+        service = Service(**{**known, **own})
+    except (LookupError, TypeError, ValueError):  # not an object, or a field without a default is missing
         rule = "have every field of this version"
         raise CorruptDataError.invalid(where, f"the record of {name[:40]!r}", rule, got="another", fix=_FIX) from None
-    if wrong := _wrong(name, service):
+    if wrong := _wrong(service):
         rule, got = "be as this version writes it", repr(getattr(service, wrong))[:60]
         raise CorruptDataError.invalid(where, f"{wrong} of {name[:40]!r}", rule, got=got, fix=_FIX)
-    secret, log = (_moved(path, service.root, root) for path in (service.secret, service.log))
-    return replace(service, secret=secret, log=log)
+    has_url = re.fullmatch(rf"http://{re.escape(LOOPBACK)}:[1-9][0-9]{{0,4}}", service.url)
+    if service.name != name or not name.isidentifier() or not has_url:
+        rule = f"be of a service on {LOOPBACK}"
+        raise CorruptDataError.invalid(where, "a record", rule, got=repr(name)[:60], fix=_FIX)
+    return service
 
 
-def _moved(path: str, before: str, root: Path) -> str:
-    is_below = before and Path(path).is_relative_to(before)
-    return str(root / Path(path).relative_to(before)) if is_below else path
-
-
-def _wrong(name: str, service: Service) -> str:
+def _wrong(service: Service) -> str:
     """Return the name of the first field with a value that this module does not write, or an empty string."""
     times = {"created": service.created, "since_boot": service.since_boot}
     texts = {key: value for key, value in vars(service).items() if key not in (*times, "pid", "port")}
     checks = {
         **{key: isinstance(value, str) and "\0" not in value for key, value in texts.items()},
         **{key: type(value) in (int, float) and abs(value) < 1e12 for key, value in times.items()},
-        "pid": type(service.pid) is int and 1 < service.pid < 2**22,
+        "pid": type(service.pid) is int and 1 < service.pid < 2**31,
         "port": type(service.port) is int and 0 < service.port < 2**16,
     }
-    if wrong := [key for key, is_right in checks.items() if not is_right]:
-        return wrong[0]
-    if service.name != name or not name.isidentifier():
-        return "name"
-    return "" if re.fullmatch(rf"http://{re.escape(LOOPBACK)}:[1-9][0-9]{{0,4}}", service.url) else "url"
+    return next((key for key, is_right in checks.items() if not is_right), "")
+
+
+def log_file(root: Path, name: str) -> Path:
+    """Return the path of the file with a service's output."""
+    return root / LOGS / f"{name}.log"
 
 
 def write(root: Path, records: Mapping[str, Service]) -> None:
@@ -106,7 +112,27 @@ def secret(root: Path, name: str) -> tuple[Path, str]:
 
 def new_folder() -> Path:
     """Create a temporary folder that only this user can access; it is removed when its service stops."""
-    return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir="/tmp"))
+    return Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir="/tmp"))
+
+
+def claim_folder(service: Service) -> None:
+    """Write into the service's folder whose it is, so that `remove_folder` finds its own claim there."""
+    if service.folder:
+        atomic.write_json(Path(service.folder) / _CLAIM, _claim(service), mode=0o600)
+
+
+def remove_folder(service: Service) -> None:
+    """Remove the service's folder, unless `claim_folder` did not mark it as this service's, as for a forged record."""
+    folder = Path(service.folder)
+    if not folder.name.startswith(_FOLDER_PREFIX) or folder.is_symlink() or not (folder / _CLAIM).is_file():
+        return
+    with suppress(CorruptDataError):
+        if atomic.read_json(folder / _CLAIM) == _claim(service):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(service: Service) -> dict[str, float]:
+    return {"pid": service.pid, "created": service.created}
 
 
 def flags(options: Mapping[str, object]) -> list[str]:

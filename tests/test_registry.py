@@ -521,6 +521,65 @@ def test_another_tracking_store_is_used_and_its_files_are_copied_once(
     assert versions.champion(NAME, root=registry_root) is None
 
 
+def test_a_checkout_that_uses_the_store_of_another_one_writes_its_files_there(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry_root, make_candidate(1, 60))
+    other = tmp_path / "other"
+    (other / paths.MLFLOW_ARTIFACTS).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registry_root / paths.MLFLOW_DB}")
+        patch.chdir(other)  # where MLflow itself would put them
+        outcome = register(other, make_candidate(2, 40))
+        assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
+    assert not list((other / paths.MLFLOW_ARTIFACTS).rglob("model.safetensors"))
+    champion = versions.champion(NAME, root=registry_root)
+    assert champion is not None
+    assert champion.version == 2
+    saved.load_model(versions.download(champion, root=registry_root))
+
+
+def test_a_server_that_shows_a_checkouts_own_store_takes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden@127.0.0.1:5000")
+    place = f"{paths.MLFLOW_ROOT}/abc/artifacts"
+    with pytest.raises(UnavailableError) as caught:
+        store.files_of("abc", artifact_uri=place, root=tmp_path)
+    assert str(caught.value) == (
+        f"http://127.0.0.1:5000: the MLflow server must store artifacts itself, but got {place}; start the server with "
+        "--artifacts-destination, for a database of its own"
+    )
+    assert store.files_of("abc", artifact_uri="mlflow-artifacts:/1/abc/artifacts", root=tmp_path) is None
+
+
+@pytest.mark.services
+def test_eight_checkouts_share_a_database(
+    tmp_path: Path, make_candidate: MakeCandidate, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "shared 100 %.db"
+    shutil.copy(empty_database, database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.sqlite_uri(database))
+    candidates = [make_candidate(seed, errors) for seed, errors in enumerate((60, 40))]
+    roots = [tmp_path / str(number) for number in range(8)]
+    for root in roots:
+        (root / paths.MLFLOW_ARTIFACTS).mkdir(parents=True)
+    processes = [in_process(partial(register, root, candidates[n % 2])) for n, root in enumerate(roots)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 8
+    champion = versions.champion(NAME, root=roots[0])
+    assert champion is not None
+    assert champion.content_sha256 == digest(read_json(candidates[1][0] / MANIFEST))
+    with store.open_store(roots[0]) as reader:
+        found = reader.search_model_versions(f"name = '{NAME}'")
+    assert sorted(version.tags["content_sha256"] for version in found) == sorted(
+        digest(read_json(folder / MANIFEST)) for folder, _ in candidates
+    )
+    saved.load_model(versions.download(champion, root=roots[0]))
+    assert (tmp_path / "shared 100 %.lock").is_file()
+
+
 @pytest.mark.parametrize(
     ("uri", "public"),
     [
@@ -762,8 +821,8 @@ def test_a_database_that_is_none_of_mlflow_is_no_empty_registry(
         with pytest.raises(CorruptDataError) as caught:
             call()
         assert str(caught.value) == (
-            f"{database}: the registry must be a database of MLflow, but got {kind}; move it away and run: dvc repro "
-            "--force register"
+            f"{database}: the registry must be a database of MLflow, but got {kind}; run: mv .state/mlflow.db "
+            ".state/mlflow.db.damaged && rm -f reports/registration.json && dvc repro"
         )
     assert database.read_bytes() == before
     database.unlink()

@@ -349,7 +349,7 @@ def test_a_registered_model_cannot_be_exchanged_with_its_manifest(
         versions.download(champion, root=registry_root)
     assert str(caught.value) == (
         f"{folder}: content_sha256 must be {outcome.content_sha256[:12]}, as registered in toy-classifier/1, but got "
-        f"{digest(read_json(folder / MANIFEST))[:12]}"
+        f"{digest(read_json(folder / MANIFEST))[:12]}; {versions.restore(champion, root=registry_root)}"
     )
 
 

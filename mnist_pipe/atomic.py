@@ -142,7 +142,7 @@ def read_json(path: Path, *, fix: str = "") -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CorruptDataError.missing(path, fix=fix) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptDataError.invalid(path, "the file", "be JSON", got=str(error), fix=fix) from error
 
 

@@ -51,6 +51,9 @@ RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard read
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
+MLFLOW_ROOT = f"/proc/self/cwd/{MLFLOW_ARTIFACTS}"
+"""The same folder as MLflow records it: MLflow takes absolute paths only, and this one is that of the checkout in whose
+folder a program runs, so that a copy of the checkout never reads or deletes files of the original."""
 KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
 

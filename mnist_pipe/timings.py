@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import read_json, write_json
+from mnist_pipe.errors import CorruptDataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,27 @@ class StageTime:
 
 
 def read(root: Path) -> dict[str, StageTime]:
-    """Return the last run of each stage of the project in `root`, by stage; empty if nothing was recorded.
+    """Return the last run of each stage of the project in `root`, by stage; leave out what is damaged or not known.
 
-    Raises:
-        CorruptDataError: the file is not JSON.
+    No stage fails for the times of others, so a damaged file counts as none.
     """
-    path = root / paths.TIMINGS
-    recorded = read_json(path) if path.exists() else {}
+    try:
+        recorded = read_json(root / paths.TIMINGS)
+    except CorruptDataError:
+        return {}
+    if not isinstance(recorded, dict):
+        return {}
     # Version 0.1 recorded only the seconds.
-    return {stage: StageTime(**entry) for stage, entry in recorded.items() if isinstance(entry, dict)}
+    return {
+        stage: StageTime(ended_at=entry["ended_at"], seconds=entry["seconds"])
+        for stage, entry in recorded.items()
+        if isinstance(entry, dict) and all(_is_time(entry.get(key)) for key in ("ended_at", "seconds"))
+    }
+
+
+def _is_time(value: object) -> bool:
+    """Return whether a JSON value is a number of seconds; up to the year 9999, which `datetime` can show."""
+    return type(value) in (int, float) and 0 <= value < 2.5e11  # type: ignore[operator]
 
 
 def record(stage: str, *, seconds: float, root: Path) -> None:

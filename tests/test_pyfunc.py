@@ -63,7 +63,7 @@ def predict_in_a_plain_environment(root: Path, images: NDArray[np.uint8], folder
     )
     environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found: NDArray[np.float32] = np.load(folder / "found.npy", allow_pickle=False)
@@ -187,7 +187,12 @@ def test_mlflow_serves_a_version(
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", URI, "--env-manager", "local"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
-            [*command, "-p", str(port), "-w", "1"], env=environment, stdout=log, stderr=log, start_new_session=True
+            [*command, "-p", str(port), "-w", "1"],
+            cwd=registry_root,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         answer = post(f"http://127.0.0.1:{port}/invocations", {"inputs": images.tolist()}, seconds=90)

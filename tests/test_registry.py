@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
@@ -20,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 import torch
 
@@ -39,6 +37,7 @@ from tests.support.registry import (
     TEXT,
     TRAINED,
     MakeCandidate,
+    in_process,
     register,
 )
 from tests.support.services import answering_server, dead_server, wait_until
@@ -255,6 +254,28 @@ def test_a_version_is_found_by_alias_and_by_number(registry_root: Path, make_can
     assert versions.find(f"{NAME}@champion", root=registry_root) == versions.champion(NAME, root=registry_root)
 
 
+@pytest.mark.parametrize(
+    "damage", ["null", "[]", "7", "{", '{"models": []}', "models", "model", "run", "types", "deep"]
+)
+def test_what_was_kept_of_versions_in_another_shape_counts_as_none(
+    registry_root: Path, make_candidate: MakeCandidate, damage: str
+) -> None:
+    register(registry_root, make_candidate(1, 60))
+    spec, kept = f"{NAME}@champion", registry_root / paths.RESOLVED
+    found = versions.find(spec, root=registry_root)
+    content = read_json(kept)
+    changes: dict[str, Any] = {
+        "models": {"models": None},
+        "model": {"models": {spec: ["x"]}},
+        "run": {"models": {spec: {**content["models"][spec], "run_id": "../../elsewhere"}}},
+        "types": {"models": {spec: {**content["models"][spec], "version": "1"}}},
+    }
+    text = "[" * 100_000 if damage == "deep" else damage
+    kept.write_text(json.dumps({**content, **changes[damage]}) if damage in changes else text)
+    assert versions.find(spec, root=registry_root) == found
+    assert read_json(kept) == content
+
+
 def test_unknown_version_lists_known_ones(registry_root: Path, make_candidate: MakeCandidate) -> None:
     register(registry_root, make_candidate(1, 40))
     known = "known: toy-classifier/1, toy-classifier@champion"
@@ -356,32 +377,125 @@ def test_a_champion_registered_by_another_program_is_refused(
     )
 
 
-def test_a_moved_project_keeps_its_champion_and_writes_to_its_new_path(
+def mlflow(folder: Path, *arguments: str) -> str:
+    """Run MLflow's own program in a folder, on the registry of that folder."""
+    uri = f"sqlite:///{paths.MLFLOW_DB}"
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", *arguments],
+        cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": uri, "MLFLOW_BACKEND_STORE_URI": uri},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_moved_project_goes_on_with_the_same_versions(
     registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    register(registry_root, make_candidate(1, 60))
+    first = make_candidate(1, 60)
+    register(registry_root, first)
     moved = tmp_path / "elsewhere"
     registry_root.rename(moved)
     champion = versions.champion(NAME, root=moved)
     assert champion is not None
     assert versions.download(champion, root=moved).is_relative_to(moved)
+    again = register(moved, first)
+    assert (again.version, again.alias, again.promoted) == (1, "champion", False)
     outcome = register(moved, make_candidate(2, 40))
-    assert (outcome.version, outcome.promoted) == (2, True)
-    again = register(moved, make_candidate(1, 60))  # so that MLflow finds its files in the new place
-    assert (again.version, again.alias) == (3, None)
+    assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
+    assert [experiment.name for experiment in client(moved).search_experiments()] == [NAME, "Default"]
     assert not registry_root.exists()
 
 
-def test_the_champion_of_a_moved_project_is_registered_anew_for_mlflow(
+def test_the_registry_names_no_path_of_its_checkout(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    shutil.rmtree(registry_root / paths.STATE)
+    register(registry_root, make_candidate(1, 60))
+    search_log.log_search("toy-search", [trial(0)], root=registry_root, search_id="search-1")
+    database = (registry_root / paths.MLFLOW_DB).read_bytes()
+    assert b"/proc/self/cwd/.state/mlflow" in database
+    for path in (registry_root, Path.cwd()):
+        assert str(path).encode() not in database
+
+
+@pytest.mark.services
+def test_deleting_runs_in_a_copy_deletes_no_file_of_the_original(
     registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
 ) -> None:
-    candidate, moved = make_candidate(1, 60), tmp_path / "elsewhere"
+    register(registry_root, make_candidate(1, 60))
+    copy = tmp_path / "copy"
+    shutil.copytree(registry_root, copy)
+    before = files_of(registry_root)
+    [run] = runs(copy)
+    client(copy).delete_run(run.info.run_id)
+    mlflow(copy, "gc")
+    assert runs(copy) == []
+    assert not (copy / paths.MLFLOW_ARTIFACTS / run.info.run_id / "artifacts").exists()
+    assert files_of(registry_root) == before
+    champion = versions.find(f"{NAME}@champion", root=registry_root)
+    saved.load_model(versions.download(champion, root=registry_root))
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("change", ["copy", "move", "mount"])
+def test_mlflow_itself_finds_the_files_in_a_copied_moved_or_linked_checkout(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path, change: str
+) -> None:
+    candidate = make_candidate(1, 60)
     register(registry_root, candidate)
-    registry_root.rename(moved)
-    outcome = register(moved, candidate)
+    place = tmp_path / "100 %41 #1?x=2"
+    if change == "copy":
+        shutil.copytree(registry_root, place)
+        shutil.rmtree(registry_root)
+    elif change == "move":
+        registry_root.rename(place)
+    else:
+        place.symlink_to(registry_root)
+    mlflow(place, "artifacts", "download", "-u", f"models:/{NAME}@champion", "-d", str(tmp_path / "found"))
+    weights = "model.safetensors"
+    assert (tmp_path / "found" / weights).read_bytes() == (candidate[0] / weights).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a#b", "a b;c&d", "ü\u2028", "x" * 200])
+def test_files_are_in_the_folder_whatever_its_name(
+    tmp_path: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch, name: str, empty_database: Path
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "here" / name
+    (root / paths.STATE).mkdir(parents=True)
+    shutil.copy(empty_database, root / paths.MLFLOW_DB)
+    assert register(root, make_candidate(1, 60)).promoted
+    saved.load_model(versions.download(versions.find(f"{NAME}@champion", root=root), root=root))
+    assert [path.name for path in (tmp_path / "here").iterdir()] == [name]
+
+
+def test_a_champion_without_files_is_not_reported(
+    registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mnist_pipe.registry.registration.log_files", lambda *_, **__: None)
+    with pytest.raises(CorruptDataError):
+        register(registry_root, make_candidate(1, 60))
+    assert state(registry_root) == (0, {})
+
+
+def test_a_registry_with_absolute_paths_gets_versions_without(
+    registry_root: Path, make_candidate: MakeCandidate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate = make_candidate(1, 60)
+    with monkeypatch.context() as patch:  # as version 0.1 did
+        patch.setattr(paths, "MLFLOW_ROOT", str(registry_root / paths.MLFLOW_ARTIFACTS))
+        register(registry_root, candidate)
+    champion = versions.champion(NAME, root=registry_root)
+    assert champion is not None
+    versions.download(champion, root=registry_root)
+    outcome = register(registry_root, candidate)
     assert (outcome.version, outcome.alias, outcome.previous) == (2, "champion", 1)
-    assert client(moved).get_model_version_by_alias(NAME, "champion").source.startswith(str(moved))
-    assert register(moved, candidate).version == 2
+    source = client(registry_root).get_model_version_by_alias(NAME, "champion").source
+    assert source == f"/proc/self/cwd/.state/mlflow/{runs(registry_root)[0].info.run_id}/artifacts/model"
+    assert register(registry_root, candidate).version == 2
 
 
 def test_another_tracking_store_is_used_and_its_files_are_copied_once(
@@ -405,6 +519,65 @@ def test_another_tracking_store_is_used_and_its_files_are_copied_once(
     assert versions.download(champion, root=registry_root) == folder
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert versions.champion(NAME, root=registry_root) is None
+
+
+def test_a_checkout_that_uses_the_store_of_another_one_writes_its_files_there(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(registry_root, make_candidate(1, 60))
+    other = tmp_path / "other"
+    (other / paths.MLFLOW_ARTIFACTS).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{registry_root / paths.MLFLOW_DB}")
+        patch.chdir(other)  # where MLflow itself would put them
+        outcome = register(other, make_candidate(2, 40))
+        assert (outcome.version, outcome.promoted, outcome.previous) == (2, True, 1)
+    assert not list((other / paths.MLFLOW_ARTIFACTS).rglob("model.safetensors"))
+    champion = versions.champion(NAME, root=registry_root)
+    assert champion is not None
+    assert champion.version == 2
+    saved.load_model(versions.download(champion, root=registry_root))
+
+
+def test_a_server_that_shows_a_checkouts_own_store_takes_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden@127.0.0.1:5000")
+    place = f"{paths.MLFLOW_ROOT}/abc/artifacts"
+    with pytest.raises(UnavailableError) as caught:
+        store.files_of("abc", artifact_uri=place, root=tmp_path)
+    assert str(caught.value) == (
+        f"http://127.0.0.1:5000: the MLflow server must store artifacts itself, but got {place}; start the server with "
+        "--artifacts-destination, for a database of its own"
+    )
+    assert store.files_of("abc", artifact_uri="mlflow-artifacts:/1/abc/artifacts", root=tmp_path) is None
+
+
+@pytest.mark.services
+def test_eight_checkouts_share_a_database(
+    tmp_path: Path, make_candidate: MakeCandidate, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = tmp_path / "shared 100 %.db"
+    shutil.copy(empty_database, database)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", paths.sqlite_uri(database))
+    candidates = [make_candidate(seed, errors) for seed, errors in enumerate((60, 40))]
+    roots = [tmp_path / str(number) for number in range(8)]
+    for root in roots:
+        (root / paths.MLFLOW_ARTIFACTS).mkdir(parents=True)
+    processes = [in_process(partial(register, root, candidates[n % 2])) for n, root in enumerate(roots)]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 8
+    champion = versions.champion(NAME, root=roots[0])
+    assert champion is not None
+    assert champion.content_sha256 == digest(read_json(candidates[1][0] / MANIFEST))
+    with store.open_store(roots[0]) as reader:
+        found = reader.search_model_versions(f"name = '{NAME}'")
+    assert sorted(version.tags["content_sha256"] for version in found) == sorted(
+        digest(read_json(folder / MANIFEST)) for folder, _ in candidates
+    )
+    saved.load_model(versions.download(champion, root=roots[0]))
+    assert (tmp_path / "shared 100 %.lock").is_file()
 
 
 @pytest.mark.parametrize(
@@ -628,6 +801,34 @@ def test_a_damaged_database_is_reported(registry_root: Path, make_candidate: Mak
         )
 
 
+@pytest.mark.parametrize("kind", ["an empty file", "another database"])
+def test_a_database_that_is_none_of_mlflow_is_no_empty_registry(
+    registry_root: Path, make_candidate: MakeCandidate, kind: str
+) -> None:
+    database = (registry_root / paths.MLFLOW_DB).resolve()
+    database.write_bytes(b"")
+    if kind == "another database":
+        with closing(sqlite3.connect(database)) as connection:
+            connection.execute("CREATE TABLE notes (text)")
+    before = database.read_bytes()
+    for call in (
+        lambda: versions.champion(NAME, root=registry_root),
+        lambda: versions.champions(root=registry_root),
+        lambda: versions.find(f"{NAME}@champion", root=registry_root),
+        lambda: store.prepare(registry_root),
+        lambda: register(registry_root, make_candidate(1, 40)),
+    ):
+        with pytest.raises(CorruptDataError) as caught:
+            call()
+        assert str(caught.value) == (
+            f"{database}: the registry must be a database of MLflow, but got {kind}; run: mv .state/mlflow.db "
+            ".state/mlflow.db.damaged && rm -f reports/registration.json && dvc repro"
+        )
+    assert database.read_bytes() == before
+    database.unlink()
+    assert register(registry_root, make_candidate(1, 40)).promoted
+
+
 @pytest.mark.timing
 def test_a_damaged_database_is_reported_at_once(registry_root: Path, make_candidate: MakeCandidate) -> None:
     damage(registry_root)
@@ -638,19 +839,6 @@ def test_a_damaged_database_is_reported_at_once(registry_root: Path, make_candid
     with pytest.raises(CorruptDataError):
         register(registry_root, candidate)
     assert time.monotonic() - started < 5
-
-
-def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
-    """Start `work` in a process forked from one with imports only, as threads and connections must not be forked."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
-    process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
-    process.start()
-    return process
-
-
-def call_pickled(work: bytes) -> None:
-    cloudpickle.loads(work)()
 
 
 def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) -> None:
@@ -674,8 +862,8 @@ def kill_at(root: Path, candidate: tuple[Path, Path], method: str, call: int) ->
 @pytest.mark.parametrize(
     ("method", "call"),
     [
-        ("log_artifacts", 1),
-        ("log_artifact", 1),
+        ("log_inputs", 1),
+        ("log_batch", 1),
         ("set_terminated", 1),
         ("create_model_version", 1),
         ("set_model_version_tag", 1),  # the version exists, but the alias does not

@@ -3,6 +3,9 @@
 A version is an MLflow model of plain files, which `pyfunc` writes: code, safetensors and JSON, without pickle. It is
 found by its content: registering the same content twice yields one version, and a registration that was interrupted is
 completed by the next one.
+
+The project's own store has one writer at a time, by a lock. On any other store there may be more: of the versions with
+one content the first counts, because MLflow numbers versions one by one, and `succession` orders the champions.
 """
 
 from __future__ import annotations
@@ -10,26 +13,31 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
-from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
+from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
 from mnist_pipe.errors import CorruptDataError, PipelineError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
-from mnist_pipe.registry import gates, pyfunc, versions
+from mnist_pipe.registry import gates, pyfunc, succession, versions
 from mnist_pipe.registry.store import (
+    at_most_twice,
     check_name,
     find_runs,
     flatten,
     is_own_store,
+    log_files,
     log_metrics,
     open_experiment,
     open_store,
     public_uri,
 )
+from mnist_pipe.registry.succession import Seat
 from mnist_pipe.registry.versions import CHAMPION, CONTENT, METRICS, MODEL, PREVIOUS, RegisteredModel
 
 if TYPE_CHECKING:
@@ -44,8 +52,7 @@ _END_OF_FRONT_MATTER = "\n---\n"
 def register(candidate: Candidate, *, root: Path, name: str, params: RegisterParams) -> Registration:
     """Register `candidate` as `name` and, if every gate passes, make it the champion.
 
-    The old champion gets the alias `previous`. One lock covers the whole function, so that no other process of this
-    project moves an alias between the decision and the move.
+    The old champion gets the alias `previous`. No other writer can move an alias between the decision and the move.
 
     Args:
         candidate: the model and what is known about it.
@@ -64,27 +71,29 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
     with open_store(root, write=True) as client:
         model = _find_content(client, name, content, root=root)
         if model is not None and is_own_store(root) and not _is_intact(client, model, root=root):
-            _log_files(client, candidate, model.run_id)
+            _log_files(client, candidate, client.get_run(model.run_id), root=root)
+
+        def judge(champion: RegisteredModel | None) -> list[gates.Gate]:
+            return gates.judge(
+                read_predictions(candidate.predictions),
+                content_sha256=content,
+                champion=_opponent(client, champion, root=root) if champion else None,
+                params=params,
+            )
+
         champion = versions.aliased(client, name, CHAMPION)
-        decisions = gates.judge(
-            read_predictions(candidate.predictions),
-            content_sha256=content,
-            champion=_opponent(client, champion, root=root) if champion else None,
-            params=params,
-        )
+        decisions = judge(champion)  # before anything is written, because the champion's files may be damaged
         if model is None:
-            run = _log_candidate(client, candidate, name, content, root=root)
-            model = _create_version(client, name, content, run, candidate)
-        for gate in decisions:
-            verdict = "passed" if gate.passed else "failed"
-            client.set_model_version_tag(name, str(model.version), f"gate.{gate.name}", f"{verdict}: {gate.text}")
-        is_champion = model == champion
-        promoted = not is_champion and all(gate.passed for gate in decisions)
-        if promoted:
-            # In this order, a name that has a champion has one at every moment.
-            if champion is not None:
-                client.set_registered_model_alias(name, PREVIOUS, str(champion.version))
-            client.set_registered_model_alias(name, CHAMPION, str(model.version))
+            model = _add_version(client, candidate, name, content, root=root)
+        while True:
+            seat = Seat(champion=champion) if is_own_store(root) else succession.find_seat(client, name)
+            if seat.champion != champion:
+                champion, decisions = seat.champion, judge(seat.champion)
+            _tag_gates(client, model, decisions)
+            is_champion = model == champion
+            promoted = not is_champion and all(gate.passed for gate in decisions)
+            if not promoted or succession.succeed(client, name, seat, model):
+                break
         previous = versions.aliased(client, name, PREVIOUS)
     return Registration(
         name=name,
@@ -107,14 +116,32 @@ def log_report(model: RegisteredModel, *, root: Path, page: Path, plots: Path) -
         UnavailableError: the store does not answer.
     """
     with open_store(root, write=True) as client:
-        client.log_artifact(model.run_id, str(page), "report")
-        client.log_artifacts(model.run_id, str(plots), "report/plots")
+        log_files(client, client.get_run(model.run_id), [(page, "report"), (plots, "report")], root=root)
+
+
+def _add_version(client: MlflowClient, candidate: Candidate, name: str, content: str, *, root: Path) -> RegisteredModel:
+    """Log the candidate, create its version, and return the version of its content, which may be another writer's."""
+    run = _log_candidate(client, candidate, name, content, root=root)
+    own = RegisteredModel(name=name, version=0, run_id=run.info.run_id, content_sha256=content)
+    versions.download(own, root=root)  # raises unless the files are where everybody will look for them
+    _create_version(client, name, content, run, candidate)
+    model = _find_content(client, name, content, root=root)
+    assert model is not None
+    if model.run_id != own.run_id:
+        client.delete_run(own.run_id)
+    return model
 
 
 def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, content: str, *, root: Path) -> Run:
-    """Return the run with the candidate's files and metrics; complete one that an interrupted process left."""
+    """Return the run with the candidate's files and metrics; complete one that an interrupted process left.
+
+    On a shared store only a finished run is taken, because another writer may be logging to the others.
+    """
     experiment_id = open_experiment(client, name, root=root)
-    runs = find_runs(client, experiment_id, f"tags.{CONTENT} = '{content}'")
+    finished = "" if is_own_store(root) else " and attributes.status = 'FINISHED'"
+    runs = find_runs(client, experiment_id, f"tags.{CONTENT} = '{content}'{finished}")
+    if runs and finished:
+        return runs[0]
     started_at, ended_at = (int(1000 * time) for time in candidate.trained) if candidate.trained else (None, None)
     run = (
         runs[0]
@@ -122,7 +149,7 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
         else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={CONTENT: content})
     )
     run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
-    _log_files(client, candidate, run_id)
+    _log_files(client, candidate, run, root=root)
     client.log_inputs(run_id, datasets=_datasets(card))
     numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
     curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]
@@ -132,14 +159,14 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
     return run
 
 
-def _log_files(client: MlflowClient, candidate: Candidate, run_id: str) -> None:
+def _log_files(client: MlflowClient, candidate: Candidate, run: Run, *, root: Path) -> None:
     """Log the candidate's files to its run; equal content gives equal files, so that damaged ones are replaced."""
     card = read_json(candidate.folder / paths.CARD)
-    with tempfile.TemporaryDirectory() as folder:
-        pyfunc.write_version(Path(folder) / MODEL, candidate.folder, card=card, text=candidate.text)
-        client.log_artifacts(run_id, folder)
-    client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
-    client.log_dict(run_id, dict(candidate.metrics), METRICS)
+    with tempfile.TemporaryDirectory() as temporary:
+        model, metrics = Path(temporary) / MODEL, Path(temporary) / METRICS
+        pyfunc.write_version(model, candidate.folder, card=card, text=candidate.text)
+        write_json(metrics, candidate.metrics)
+        log_files(client, run, [(model, ""), (metrics, ""), (candidate.predictions, _PREDICTIONS)], root=root)
 
 
 def _is_intact(client: MlflowClient, model: RegisteredModel, *, root: Path) -> bool:
@@ -165,29 +192,42 @@ def _datasets(card: Mapping[str, Any]) -> list[Any]:
     return inputs
 
 
-def _create_version(client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate) -> RegisteredModel:
-    if not client.search_registered_models(f"name = '{name}'"):
-        client.create_registered_model(name)
+def _create_version(client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate) -> None:
+    at_most_twice(lambda: client.search_registered_models(f"name = '{name}'") or client.create_registered_model(name))
     scores = {split: candidate.metrics[split] for split in ("validation", "test") if split in candidate.metrics}
     tags = {CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
-    return versions.read_version(
-        client.create_model_version(
-            name,
-            f"{run.info.artifact_uri}/{MODEL}",
-            run.info.run_id,
-            tags={key: str(value) for key, value in tags.items()},
-            description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
-        )
+    client.create_model_version(
+        name,
+        f"{run.info.artifact_uri}/{MODEL}",
+        run.info.run_id,
+        tags={key: str(value) for key, value in tags.items()},
+        description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
+        await_creation_for=0,  # it is complete at once, because its files were written before
     )
 
 
 def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) -> RegisteredModel | None:
+    """Return the first version with this content, and delete later ones, which writers added at the same time."""
+    from mlflow.exceptions import MlflowException
+
     found = client.search_model_versions(f"name = '{name}' and tags.{CONTENT} = '{content}'")
     if is_own_store(root):
-        # After the project's folder was moved, MLflow looks for the files of its old versions where they were.
-        here = str((root / paths.MLFLOW_ARTIFACTS).resolve())
-        found = [version for version in found if version.source.startswith(here)]
-    return versions.read_version(min(found, key=lambda version: int(version.version))) if found else None
+        # A version of the project's version 0.1 names a path, which is wrong in a copy or a moved folder.
+        found = [version for version in found if version.source.startswith(paths.MLFLOW_ROOT)]
+    first, *later = sorted(found, key=lambda version: int(version.version)) or [None]
+    aliased = versions.aliases(client, name).values() if later else ()
+    for version in later:
+        if str(version.version) not in aliased:
+            with suppress(MlflowException):  # its writer has deleted it
+                client.delete_model_version(name, version.version)
+    return first and versions.read_version(first)
+
+
+def _tag_gates(client: MlflowClient, model: RegisteredModel, decisions: Sequence[gates.Gate]) -> None:
+    for gate in decisions:
+        verdict = "passed" if gate.passed else "failed"
+        key, value = f"gate.{gate.name}", f"{verdict}: {gate.text}"
+        at_most_twice(partial(client.set_model_version_tag, model.name, str(model.version), key, value))
 
 
 def check_champion(root: Path) -> None:

@@ -1,4 +1,9 @@
-"""The MLflow store behind the registry: SQLite under `.state/`, unless MLFLOW_TRACKING_URI names another one."""
+"""The MLflow store behind the registry: SQLite under `.state/`, unless MLFLOW_TRACKING_URI names another one.
+
+The project's own store records no path of this checkout (`paths.MLFLOW_ROOT`), so that a checkout can be moved and a
+copy is on its own. The files of a run are beside the database, where this module writes them itself, because MLflow
+would look for the recorded path in the current folder.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +11,14 @@ import configparser
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 from mnist_pipe import paths, telemetry
-from mnist_pipe.atomic import atomic_file, locked
+from mnist_pipe.atomic import atomic_file, locked, write_bytes
 from mnist_pipe.errors import (
     BusyError,
     CorruptDataError,
@@ -29,11 +34,13 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
+T = TypeVar("T")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """The pattern of every registered name, experiment name and file name of a model: they reach paths and queries."""
 VARIABLE = "MLFLOW_TRACKING_URI"
 _CREDENTIALS = Path("~/.mlflow/credentials")
 _CONNECT_SECONDS = 10.0
+_AWAY = f"run: mv {paths.MLFLOW_DB} {paths.MLFLOW_DB}.damaged && rm -f {paths.REGISTRATION} && dvc repro"
 _MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
 
 
@@ -41,7 +48,9 @@ _MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
 def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     """Yield a client of the store.
 
-    With `write`, hold a lock against this project's other writers, and create the project's own store if there is none.
+    With `write`, hold a lock against other writers, and create the project's own store if there is none. The lock of a
+    SQLite store is beside its database, so that all checkouts that use the store share it. A server may have writers
+    that no lock reaches; see `succession`.
 
     Raises:
         BusyError: another program holds the database.
@@ -62,17 +71,16 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     from sqlalchemy.exc import SQLAlchemyError
 
     database, uri = _database(root), _tracking_uri(root)
+    lock = (sqlite_file(root) or database).with_suffix(".lock")
     _check_registry_uri(uri)
     try:
         with (
-            locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext(),
+            locked(lock, purpose="the registry", wait=True) if write else nullcontext(),
             announced(f"the registry, {public_uri(root)}"),
         ):
             if is_own_store(root):
                 if write and not database.exists():
-                    # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
-                    with atomic_file(database) as temporary:
-                        MlflowClient(paths.sqlite_uri(temporary))
+                    _create(database)
                 _check_database(database)
             else:
                 _check_connection(uri)
@@ -150,6 +158,14 @@ def public_uri(root: Path) -> str:
     return f"sqlite:///{paths.MLFLOW_DB}" if is_own_store(root) else public_url(_tracking_uri(root))
 
 
+def sqlite_file(root: Path) -> Path | None:
+    """Return the database of a SQLite store, or None if the store is a server."""
+    if is_own_store(root):
+        return _database(root)
+    scheme, _, path = _tracking_uri(root).partition(":///")
+    return Path(unquote(path.partition("?")[0])).resolve() if scheme.startswith("sqlite") and path else None
+
+
 def check_name(name: str) -> None:
     """Check that `name` matches `NAME`, so that it is safe in a path or a query.
 
@@ -161,19 +177,84 @@ def check_name(name: str) -> None:
 
 
 def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
-    """Return the id of the experiment `name`; create it if there is none, with its artifacts under `.state/`."""
-    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None and experiment.artifact_location != location and is_own_store(root):
-        # The project's folder was moved. MLflow stores absolute paths and would still write to the old place.
-        client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
-        experiment = None
-    if experiment is not None:
-        if experiment.lifecycle_stage == "deleted":  # in MLflow's page, which keeps the name: no other can have it
-            client.restore_experiment(experiment.experiment_id)
-        return str(experiment.experiment_id)
-    is_server = _tracking_uri(root).startswith("http")  # a server decides itself where it stores artifacts
-    return str(client.create_experiment(name, artifact_location=None if is_server else location))
+    """Return the id of the experiment `name`; create it if there is none, with its artifacts beside the database."""
+    database = sqlite_file(root)
+    # As a URI, because MLflow takes a `%` in a path for an escape. A server decides itself where it stores artifacts.
+    location = database.with_suffix("").as_uri() if database else None
+    if is_own_store(root):
+        location, experiment = paths.MLFLOW_ROOT, client.get_experiment_by_name(name)
+        if experiment is not None and experiment.artifact_location != location:
+            # Version 0.1 recorded absolute paths. In a copy or a moved folder they are those of another checkout.
+            client.rename_experiment(
+                experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}"
+            )
+
+    def find_or_create() -> str:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            return str(client.create_experiment(name, artifact_location=location))
+        if found.lifecycle_stage == "deleted":  # in MLflow's page, which keeps the name: no other can have it
+            client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    return at_most_twice(find_or_create)
+
+
+def at_most_twice(call: Callable[[], T]) -> T:
+    """Return the result of `call`, which is repeated once if MLflow raises an exception.
+
+    MLflow looks for a row and inserts it if there is none, which fails if another writer inserts it meanwhile.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return call()
+    except MlflowException:
+        return call()
+
+
+def log_files(client: MlflowClient, run: Run, files: Iterable[tuple[Path, str]], *, root: Path) -> None:
+    """Write files, and folders with all that is in them, to a run, each file whole or not at all.
+
+    Args:
+        client: the client of the store.
+        run: the run.
+        files: pairs of a file or folder, and the folder of the run that it is put into, by its own name.
+        root: the project's root.
+
+    Raises:
+        UnavailableError: the run's files are those of another folder's own store, which an MLflow server shows.
+    """
+    place = files_of(run.info.run_id, artifact_uri=run.info.artifact_uri, root=root)
+    for source, folder in files:
+        if place is None and source.is_dir():
+            client.log_artifacts(run.info.run_id, str(source), f"{folder}/{source.name}" if folder else source.name)
+        elif place is None:
+            client.log_artifact(run.info.run_id, str(source), folder or None)
+        else:
+            below = [path for path in source.rglob("*") if path.is_file()] if source.is_dir() else [source]
+            for path in below:
+                write_bytes(place / folder / path.relative_to(source.parent), path.read_bytes())
+
+
+def files_of(run_id: str, *, artifact_uri: str | None, root: Path) -> Path | None:
+    """Return the folder of a run's files if they are beside the store's database; None if MLflow must fetch them.
+
+    Args:
+        run_id: the id of the run.
+        artifact_uri: where MLflow has them; need not be known for the project's own store.
+        root: the project's root.
+
+    Raises:
+        UnavailableError: they are those of another folder's own store, which an MLflow server shows.
+    """
+    if not is_own_store(root) and not (artifact_uri or "").startswith(paths.MLFLOW_ROOT):
+        return None
+    database = sqlite_file(root)
+    if database is None:
+        rule, fix = "store artifacts itself", "start the server with --artifacts-destination, for a database of its own"
+        raise UnavailableError.invalid(public_uri(root), "the MLflow server", rule, got=artifact_uri, fix=fix)
+    return database.with_suffix("") / run_id / "artifacts"
 
 
 def find_runs(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -234,6 +315,14 @@ def _tracking_uri(root: Path) -> str:
     return os.environ.get(VARIABLE) or _own_uri(root)
 
 
+def _create(database: Path) -> None:
+    """Create an empty store, whole or not at all: MLflow cannot complete a schema whose creation was interrupted."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with atomic_file(database) as temporary:
+        SqlAlchemyStore(paths.sqlite_uri(temporary), paths.MLFLOW_ROOT)
+
+
 def _check_registry_uri(uri: str) -> None:
     """Check that the versions are not kept apart from their runs; MLflow would take the other address silently."""
     registry = os.environ.get("MLFLOW_REGISTRY_URI", uri)
@@ -243,14 +332,14 @@ def _check_registry_uri(uri: str) -> None:
 
 
 def _check_database(database: Path, *, write: bool = False) -> None:
-    """Raise an error unless the file is readable SQLite; MLflow itself would retry for minutes.
+    """Raise an error unless the file is a store; MLflow would retry for minutes, or take an empty file for a store.
 
     With `write`, it must be writable too.
     """
     mode = "rw" if write else "ro"
     try:
         with closing(sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True)) as connection:
-            connection.execute("PRAGMA schema_version").fetchone()
+            tables = connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'alembic_version'").fetchone()
             if write:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.rollback()
@@ -261,8 +350,10 @@ def _check_database(database: Path, *, write: bool = False) -> None:
         fix = "give yourself access to that file and its folder"
         raise UnavailableError.invalid(database, "the registry", rule, got=str(error), fix=fix) from error
     except sqlite3.DatabaseError as error:
-        fix = f"run: mv {paths.MLFLOW_DB} {paths.MLFLOW_DB}.damaged && rm -f {paths.REGISTRATION} && dvc repro"
-        raise CorruptDataError.invalid(database, "the registry", "be SQLite", got=str(error), fix=fix) from error
+        raise CorruptDataError.invalid(database, "the registry", "be SQLite", got=str(error), fix=_AWAY) from error
+    if tables != (1,):
+        got = "another database" if database.stat().st_size else "an empty file"
+        raise CorruptDataError.invalid(database, "the registry", "be a database of MLflow", got=got, fix=_AWAY)
 
 
 def _check_connection(uri: str) -> None:

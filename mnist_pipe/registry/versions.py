@@ -20,6 +20,7 @@ from mnist_pipe.errors import CorruptDataError, InputError, PipelineError
 from mnist_pipe.registry.store import (
     NAME,
     check_name,
+    files_of,
     is_own_store,
     open_existing_store,
     open_store,
@@ -58,12 +59,12 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
     known: list[str] = []
 
     def read(client: MlflowClient) -> RegisteredModel | None:
-        aliases = _aliases(client, name)
+        known_aliases = aliases(client, name)
         found = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-        known.extend([f"{name}@{alias}" for alias in aliases] + [f"{name}/{number}" for number in found])
+        known.extend([f"{name}@{alias}" for alias in known_aliases] + [f"{name}/{number}" for number in found])
         if not known:
             known.extend(model.name for model in client.search_registered_models())
-        version = found.get(number or aliases.get(alias, ""))
+        version = found.get(number or known_aliases.get(alias, ""))
         return version and read_version(version)
 
     model = _remembered(spec, read, root=root)
@@ -155,23 +156,31 @@ def artifact(client: MlflowClient | None, model: RegisteredModel, path: str, *, 
     if not all(NAME.fullmatch(part) for part in path.split("/")):
         raise CorruptDataError.invalid(MANIFEST, "a file", f"match {NAME.pattern}", got=repr(path))
     artifacts = root / paths.MLFLOW_ARTIFACTS
-    if client is None or is_own_store(root):  # not by MLflow's absolute path: the project's folder may have moved
-        return artifacts / model.run_id / "artifacts" / path
     copy = artifacts / "downloads" / model.content_sha256 / path
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=artifacts) as folder:
-            Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
+    if client is None or is_own_store(root):
+        artifact_uri = None
+    elif copy.exists():
+        return copy
+    else:
+        artifact_uri = client.get_run(model.run_id).info.artifact_uri
+    place = files_of(model.run_id, artifact_uri=artifact_uri, root=root)
+    if place is not None:
+        return place / path
+    assert client is not None
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=artifacts) as folder:
+        Path(client.download_artifacts(model.run_id, path, folder)).replace(copy)
     return copy
 
 
 def aliased(client: MlflowClient, name: str, alias: str) -> RegisteredModel | None:
     """Return the version of `name` that has `alias`, or None."""
-    version = _aliases(client, name).get(alias)
+    version = aliases(client, name).get(alias)
     return None if version is None else read_version(client.get_model_version(name, version))
 
 
-def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+def aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Return the number of the version that has each alias of `name`."""
     models = client.search_registered_models(f"name = '{name}'")
     return {alias: str(version) for alias, version in models[0].aliases.items()} if models else {}
 
@@ -212,9 +221,14 @@ def _remembered(
 def _recall(spec: str, *, root: Path) -> RegisteredModel | None:
     """Return the version that `spec` stands for, or None if that is not known for the database as it is now."""
     kept = _read_kept(root)
-    if kept.get("database") != _database_state(root) or spec not in kept["models"]:
+    found = kept["models"].get(spec) if kept.get("database") == _database_state(root) else None
+    try:
+        model = RegisteredModel(**(found or {}))
+    except TypeError:  # not known, or kept by another version of this project
         return None
-    return RegisteredModel(**kept["models"][spec])
+    texts = (model.name, model.run_id, model.content_sha256)
+    is_valid = type(model.version) is int and all(isinstance(text, str) and NAME.fullmatch(text) for text in texts)
+    return model if is_valid else None
 
 
 def _keep(spec: str, model: RegisteredModel, *, state: DatabaseState, root: Path) -> None:
@@ -233,10 +247,10 @@ def _database_state(root: Path) -> DatabaseState:
 
 def _read_kept(root: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = read_json(root / paths.RESOLVED)
+        found = read_json(root / paths.RESOLVED)
     except PipelineError:
         return {}
-    return found
+    return found if isinstance(found, dict) and isinstance(found.get("models"), dict) else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -77,6 +79,19 @@ def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
     arguments: dict[str, Any] = {"root": root, "name": NAME, "params": PARAMS, **changes}
     folder, predictions = candidate
     return registration.register(registration.Candidate(folder=folder, predictions=predictions, **facts), **arguments)
+
+
+def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
+    """Start `work` in a process forked from one with imports only, as threads and connections must not be forked."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
+    process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
+    process.start()
+    return process
+
+
+def call_pickled(work: bytes) -> None:
+    cloudpickle.loads(work)()
 
 
 @pytest.fixture(scope="session")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 
 from mnist_pipe import atomic, paths
-from mnist_pipe.errors import UnavailableError
+from mnist_pipe.errors import BusyError, UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
 from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, prefect_environment, ray_environment
 from mnist_pipe.local.services.program import (
@@ -61,11 +61,14 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
     the registry's address changed, is restarted.
 
     Raises:
+        BusyError: a service runs in another container.
+        CorruptDataError: the records are damaged.
         UnavailableError: a service did not start; the services that this call had started are stopped again.
     """
     root = root.resolve()
     with _locked(root):
         records = read(root)
+        _check_here(root, records)
         started: dict[str, subprocess.Popen[bytes]] = {}
         try:
             for name in names:
@@ -82,10 +85,16 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
 
 
 def down(root: Path) -> list[Service]:
-    """Stop all recorded services with all their descendants, and return those that were still running."""
+    """Stop all recorded services with all their descendants, and return those that were still running.
+
+    Raises:
+        BusyError: a service runs in another container.
+        CorruptDataError: the records are damaged.
+    """
     root = root.resolve()
     with _locked(root):
         records = read(root)
+        _check_here(root, records)
         running = [records[name] for name in PROGRAMS if name in records and process.is_running(records[name])]
         for name in list(records):
             process.end(records.pop(name))
@@ -95,12 +104,17 @@ def down(root: Path) -> list[Service]:
 
 def status(root: Path) -> dict[str, tuple[State, Service | None]]:
     """Return, by name, the state and record of Prefect and Ray, and of the other services that were started."""
-    records = read(root.resolve())
+    root = root.resolve()
+    records = read(root)
     found: dict[str, tuple[State, Service | None]] = dict.fromkeys(JOINED, (State.STOPPED, None))
     for name in filter(records.__contains__, PROGRAMS):
         service = records[name]
         state = State.DEAD
-        if process.is_running(service):
+        if process.is_elsewhere(service):
+            state = State.ELSEWHERE
+        elif process.is_running(service) and not process.is_in_place(root, service):
+            state = State.MOVED
+        elif process.is_running(service):
             state = State.RUNNING if PROGRAMS[name].answers(service) else State.SILENT
         found[name] = (state, service)
     return found
@@ -153,6 +167,8 @@ def authorization(service: Service) -> str:
 def start_command(name: str, state: State) -> str:
     """Return the commands that start the service `name` from its current `state`."""
     command = "mnist-pipe up" if name in JOINED else "mnist-pipe dashboards"
+    if state is State.ELSEWHERE:
+        return f"mnist-pipe down in that container, then {command}"
     return f"mnist-pipe down && {command}" if state is State.SILENT else command
 
 
@@ -163,9 +179,17 @@ def _locked(root: Path) -> AbstractContextManager[None]:
 
 
 def _is_current(root: Path, service: Service) -> bool:
-    """Return whether a running service displays the location that it would display if it were started now."""
+    """Return whether a running service uses and displays the location that it would if it were started now."""
     shows = PROGRAMS[service.name].shows
-    return shows is None or service.address == shows(root)
+    return process.is_in_place(root, service) and (shows is None or service.address == shows(root))
+
+
+def _check_here(root: Path, records: Mapping[str, Service]) -> None:
+    """Raise BusyError if a service runs in another container, whose processes cannot be ended from here."""
+    for name, service in records.items():
+        if process.is_elsewhere(service):
+            fix = "run there: mnist-pipe down"
+            raise BusyError.missing(name, state=str(State.ELSEWHERE), where=root / paths.SERVICES, fix=fix)
 
 
 def _launch(root: Path, name: str, records: dict[str, Service], started: dict[str, subprocess.Popen[bytes]]) -> None:
@@ -179,16 +203,20 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     with log.open("ab") as stream:
         env = {**inherited, **QUIET, **no_proxy(), **launch.variables}
         started[name] = process.spawn(root, launch.command, env=env, log=stream)
+    main = psutil.Process(started[name].pid)
     records[name] = Service(
         name=name,
-        pid=started[name].pid,
-        created=psutil.Process(started[name].pid).create_time(),
+        pid=main.pid,
+        created=main.create_time(),
+        since_boot=process.started_at(main),
         port=launch.port,
         address=launch.address,
         url=launch.url,
         secret=str(root / SECRETS / name) if PROGRAMS[name].has_secret else "",
         log=str(log),
         folder=launch.folder,
+        root=str(root),
+        namespace=process.namespace(),
     )
     write(root, records)
     claim_folder(records[name])

@@ -12,8 +12,8 @@ from mnist_pipe.local import configuration, http_probe
 from mnist_pipe.local.configuration import Setting
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import prefect_server, ray_head
-from mnist_pipe.local.services.process import is_running, speaks_http2
-from mnist_pipe.local.services.program import read
+from mnist_pipe.local.services.process import is_in_place, is_running, speaks_http2
+from mnist_pipe.local.services.program import Service, read
 
 QUIET = {
     **telemetry.OFF,
@@ -53,7 +53,8 @@ def prefect_environment(root: Path) -> dict[str, str]:
         variables[configuration.PREFECT_URL] = api.value
     else:
         variables |= prefect_server.access(root)
-        if (server := read(root).get("prefect")) and is_running(server) and prefect_server.PROGRAM.answers(server):
+        server = read(root).get("prefect")
+        if server and _is_usable(root, server) and prefect_server.PROGRAM.answers(server):
             variables[configuration.PREFECT_URL] = server.address
     return _not_set(variables)
 
@@ -73,9 +74,13 @@ def ray_environment(root: Path) -> dict[str, str]:
         variables[configuration.RAY_ADDRESS] = address.value
     else:
         variables |= ray_head.access(root)
-        if (head := read(root).get("ray")) and is_running(head) and speaks_http2(LOOPBACK, head.port):
+        if (head := read(root).get("ray")) and _is_usable(root, head) and speaks_http2(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
     return _not_set(variables) | no_proxy()
+
+
+def _is_usable(root: Path, service: Service) -> bool:
+    return is_running(service) and is_in_place(root, service)
 
 
 def no_proxy() -> dict[str, str]:

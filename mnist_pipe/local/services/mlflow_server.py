@@ -35,7 +35,7 @@ def _plan(root: Path) -> Launch:
         "--host": LOOPBACK,
         "--port": port,
         "--workers": 1,
-        "--default-artifact-root": root / paths.MLFLOW_ARTIFACTS,
+        "--default-artifact-root": paths.MLFLOW_ROOT,
         "--allowed-hosts": f"{LOOPBACK}:{port}",
         "--cors-allowed-origins": f"http://{LOOPBACK}:{port}",
     }

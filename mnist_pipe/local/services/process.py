@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import BinaryIO
 
 import psutil
 
+from mnist_pipe import paths
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.http_probe import LOOPBACK, SECONDS
 from mnist_pipe.local.services.program import Service, remove_folder
@@ -24,10 +26,13 @@ GRACE_SECONDS = 6.0
 _PORTS_TRIED = 100
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
 _CLOCK_SECONDS = 2.0  # the wall clock may be adjusted between two readings of a process's start time
+_TICK_SECONDS = 0.02  # the kernel counts the time since the start of the machine in ticks of 0.01 s
 
 
 def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
     """Start a program of this virtual environment that outlives the shell and never gets its Ctrl-C."""
+    with suppress(OSError):  # a disk without locks, or a process that outlived an earlier start
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     program = Path(sys.executable).with_name(command[0])
     return subprocess.Popen(
         [sys.executable, str(program), *command[1:]],
@@ -44,6 +49,42 @@ def is_running(service: Service) -> bool:
     """Return whether the service's main process is alive."""
     process = _main_process(service)
     return process is not None and _is_alive(process)
+
+
+def started_at(process: psutil.Process) -> float:
+    """Return when a process started, in seconds since the start of the machine, whatever the clock was set to since."""
+    return float(process.create_time() - psutil.boot_time())
+
+
+def namespace() -> str:
+    """Return the name of the kernel's namespace in which this process sees others; empty if it has no name."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def is_elsewhere(service: Service) -> bool:
+    """Return whether the service runs in another container, whose processes cannot be seen from here."""
+    if service.namespace in ("", namespace()):
+        return False
+    # Every process of a service has its log as standard output, and with it the lock that `spawn` got.
+    try:
+        with Path(service.log).open("rb") as log:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def is_in_place(root: Path, service: Service) -> bool:
+    """Return whether the service was started from where `root` is now, or from another path that still leads there."""
+    try:
+        return not service.root or (Path(service.root) / paths.STATE).samefile(root / paths.STATE)
+    except OSError:
+        return False
 
 
 def end(service: Service) -> None:
@@ -105,7 +146,7 @@ def _main_process(service: Service) -> psutil.Process | None:
     """Return the service's main process (possibly a zombie), or None if it exited or its pid was reused."""
     try:
         process = psutil.Process(service.pid)
-        return process if abs(process.create_time() - service.created) < _CLOCK_SECONDS else None
+        return process if _is_since(process, service, also_later=False) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -125,15 +166,27 @@ def _family(service: Service) -> set[psutil.Process]:
     """
     if psutil.pid_exists(service.pid) and _main_process(service) is None:
         return set()
-    processes = {process.pid: process for process in psutil.process_iter(["ppid", "create_time"])}
+    processes = {process.pid: process for process in psutil.process_iter(["ppid"])}
     family = {
         pid
         for pid, process in processes.items()
-        if _session(pid) == service.pid and (process.info["create_time"] or 0) >= service.created - _CLOCK_SECONDS
+        if _session(pid) == service.pid and _is_since(process, service, also_later=True)
     }
     while born := {pid for pid, process in processes.items() if process.info["ppid"] in family} - family:
         family |= born
     return {processes[pid] for pid in family}
+
+
+def _is_since(process: psutil.Process, service: Service, *, also_later: bool) -> bool:
+    """Return whether a process started when the service did or, with `also_later`, since then."""
+    try:
+        if service.since_boot:
+            later, tolerance = started_at(process) - service.since_boot, _TICK_SECONDS
+        else:
+            later, tolerance = process.create_time() - service.created, _CLOCK_SECONDS
+    except psutil.Error:
+        return False
+    return later > -tolerance if also_later else abs(later) < tolerance
 
 
 def _session(pid: int) -> int | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,33 +19,65 @@ from mnist_pipe import atomic, paths
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
+from mnist_pipe.local.services import checkout
 
-SECRETS = paths.STATE / "secrets"
+SECRETS = checkout.SECRETS
 LOGS = paths.STATE / "logs"
 _FOLDER_PREFIX = "mnist-pipe-"
 _CLAIM = "mnist-pipe-service.json"
+_FIX = "delete it and stop the services by hand"
 
 
 def read(root: Path) -> dict[str, Service]:
     """Read the records of the services that were started and not stopped, by name.
 
-    The file may have come with somebody else's copy of the project. What a command reads, and where it sends a secret,
-    is therefore not taken from it.
+    In a copy of a checkout there are none, because those that it has are the original's. The file may also have come
+    with somebody else's copy of the project. What a command reads, and where it sends a secret, is therefore not taken
+    from it.
 
     Raises:
         CorruptDataError: a record cannot have been written by `write`.
     """
     path = root / paths.SERVICES
-    if not path.exists():
+    if not path.exists() or not checkout.is_own(root):
         return {}
-    fix = "delete it and stop the services by hand"
-    found = {}
-    for name, record in atomic.read_json(path, fix=fix).items():
+    content = atomic.read_json(path, fix=_FIX)
+    if not isinstance(content, dict):
+        raise CorruptDataError.invalid(path, "the file", "have an object", got=type(content).__name__, fix=_FIX)
+    return {name: _service(name, record, root=root) for name, record in content.items()}
+
+
+def _service(name: str, record: Any, *, root: Path) -> Service:
+    """Return the service that a record describes, with its paths in the place to which its checkout was moved."""
+    where = root / paths.SERVICES
+    try:
         own = {"log": str(log_file(root, name)), "secret": str(root / SECRETS / name) if record["secret"] else ""}
-        found[name] = Service(**{**record, **own})
-        if not name.isidentifier() or urlsplit(found[name].url).hostname != LOOPBACK:
-            raise CorruptDataError.invalid(path, "a record", f"be of a service on {LOOPBACK}", got=repr(name), fix=fix)
-    return found
+        known = {one.name: record[one.name] for one in fields(Service) if one.name in record}
+        service = Service(**{**known, **own})
+    except (LookupError, TypeError, ValueError):  # not an object, or a field without a default is missing
+        rule = "have every field of this version"
+        raise CorruptDataError.invalid(where, f"the record of {name[:40]!r}", rule, got="another", fix=_FIX) from None
+    if wrong := _wrong(service):
+        rule, got = "be as this version writes it", repr(getattr(service, wrong))[:60]
+        raise CorruptDataError.invalid(where, f"{wrong} of {name[:40]!r}", rule, got=got, fix=_FIX)
+    has_url = re.fullmatch(rf"http://{re.escape(LOOPBACK)}:[1-9][0-9]{{0,4}}", service.url)
+    if service.name != name or not name.isidentifier() or not has_url:
+        rule = f"be of a service on {LOOPBACK}"
+        raise CorruptDataError.invalid(where, "a record", rule, got=repr(name)[:60], fix=_FIX)
+    return service
+
+
+def _wrong(service: Service) -> str:
+    """Return the name of the first field with a value that this module does not write, or an empty string."""
+    times = {"created": service.created, "since_boot": service.since_boot}
+    texts = {key: value for key, value in vars(service).items() if key not in (*times, "pid", "port")}
+    checks = {
+        **{key: isinstance(value, str) and "\0" not in value for key, value in texts.items()},
+        **{key: type(value) in (int, float) and abs(value) < 1e12 for key, value in times.items()},
+        "pid": type(service.pid) is int and 1 < service.pid < 2**31,
+        "port": type(service.port) is int and 0 < service.port < 2**16,
+    }
+    return next((key for key, is_right in checks.items() if not is_right), "")
 
 
 def log_file(root: Path, name: str) -> Path:
@@ -55,6 +88,7 @@ def log_file(root: Path, name: str) -> Path:
 def write(root: Path, records: Mapping[str, Service]) -> None:
     """Replace all records on disk by `records`."""
     if records:
+        checkout.adopt(root)
         content = {name: asdict(service) for name, service in records.items()}
         atomic.write_json(root / paths.SERVICES, content, mode=0o600)
     else:
@@ -63,6 +97,7 @@ def write(root: Path, records: Mapping[str, Service]) -> None:
 
 def secret(root: Path, name: str) -> tuple[Path, str]:
     """Return the path of a service's secret and its content; create the secret on first use."""
+    checkout.adopt(root)
     path = root / SECRETS / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.parent.chmod(0o700)
@@ -110,6 +145,8 @@ class State(StrEnum):
 
     RUNNING = "running"
     SILENT = "runs, but does not answer"
+    MOVED = "runs for the place from which this folder was moved"
+    ELSEWHERE = "runs in another container"
     DEAD = "died"
     STOPPED = "not running"
 
@@ -123,7 +160,7 @@ class Service:
     pid: int
     """Process id of the main process, which is also its session id."""
     created: float
-    """Start time of the main process, in seconds since 1970; tells it from a later process with the same pid."""
+    """Start time of the main process, in seconds since 1970."""
     port: int
     """Port for clients."""
     address: str
@@ -136,6 +173,15 @@ class Service:
     """Path of the file with its output."""
     folder: str
     """Path of the folder with its temporary files, removed when it stops; empty if it has none."""
+    since_boot: float = 0.0
+    """The same in seconds since the start of the machine; tells the process from a later one with the same pid.
+
+    It does not change when the clock is set. It is 0 if version 0.1 started the service.
+    """
+    root: str = ""
+    """Path of the project when the service was started; empty if version 0.1 started it."""
+    namespace: str = ""
+    """Name of the kernel's namespace in which `pid` counts: a container has one of its own."""
 
     @property
     def ports(self) -> set[int]:
@@ -196,8 +242,11 @@ class Program:
         return reply is not None and self.accepts(service, reply)
 
     def authorization(self, service: Service) -> str:
-        """Return the service's HTTP Authorization header, or an empty string if it needs no credentials."""
-        return self.header(Path(service.secret).read_text().strip()) if service.secret else ""
+        """Return the service's HTTP Authorization header, or an empty string if there are no credentials."""
+        try:
+            return self.header(Path(service.secret).read_text().strip()) if service.secret else ""
+        except (OSError, ValueError):
+            return ""  # so that it does not answer; who starts it again gets a new secret
 
     def login(self, service: Service) -> str:
         """Return how a user logs in: where the secret is stored, never the secret itself."""

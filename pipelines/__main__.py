@@ -55,6 +55,8 @@ def run(stage: str, *, debug: bool = False) -> None:
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
+    doctor.check_path(root)
+    doctor.check_temporary_folder()
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)

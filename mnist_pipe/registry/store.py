@@ -43,6 +43,7 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.exc import SQLAlchemyError
 
     database, uri = _database(root), _tracking_uri(root)
@@ -52,7 +53,9 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
                 if write and not database.exists():
                     # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
                     with atomic_file(database) as temporary:
-                        MlflowClient(f"sqlite:///{temporary}")
+                        # As a URI, because MLflow writes this place between apostrophes into its SQL, and its default
+                        # is in the working directory, whose name may have one.
+                        SqlAlchemyStore(f"sqlite:///{temporary}", (root / paths.MLFLOW_ARTIFACTS).resolve().as_uri())
                 _check_database(database)
             yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:

@@ -19,7 +19,7 @@ import psutil
 from mnist_pipe import atomic, paths
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
-from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, ray_environment
+from mnist_pipe.local.services.environment import QUIET, environment, home, no_proxy, ray_environment
 from mnist_pipe.local.services.program import (
     LOGS,
     SECRETS,
@@ -34,7 +34,8 @@ from mnist_pipe.local.services.program import (
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "describe", "down", "environment", "facts", "ray_environment", "start_command", "status", "up",
+    "authorization", "describe", "down", "environment", "facts", "home", "ray_environment", "start_command", "status",
+    "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -151,7 +152,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     launch = PROGRAMS[name].plan(root)
     inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
     with log.open("ab") as stream:
-        env = {**inherited, **QUIET, **no_proxy(), **launch.variables}
+        env = {**inherited, **QUIET, **home(root), **no_proxy(), **launch.variables}
         started[name] = process.spawn(root, launch.command, env=env, log=stream)
     records[name] = Service(
         name=name,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ OBJECT_STORE_BYTES = 10**9
 Ray's default (30 % of RAM) is too much for a laptop.
 """
 
+MAX_FOLDER_BYTES = 43
+"""Maximum length of Ray's folder: its sockets' paths are 64 longer, and Linux allows 107 bytes."""
+_PLAIN = re.compile(rf"[A-Za-z0-9/._-]{{1,{MAX_FOLDER_BYTES}}}")
+
 
 def access(root: Path) -> dict[str, str]:
     """Return the environment variables that the project's own Ray head and its clients share.
@@ -25,7 +31,10 @@ def access(root: Path) -> dict[str, str]:
     The head is started by `mnist-pipe up`, or by a stage for itself.
     """
     path, _ = secret(root, "ray")
+    # Ray would use TMPDIR, however long it is and whatever characters are in it. SLURM's has 80.
+    folder = {} if _PLAIN.fullmatch(os.environ.get("TMPDIR") or "/tmp") else {"RAY_TMPDIR": "/tmp"}
     return {
+        **folder,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(path),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only setting that makes Ray listen on loopback only
@@ -41,8 +50,7 @@ def access(root: Path) -> dict[str, str]:
 
 def _plan(root: Path) -> Launch:
     port, dashboard_port = free_port(PORT), free_port(DASHBOARD_PORT)
-    # The paths of Ray's sockets are 64 characters longer than this folder's and Linux allows 107 in all, so a folder
-    # within the project may be too long. A new folder cannot collide with that of another checkout or user.
+    # A folder within the project may be too long. A new one cannot collide with that of another checkout or user.
     folder = new_folder()
     options = {
         "--node-ip-address": LOOPBACK,

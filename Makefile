@@ -5,7 +5,7 @@ VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 FAST := not ray and not mlflow and not long and not services and not chaos and not slow and not cluster and not gpu and not browser and not timing
 
-.PHONY: help run test test-fast test-all test-cluster bench cluster debian lint fmt up down clean
+.PHONY: help run test test-fast test-all test-cluster test-chaos bench cluster debian lint fmt up down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-14s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,12 @@ test-all: $(VENV)/.test $(VENV)/.cluster debian ## everything, or what TIER says
 test-cluster: $(VENV)/.test $(VENV)/.cluster debian ## a cluster in network namespaces of this machine; needs root, prints its times
 	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
+test-chaos: $(VENV)/.test $(VENV)/.cluster debian ## what breaks, counted: docs/reliability.md; needs root, an hour
+	pytest -q -m chaos tests --junitxml .state/reliability.xml; code=$$?; python -m benchmarks.reliability .state/reliability.xml; exit $$code
+
 debian:
-	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v wrk && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
-		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium wrk; }
+	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v wrk && command -v strace && command -v faketime && command -v chromium && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
+		{ apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium wrk strace faketime; }
 
 bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.json, growth.png and the README's table
 	[ -f data/normalized/train.parquet ] || dvc repro normalize

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,9 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
     temporary = Path(name)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the writer lives; see remove_leftovers
         yield temporary
         temporary.chmod(mode)
         descriptor = os.open(temporary, os.O_RDONLY)
@@ -50,6 +50,8 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(handle)
     _sync_folder(path.parent)
 
 
@@ -73,14 +75,33 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    handle = os.open(temporary, os.O_RDONLY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield temporary
         temporary.chmod(0o755)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
     _sync_folder(folder.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove from `folder`, and from the folders in it, what writers that were killed have left.
+
+    A writer holds a lock on its temporary file, which the kernel releases when it dies.
+    """
+    for path in list(folder.rglob(".*.tmp")):
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(handle)
 
 
 def check_new_or_empty(folder: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 
 def num_cpus() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPU cores that this process may use, by its affinity and the quota of its container."""
+    from joblib import cpu_count  # its import takes 0.3 s
+
+    found: int = cpu_count()
+    return found
 
 
 def num_gpus() -> int:

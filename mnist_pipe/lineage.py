@@ -12,7 +12,9 @@ from typing import Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import digest, read_json
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.params import loader
+from mnist_pipe.waiting import LIMIT_SECONDS
 
 _LIBRARIES = ("dvc", "mlflow", "numpy", "optuna", "prefect", "pyarrow", "ray", "safetensors", "scipy", "torch")
 NO_GIT = "not a git checkout"
@@ -25,6 +27,7 @@ def collect(root: Path, *, card: Mapping[str, Any], provenance: Mapping[str, Any
 
     Raises:
         InputError: `params.yaml` under `root` breaks a rule.
+        UnavailableError: git does not answer.
     """
     revision, dirty = source_revision(root)
     values = loader.load(root / paths.PARAMS, names={}).model_dump(mode="json", by_alias=True)
@@ -61,6 +64,11 @@ def source_revision(root: Path) -> tuple[str, bool | None]:
         changes = _git(root, "status", "--porcelain", "--", ".", *others)
     except FileNotFoundError:
         return f"{NO_GIT} (git is not installed)", None
+    except subprocess.TimeoutExpired as error:
+        fix = "end what holds the repository"
+        raise UnavailableError.unreachable(
+            "git", where=root, cause=f"nothing in {error.timeout:g} s", fix=fix
+        ) from None
     except subprocess.SubprocessError:
         return NO_GIT, None
     return revision, bool(changes.strip())
@@ -79,4 +87,6 @@ def _git(root: Path, *arguments: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     # Without safe.directory, git rejects a checkout that another user owns, such as a mounted volume.
     command = ["git", "-c", "safe.directory=*", "-C", str(root), "--no-optional-locks", *arguments]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+    return subprocess.run(
+        command, env=environment, check=True, capture_output=True, text=True, timeout=LIMIT_SECONDS
+    ).stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import quote
 
 from mnist_pipe.errors import InputError
 
@@ -53,6 +55,14 @@ MLFLOW_ARTIFACTS = STATE / "mlflow"
 KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
 
+WRITTEN = (
+    Path("data"),
+    Path("models"),
+    REPORTS,
+    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+)
+"""Folders whose files are written through `atomic`."""
+
 
 def find_root(start: Path) -> Path:
     """Return the nearest folder at or above `start` that holds `params.yaml` and `dvc.yaml`.
@@ -70,3 +80,12 @@ def find_root(start: Path) -> Path:
         got="no params.yaml above it",
         fix="change to the folder that holds params.yaml and dvc.yaml",
     )
+
+
+def sqlite_uri(database: Path, *, driver: str = "pysqlite") -> str:
+    """Return the address of a SQLite database, as SQLAlchemy decodes it: a `?` in a path would begin options."""
+    quoted = quote(os.fsencode(database))
+    if quoted == str(database) and driver == "pysqlite":
+        return f"sqlite:///{database}"
+    # With the driver's name, because MLflow creates the parent folder of a `sqlite:///` without decoding it.
+    return f"sqlite+{driver}:///{quoted}"

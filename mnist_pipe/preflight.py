@@ -1,4 +1,4 @@
-"""Checks that run before any work starts: names, parameters, number of workers."""
+"""Checks that run before any work starts: names, parameters, number of workers, and where the results go."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from mnist_pipe import hardware, paths
+from mnist_pipe.cluster import dvc_stages, storage
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import InputError, UnavailableError
+from mnist_pipe.local import doctor
 from mnist_pipe.models import MODELS
 from mnist_pipe.params import loader
 from mnist_pipe.params.schema import Params
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.schedules import SCHEDULES
 
+RECORDED = ("search", "register", "report")
+"""Stages that write to the registry."""
+TRAINED = ("search", "train")
+"""Stages that compute for minutes what is compared with the champion in the end."""
 NEEDED_BYTES = 1_000_000_000
 """Free disk space, in bytes, that a stage needs: 100 MB for all outputs, the rest for Ray's session and MLflow."""
 
@@ -81,6 +87,17 @@ def check_workers(
         raise InputError.invalid(paths.PARAMS, key, rule, got=requested, fix=fix)
 
 
+def check_folder(params: Params, *, root: Path) -> None:
+    """Check that the folder of the user's own images exists, for any data set: without it, DVC does not run `ingest`.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not (root / params.ingest.folder).is_dir():
+        rule = "be an existing folder, because DVC watches it"
+        raise InputError.invalid(paths.PARAMS, "ingest.folder", rule, got=repr(params.ingest.folder), fix="create it")
+
+
 def check_params(params: Params) -> None:
     """Check the number of workers in every section against this machine, by `check_workers`.
 
@@ -96,3 +113,41 @@ def check_params(params: Params) -> None:
     check_workers("train.num_workers", train.num_workers, use_gpu=train.use_gpu, num_cpus=cpus, num_gpus=gpus)
     concurrent = params.search.max_concurrent_trials
     check_workers("search.max_concurrent_trials", concurrent, num_cpus=cpus, num_gpus=gpus)
+
+
+def check_names(root: Path) -> None:
+    """Check that the paths of the project and of temporary files are such that the libraries can use them.
+
+    Raises:
+        UnavailableError: one is not.
+    """
+    doctor.check_path(root)
+    doctor.check_temporary_folder()
+
+
+def check_places(root: Path, stage: str, *, on_cluster: bool) -> None:
+    """Check that what a stage computes can be kept, before it computes for minutes.
+
+    That is the disk, the folders of its outputs, DVC's cache, the shared storage, the registry and its champion. On the
+    cluster the registry is the worker's.
+
+    Raises:
+        PipelineError: one of them cannot be used.
+    """
+    doctor.check_disk(root, needed_bytes=NEEDED_BYTES)
+    (root / paths.STATE).mkdir(exist_ok=True)
+    outputs = dvc_stages.read(root)[stage].outputs
+    for folder in {root / paths.STATE, *((root / output).parent for output in outputs)}:
+        if folder.is_dir():
+            doctor.check_writable(folder)
+    doctor.check_cache(root)
+    if os.environ.get(storage.VARIABLE) and not on_cluster:  # `trigger` checks it itself
+        storage.project_storage(root).check()
+    if stage in RECORDED and not on_cluster:
+        from mnist_pipe.registry import store
+
+        store.check(root)
+    if stage in TRAINED and not on_cluster:
+        from mnist_pipe.registry import registration
+
+        registration.check_champion(root)

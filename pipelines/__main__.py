@@ -51,17 +51,21 @@ def run(stage: str, *, debug: bool = False) -> None:
     """
     from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import dvc_stages, handoff
-    from mnist_pipe.local import doctor, dvc_files, services
+    from mnist_pipe.local import dvc_files, services
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
-    doctor.check_path(root)
-    doctor.check_temporary_folder()
+    preflight.check_names(root)
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
-    doctor.check_disk(root, needed_bytes=preflight.NEEDED_BYTES)
+    preflight.check_places(root, stage, on_cluster=on_cluster)
+    if joined := services.joined(root):
+        # Prefect and Ray would wait for a minute or more for a server that was stopped.
+        supervisor.raise_when(lambda: services.lost(joined))
     with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
         started = time.monotonic()
+        for folder in paths.WRITTEN:
+            atomic.remove_leftovers(folder)
         dvc_files.keep(root)
         if "DVC_STAGE" in os.environ:  # by hand, a stage may be run on files that DVC has not seen
             dvc_stages.verify_inputs(stage, root)
@@ -103,6 +107,8 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     params = preflight.load_params(paths.PARAMS)
     if not on_cluster:
         preflight.check_params(params)
+        if stage == "ingest":
+            preflight.check_folder(params, root=Path.cwd())
     if "models" in STAGES[stage]:
         recipe = params.recipes[params.recipe]
         space = params.search.space.get("model_params")

@@ -65,6 +65,10 @@ def _status(root: Path, options: argparse.Namespace) -> int:
 
 
 def _deploy(root: Path, _: argparse.Namespace) -> int:
+    from mnist_pipe.local import configuration, services
+
+    if configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"):
+        os.environ.update(services.prefect_environment(root))
     from pipelines.deployments import deploy
 
     for name in deploy(root):
@@ -131,6 +135,8 @@ def _score(root: Path, options: argparse.Namespace) -> int:
 
         model = registered.load(options.model, root=root)
         place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        if place:
+            place.check(write=False)
         done = batch.score(
             place.root if place else Path(options.input),
             options.output,

@@ -22,7 +22,7 @@ def fetch(dataset: str, params: IngestParams) -> dict[str, Path]:
     return sources.fetch(
         dataset,
         mirrors=[_place(mirror) for mirror in params.mirrors],
-        folder=params.folder and _place(params.folder),
+        folder=_place(params.folder),
         timeout_seconds=params.timeout_seconds,
         log=get_run_logger().info,
     )
@@ -55,7 +55,7 @@ def ingest(params: IngestParams) -> None:
                 raise
             dataset, fallback_for = params.fallback, params.dataset
             log.warning(
-                "FALLBACK: all stages use %s instead of %s. %s. To retry, run: dvc repro --force ingest",
+                "FALLBACK: all stages use %s instead of %s. %s. To retry, run: dvc repro --force ingest && dvc repro",
                 dataset,
                 fallback_for,
                 error,

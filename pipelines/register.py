@@ -12,7 +12,7 @@ from prefect.artifacts import create_markdown_artifact
 from mnist_pipe import atomic, lineage, paths, timings
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data.parquet import read_provenance
-from mnist_pipe.errors import UnavailableError
+from mnist_pipe.errors import BusyError
 from mnist_pipe.evaluation import markdown
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import model_card, registration, versions
@@ -29,7 +29,7 @@ def trace() -> dict[str, Any]:
 
 
 @task(
-    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError)
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(BusyError)
 )  # another writer may hold the database
 def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
     """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""

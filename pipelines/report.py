@@ -8,7 +8,7 @@ from prefect import flow, get_run_logger, task
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster.handoff import workspace
-from mnist_pipe.errors import InputError, UnavailableError
+from mnist_pipe.errors import BusyError, InputError
 from mnist_pipe.evaluation.report import render_page
 from mnist_pipe.registry import registration, versions
 from pipelines import STAGES, retries
@@ -29,7 +29,7 @@ def write() -> None:
     atomic.write_bytes(paths.REPORT, render_page(Path(), stages=tuple(STAGES)).encode())
 
 
-@task(retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError))
+@task(retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(BusyError))
 def attach() -> None:
     """Log the page and the plots to the run of the registered model, if the registry here has it."""
     registered = atomic.read_json(paths.REGISTRATION, fix="run: dvc repro register")

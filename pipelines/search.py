@@ -11,7 +11,7 @@ from prefect.artifacts import create_table_artifact
 
 from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
-from mnist_pipe.errors import UnavailableError
+from mnist_pipe.errors import BusyError
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
 from pipelines import retries
 
@@ -80,7 +80,7 @@ def tune(
 
 
 @task(
-    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(UnavailableError)
+    retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(BusyError)
 )  # another writer may hold the database
 def log_to_mlflow(trials: list[dict[str, Any]], run_name: str) -> None:
     """Complete the search's run in MLflow, with a child run for each trial."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from mnist_pipe import paths, timings
 from mnist_pipe.atomic import read_json
-from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.errors import CorruptDataError, InputError
+from mnist_pipe.registry import store, versions
 from pipelines import STAGES
 
 STOP = ("stop", "mnist-pipe down")
@@ -19,12 +20,13 @@ def read(root: Path) -> dict[str, Any]:
     """Return the facts of the summary; `mnist-pipe summary --json` prints them as they are.
 
     Raises:
-        CorruptDataError: a report is missing or incomplete.
+        CorruptDataError: a report is missing or incomplete, or the registry does not have what was registered.
+        UnavailableError: the registry does not answer.
     """
     registration, evaluation = (read_json(root / path, fix=_FIX) for path in (paths.REGISTRATION, paths.EVALUATION))
     recorded = timings.read(root)
     try:
-        return {
+        facts = {
             "registered": {key: registration[key] for key in ("name", "version", "alias", "reason")},
             "tracking_uri": str(registration["tracking_uri"]),
             "dataset": evaluation["dataset"],
@@ -37,6 +39,8 @@ def read(root: Path) -> dict[str, Any]:
     except (LookupError, TypeError, ValueError) as error:
         state = f"is incomplete: {type(error).__name__} {error}"
         raise CorruptDataError.missing("a report", state=state, where=root / paths.REPORTS, fix=_FIX) from error
+    _check_registered(root, facts)
+    return facts
 
 
 def rows(facts: dict[str, Any], *, services: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -54,6 +58,18 @@ def rows(facts: dict[str, Any], *, services: list[tuple[str, str]]) -> list[tupl
         STOP,
         *fallback,
     ]
+
+
+def _check_registered(root: Path, facts: dict[str, Any]) -> None:
+    """Check that the project's own registry still has the version: `.state/` may have been removed."""
+    if not store.is_own_store(root) or facts["tracking_uri"] != store.public_uri(root):
+        return  # registered on a server, which this machine need not reach
+    spec = f"{facts['registered']['name']}/{facts['registered']['version']}"
+    try:
+        versions.find(spec, root=root)
+    except InputError:
+        where, fix = store.public_uri(root), store.register_again(root)
+        raise CorruptDataError.missing(spec, state="is not registered any more", where=where, fix=fix) from None
 
 
 def _score(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -93,5 +109,6 @@ def _fallback(facts: dict[str, Any]) -> tuple[str, str]:
     wanted, used = facts["fallback_for"], facts["dataset"]
     return (
         "FALLBACK",
-        f"{wanted} could not be downloaded; all results are for {used}. To retry, run: dvc repro --force ingest",
+        f"{wanted} could not be downloaded; all results are for {used}. "
+        "To retry, run: dvc repro --force ingest && dvc repro",
     )

@@ -25,6 +25,7 @@ from mnist_pipe.local import services
 from pipelines import cli
 from tests.support import ROOT
 from tests.support.registry import NAME, MakeCandidate, register
+from tests.support.services import dead_server
 
 MNIST_PIPE = [sys.executable, "-m", "pipelines.cli"]
 NO_SERVICES = [
@@ -248,6 +249,8 @@ def finished(project: Path) -> Path:
             "test": score(9943, 10000, 0.9926, 0.9956),
         },
     )
+    known = {"name": "mnist-classifier", "version": 3, "run_id": "a1", "content_sha256": "b2"}
+    write_json(project / paths.RESOLVED, {"database": [], "models": {"mnist-classifier/3": known}})
     timings.record("ingest", seconds=1.25, root=project)
     timings.record("train", seconds=61.5, root=project)
     return project
@@ -308,7 +311,7 @@ def test_the_summary_announces_a_fallback_first_and_last(finished: Path) -> None
     _, lines, _ = mnist_pipe("summary")
     loud = (
         "FALLBACK     mnist could not be downloaded; all results are for digits. "
-        "To retry, run: dvc repro --force ingest"
+        "To retry, run: dvc repro --force ingest && dvc repro"
     )
     assert lines[0] == lines[-1] == loud
     assert "test         accuracy 100.00 %, 90 % interval 70.00 to 100.00 %, 10 images" in lines
@@ -339,6 +342,24 @@ def test_a_summary_of_incomplete_reports_is_one_line(finished: Path) -> None:
     assert mnist_pipe("summary", "--json") == (code, output, [line])
     assert (code, output) == (4, [])
     assert line == f"{finished / 'reports'}: a report is incomplete: KeyError 'validation'; run: dvc repro"
+
+
+def test_a_summary_of_what_the_registry_lost_is_an_error(finished: Path) -> None:
+    (finished / paths.RESOLVED).unlink()
+    code, output, [line] = mnist_pipe("summary")
+    assert (code, output) == (4, [])
+    remedy = "run: rm reports/registration.json && dvc repro"
+    assert line == f"sqlite:///.state/mlflow.db: mnist-classifier/3 is not registered any more; {remedy}"
+
+
+@pytest.mark.services
+def test_deploy_to_a_silent_server_is_one_line(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dead_server(silent=True) as port:
+        (project / ".env").write_text(f"PREFECT_API_URL=http://127.0.0.1:{port}/api\n")
+        monkeypatch.setenv("MNIST_PIPE_WORK_POOL", "pool")
+        code, output, [line] = mnist_pipe("deploy")
+    assert (code, output) == (3, [])
+    assert line.startswith(f"{project}/.env: PREFECT_API_URL: http://127.0.0.1:{port}/api does not answer: no reply; ")
 
 
 # --- predict

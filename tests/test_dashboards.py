@@ -260,7 +260,7 @@ def test_pages_of_a_cluster_are_found_by_environment_variables(root: Path, clien
     assert [page.login for page in found.values() if isinstance(page, Page)] == [
         "password: PREFECT_API_AUTH_STRING",
         "token: RAY_AUTH_TOKEN",
-        "user and password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD",
+        "user and password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
     ]
     assert not (client / paths.SERVICES).exists()
 
@@ -297,7 +297,7 @@ def test_missing_addresses_are_read_from_the_prefect_variable(
         ("ray", "RAY_AUTH_TOKEN", "403 Forbidden", "token: RAY_AUTH_TOKEN"),
         (
             *("mlflow", "MLFLOW_TRACKING_PASSWORD", "401 Unauthorized"),
-            "user and password: MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD",
+            "user and password: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
         ),
     ],
 )

@@ -15,7 +15,7 @@ import pytest
 
 from mnist_pipe import atomic, paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import InputError, PipelineError, UnavailableError
+from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.local import doctor, services
 from mnist_pipe.local.services import prefect_server
 from tests.support import ROOT
@@ -32,6 +32,7 @@ def project(tmp_path: Path) -> Path:
     (tmp_path / ".dvc").mkdir()
     (tmp_path / ".dvc" / "config").write_text("[core]\n    analytics = false\n    autostage = false\n")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "inputs").mkdir()
     return tmp_path
 
 
@@ -182,8 +183,69 @@ def test_missing_git_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_dvc_repository_is_an_error(project: Path) -> None:
     shutil.rmtree(project / ".dvc")
     assert str(error("versioning", project)) == (
-        f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init (without Git: dvc init --no-scm)"
+        f"{project / '.dvc'}: the DVC repository does not exist; run: dvc init"
     )
+
+
+@pytest.mark.parametrize("place", ["system", "global", "config", "config.local"])
+def test_a_cache_that_cannot_be_written_is_named_with_the_file_that_sets_it(
+    project: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("SYSTEM", "GLOBAL"):
+        (project / name.lower()).mkdir()
+        monkeypatch.setenv(f"DVC_{name}_CONFIG_DIR", str(project / name.lower()))
+    assert doctor.check_cache(project) == f"{project}/.dvc/cache is writable"
+    file = project / place / "config" if place in ("system", "global") else project / ".dvc" / place
+    file.write_text("[cache]\n    dir = /proc/cache\n")
+    with pytest.raises(UnavailableError, match=f"^{file}: cache.dir: /proc: the folder must be writable, but got "):
+        doctor.check_cache(project)
+    file.write_text(f"[cache]\n    dir = {project}/large\n")
+    assert doctor.check_cache(project) == f"{project}/large is writable, as set in {file}: cache.dir"
+    file.write_text("[cache\n")
+    with pytest.raises(InputError, match=f"^{file}: the file must be an INI file, but got "):
+        doctor.check_cache(project)
+
+
+def test_a_missing_folder_of_own_images_is_an_error(project: Path) -> None:
+    (project / "inputs").rmdir()
+    rule = "be an existing folder, because DVC watches it"
+    assert str(error("params", project)) == f"params.yaml: ingest.folder must {rule}, but got 'inputs'; create it"
+
+
+def test_a_server_that_a_file_names_is_checked(project: Path) -> None:
+    assert dict(doctor.examine(project))["settings"] == "no server from elsewhere"
+    with dead_server(silent=False) as port:
+        (project / "prefect.toml").write_text(f'[api]\nurl = "http://127.0.0.1:{port}/api"\n')
+        message = str(error("settings", project))
+    assert message.startswith(f"{project}/prefect.toml: api.url: http://127.0.0.1:{port}/api does not answer: ")
+
+
+def test_packages_that_pythonpath_puts_before_ours_are_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "site" / "torch").mkdir(parents=True)
+    (project / "site" / "torch" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", f"{project}:{project}/site")
+    got = f"{project}/site, which has torch; unset the variable"
+    assert (
+        str(error("python", project))
+        == f"PYTHONPATH: the path must not hide this environment's packages, but got {got}"
+    )
+
+
+def test_the_code_of_another_checkout_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    (project / "mnist_pipe").mkdir()
+    message = str(error("python", project))
+    assert message.startswith(
+        f"{ROOT}: the code must be that of {project}, but got another checkout's; unset PYTHONPATH"
+    )
+
+
+def test_a_registry_that_cannot_be_used_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert dict(doctor.examine(project))["registry"] == "sqlite:///.state/mlflow.db can be written"
+    (project / paths.STATE).mkdir(exist_ok=True)
+    (project / paths.MLFLOW_DB).write_text("not a database" * 100)
+    assert isinstance(error("registry", project), CorruptDataError)
 
 
 def test_a_taken_port_is_reported_without_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +265,8 @@ def test_a_service_that_died_is_an_error_with_its_log(project: Path) -> None:
         log="prefect.log", folder="",
     )  # fmt: skip
     atomic.write_json(project / paths.SERVICES, {"prefect": asdict(service)})
-    assert str(error("services", project)) == ("prefect.log: prefect does not answer: it died; run: mnist-pipe up")
+    log = project / paths.STATE / "logs" / "prefect.log"
+    assert str(error("services", project)) == f"{log}: prefect does not answer: it died; run: mnist-pipe up"
 
 
 def test_too_few_open_files_are_an_error(project: Path) -> None:

@@ -72,7 +72,7 @@ def test_the_digests_are_those_of_dvc(project: Path) -> None:
     for out in lock["stages"]["one"]["outs"]:
         assert dvc_stages.md5_of(project / out["path"]) == out["md5"]
     dvc_stages.verify_inputs("two", project)
-    assert dvc_files.check_cache(project) == "5 objects, none altered"
+    assert dvc_files.check_objects(project) == "5 objects, none altered"
 
 
 @pytest.mark.parametrize("name", ["one", "folder/b/c"])
@@ -93,20 +93,20 @@ def test_an_altered_object_of_the_cache_is_refused_and_the_remedy_works(project:
     done = call(project, "dvc repro --force two")
     assert done.returncode == 0, done.stdout
     assert (project / "two").read_text() == "1\nc\n"
-    assert dvc_files.check_cache(project).endswith("none altered")
+    assert dvc_files.check_objects(project).endswith("none altered")
 
 
 def test_an_altered_object_is_found_by_doctor(project: Path) -> None:
     md5 = dvc_stages.md5_of(project / "one")
     alter(project / ".dvc/cache/files/md5" / md5[:2] / md5[2:])
     with pytest.raises(CorruptDataError, match=f"{md5[2:]}: md5 must be the file's name"):
-        dvc_files.check_cache(project)
+        dvc_files.check_objects(project)
 
 
 def test_the_cache_may_be_elsewhere(project: Path) -> None:
     (project / ".dvc/cache").rename(project / "other")
     (project / ".dvc/config.local").write_text("[cache]\n    dir = ../other\n")
-    assert dvc_files.check_cache(project) == "5 objects, none altered"
+    assert dvc_files.check_objects(project) == "5 objects, none altered"
 
 
 def test_files_that_no_stage_wrote_are_not_compared(project: Path) -> None:

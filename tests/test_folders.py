@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import multiprocessing
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -29,10 +28,11 @@ from mnist_pipe.registry import store
 from tests.support import ROOT
 from tests.support.registry import register, write_candidate
 
-NAMES = st.text(st.sampled_from("ab.-_% #&;:@='\"!$*()[]{}<>|\\^`~+,éü手\N{NO-BREAK SPACE}"), min_size=1, max_size=60)
-USABLE = NAMES.filter(lambda name: name.strip(".") and not re.search("%[0-9A-Fa-f]{2}", name))
+USABLE = st.text(
+    st.sampled_from("ab.-_?%41 #&;:@='\"!$*()[]{}<>|\\^`~+,éü手\N{NO-BREAK SPACE}"), min_size=1, max_size=60
+).filter(lambda name: name.strip(".") != "")
 OF_A_USER = ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")
-HARDEST = "-w e#&;:@='\"ü手 50% $HOME `id` \\n "
+HARDEST = "-w e?%41#&;:@='\"ü手 50% $HOME `id` \\n "
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,11 @@ def database(empty_database: Path) -> Path:
 
 
 @given(name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=30))
-@example(name="a?b")
-@example(name="a%41b")
 @example(name="a\nb")
-@example(name="a%b")
-def test_a_path_is_refused_exactly_if_a_url_would_change_it(name: str) -> None:
+@example(name="a?b%41")
+def test_a_path_is_refused_exactly_if_it_has_a_control_character(name: str) -> None:
     root = Path("/projects") / name
-    has_meaning = "?" in name or re.search("%[0-9A-Fa-f]{2}", name) or any(map(is_control, name))
-    if not has_meaning:
+    if not any(ord(character) < 32 or 127 <= ord(character) < 160 for character in name):
         assert doctor.check_path(root) == str(root)
         return
     with pytest.raises(UnavailableError, match="rename or move the folder") as caught:
@@ -56,17 +53,14 @@ def test_a_path_is_refused_exactly_if_a_url_would_change_it(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def is_control(character: str) -> bool:
-    return ord(character) < 32 or 127 <= ord(character) < 160
-
-
-@pytest.mark.parametrize("name", ["what?", "100%25", "two\nlines"])
+@pytest.mark.parametrize("name", ["two\nlines", "a\x1b[2J", "latin-\udce9"])
 def test_doctor_names_a_folder_that_cannot_be_used(tmp_path: Path, name: str) -> None:
     root = tmp_path / name
     root.mkdir()
     error = dict(doctor.examine(root))["folder"]
     assert isinstance(error, UnavailableError)
-    assert "the folder's path must hold no ?" in str(error)
+    assert "the folder's path must hold only characters that can be printed" in str(error)
+    assert str(error).isprintable()
 
 
 @pytest.mark.long

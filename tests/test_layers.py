@@ -34,6 +34,7 @@ LAYERS = [
         "lineage",
         "params",
         "timings",
+        "waiting",
     },
     {"cluster"},
     {"data", "models"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mnist_pipe import atomic
 from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.storage import open_uri
 
@@ -49,8 +50,16 @@ def test_a_file_that_is_no_entry_is_ignored(ledger: Ledger[Trial], content: byte
 
 
 def test_an_entry_of_an_earlier_version_gets_the_defaults(ledger: Ledger[Trial]) -> None:
-    ledger.storage.write_json(f"{ledger.folder}/1.json", {"number": 1, "history": [0.5]})
+    values = {"number": 1, "history": [0.5]}
+    ledger.storage.write_json(f"{ledger.folder}/1.json", {**values, "sha256": atomic.digest(values)})
     assert ledger.read() == [Trial(number=1, history=[0.5])]
+
+
+def test_a_changed_entry_is_ignored(ledger: Ledger[Trial]) -> None:
+    ledger.record(Trial(number=1, history=[0.5]), name="1")
+    key = f"{ledger.folder}/1.json"
+    ledger.storage.write(key, (ledger.storage.read(key) or b"").replace(b"0.5", b"0.7"))
+    assert ledger.read() == []
 
 
 def test_removing_a_ledger_leaves_the_others(ledger: Ledger[Trial]) -> None:

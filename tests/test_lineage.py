@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from mnist_pipe import lineage
+from mnist_pipe.errors import UnavailableError
 from tests.support import ROOT
 
 CARD = {"dataset": "mnist", "data_sha256": {"train": "aa", "validation": "bb"}}
@@ -112,5 +114,15 @@ def test_the_params_hash_ignores_comments(tree: Path) -> None:
     original = params_hash()
     path.write_text("# a remark\n" + path.read_text())
     assert params_hash() == original
-    path.write_text(path.read_text().replace("timeout_seconds: 15", "timeout_seconds: 16"))
+    path.write_text(path.read_text().replace("timeout_seconds: 8", "timeout_seconds: 9"))
     assert params_hash() != original
+
+
+def test_a_git_that_hangs_is_an_error_and_not_a_missing_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nexec sleep 60\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(lineage, "LIMIT_SECONDS", 0.5)
+    with pytest.raises(UnavailableError, match=r"git does not answer: nothing in 0\.5 s; end what holds"):
+        lineage.source_revision(tmp_path)

@@ -177,16 +177,7 @@ def test_loaded_params_are_immutable() -> None:
             "L: ingest.dataset must be one of digits, fashion-mnist, kmnist, local, mnist, but got 'minst'; "
             "did you mean 'mnist'?",
         ),
-        (
-            "ingest.dataset",
-            "  dataset: local",
-            "ingest.folder must name the folder of the four IDX files when ingest.dataset is local, but got null",
-        ),
-        (
-            "ingest.fallback",
-            "  fallback: local",
-            "ingest.folder must name the folder of the four IDX files when ingest.fallback is local, but got null",
-        ),
+        ("ingest.folder", "  folder: null", "L: ingest.folder must be text, but got null"),
         ("ingest.fallback", "  fallback: 3", "L: ingest.fallback must be text, but got 3"),
         ("ingest.timeout_seconds", "  timeout_seconds: 0", "L: ingest.timeout_seconds must be > 0, but got 0"),
         (

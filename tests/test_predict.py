@@ -6,6 +6,7 @@ import io
 import shutil
 import sys
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from mnist_pipe.inference import registered
 from mnist_pipe.inference.predict import UNSURE, Reading, classify
 from mnist_pipe.models import saved
 from mnist_pipe.registry import versions
-from tests.support.registry import NAME, Candidate, MakeCandidate, register
+from tests.support.registry import BASELINE_ERRORS, NAME, Candidate, MakeCandidate, register
 
 pytestmark = pytest.mark.mlflow
 
@@ -190,7 +191,19 @@ def test_the_champion_of_the_last_registered_name_is_used(
     write_json(registry_root / paths.REGISTRATION, {"name": "local-classifier"})
     with pytest.raises(UnavailableError) as caught:
         classify([picture], root=registry_root)
-    assert str(caught.value) == "no champion of local-classifier is registered yet; run: dvc repro"
+    remedy = "run: rm reports/registration.json && dvc repro"
+    assert str(caught.value) == f"no champion of local-classifier is registered yet; {remedy}"
+
+
+def test_a_candidate_that_failed_a_gate_is_named_in_the_remedy(
+    registry_root: Path, make_candidate: MakeCandidate, picture: Path
+) -> None:
+    outcome = register(registry_root, make_candidate(1, BASELINE_ERRORS))
+    write_json(registry_root / paths.REGISTRATION, asdict(outcome))
+    with pytest.raises(UnavailableError) as caught:
+        classify([picture], root=registry_root)
+    assert str(caught.value).endswith(f"; the last candidate failed a gate; name it with --model {NAME}/1")
+    assert isinstance(only(classify([picture], root=registry_root, model=f"{NAME}/1")), Reading)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])

@@ -104,7 +104,7 @@ def test_two_workers_give_the_metrics_of_one(reference: TrainingResult, folder: 
     torch.testing.assert_close(weights(tmp_path), weights(folder), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_worker_is_replaced_and_no_epoch_is_lost(
     reference: TrainingResult, folder: Path, tmp_path: Path
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_killed_worker_is_replaced_and_no_epoch_is_lost(
     assert torch.equal(weights(tmp_path), weights(folder))
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_driver_resumes_to_the_same_weights(reference: TrainingResult, folder: Path, tmp_path: Path) -> None:
     assert reference.history
     command = [sys.executable, "-c", DRIVER, str(tmp_path)]

@@ -8,11 +8,13 @@ import os
 import pickle
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -23,10 +25,11 @@ import pytest
 import torch
 
 from mnist_pipe import models, paths
-from mnist_pipe.atomic import MANIFEST, digest, read_json, write_manifest
-from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
+from mnist_pipe.atomic import MANIFEST, digest, read_json, write_json, write_manifest
+from mnist_pipe.errors import BusyError, CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
-from mnist_pipe.registry import search_log, store, versions
+from mnist_pipe.registry import registration, search_log, store, versions
+from mnist_pipe.waiting import LIMIT_SECONDS
 from tests.support.registry import (
     BASELINE_ERRORS,
     LINEAGE,
@@ -38,7 +41,7 @@ from tests.support.registry import (
     MakeCandidate,
     register,
 )
-from tests.support.services import wait_until
+from tests.support.services import answering_server, dead_server, wait_until
 
 pytestmark = pytest.mark.mlflow
 
@@ -308,7 +311,7 @@ def test_a_flipped_bit_in_a_registered_model_is_detected(registry_root: Path, ma
         content = path.read_bytes()
         middle = len(content) // 2
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
-        with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}$"):
+        with pytest.raises(CorruptDataError, match=f"^{path}: sha256 must be [0-9a-f]{{12}}, but got [0-9a-f]{{12}}; "):
             versions.download(champion, root=registry_root)
         path.write_bytes(content)
 
@@ -430,7 +433,8 @@ def test_an_unreachable_store_is_one_line_without_credentials(
     with pytest.raises(UnavailableError) as caught:
         versions.champion(NAME, root=tmp_path)
     message = str(caught.value)
-    assert message.startswith(f"{store.public_uri(tmp_path)}: the registry does not answer: ")
+    assert message.startswith(f"MLFLOW_TRACKING_URI: the registry {store.public_uri(tmp_path)} does not answer: ")
+    assert message.endswith("; start that server or unset the variable")
     assert "\n" not in message
     assert "secret" not in "".join(traceback.format_exception(caught.value))
 
@@ -445,6 +449,162 @@ def test_an_unreachable_store_is_reported_within_seconds(
     with pytest.raises(UnavailableError):
         versions.champion(NAME, root=tmp_path)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.long
+@pytest.mark.services
+@pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2"])
+def test_a_silent_store_is_named_after_3_s_and_given_up_within_20(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], scheme: str
+) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{scheme}://me:hidden@127.0.0.1:{port}")
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match=f"^MLFLOW_TRACKING_URI: the registry .*127.0.0.1:{port} "):
+            store.check(tmp_path)
+        assert time.monotonic() - started < LIMIT_SECONDS
+    assert capfd.readouterr().err == f"waiting for the registry, {scheme}://127.0.0.1:{port}\n"
+
+
+@pytest.mark.long
+@pytest.mark.services
+def test_a_silent_store_holds_a_search_up_once_and_not_for_each_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        with search_log.SearchLog("toy-search", root=tmp_path, search_id="search-1") as log:
+            for number in range(5):
+                log.add(trial(number))
+        assert time.monotonic() - started < LIMIT_SECONDS
+
+
+def test_a_database_that_cannot_be_opened_is_given_up_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.db").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/folder.db")
+    started = time.monotonic()
+    with pytest.raises(UnavailableError, match="unable to open database file"):
+        store.check(tmp_path)
+    assert time.monotonic() - started < LIMIT_SECONDS
+
+
+def test_a_database_that_another_program_holds_is_busy(registry_root: Path) -> None:
+    with closing(sqlite3.connect(registry_root / paths.MLFLOW_DB)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        for call in (partial(store.check, registry_root), partial(store.prepare, registry_root)):
+            with pytest.raises(BusyError, match=r"mlflow\.db: the registry is locked by another program; end that"):
+                call()
+        other.rollback()
+    store.check(registry_root)
+
+
+def test_a_missing_driver_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "mysql+nosuchdriver://127.0.0.1/x")
+    with pytest.raises(UnavailableError, match=r"^MLFLOW_TRACKING_URI: the registry mysql\+nosuchdriver://.*driver"):
+        store.check(tmp_path)
+
+
+def test_a_folders_name_is_no_part_of_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "a?b=c#d%3Fe @f"
+    store.prepare(root)
+    store.check(root)
+    assert sorted(path.name for path in (root / paths.STATE).iterdir()) == ["mlflow.db", "mlflow.lock"]
+    assert list(tmp_path.iterdir()) == [root]  # nothing beside it
+    assert store.public_uri(root) == "sqlite:///.state/mlflow.db"
+    with store.open_store(root) as client:
+        assert [experiment.name for experiment in client.search_experiments()] == ["Default"]
+
+
+REFUSED = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+@pytest.mark.parametrize("place", ["url", "variable", "token", "file", "nowhere"])
+def test_refused_credentials_are_named_by_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    expected = {"url": "the user and password in MLFLOW_TRACKING_URI", "variable": names, "nowhere": f"{names}, which "}
+    expected |= {"token": "MLFLOW_TRACKING_TOKEN", "file": "~/.mlflow/credentials"}
+    if place == "variable":
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    elif place == "token":
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "hidden")
+    elif place == "file":
+        (tmp_path / ".mlflow").mkdir()
+        (tmp_path / ".mlflow/credentials").write_text("[mlflow]\nmlflow_tracking_username = me\n")
+    with answering_server(REFUSED) as port:
+        user = "me:hidden@" if place == "url" else ""
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{user}127.0.0.1:{port}")
+        with pytest.raises(UnavailableError) as caught:
+            store.check(tmp_path)
+    start = f"http://127.0.0.1:{port}: the credentials were refused; correct {expected[place]}"
+    assert str(caught.value).startswith(start)
+
+
+def test_versions_are_never_kept_apart_from_their_runs(registry_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://me:hidden@elsewhere:5000")
+    with pytest.raises(InputError) as caught:
+        store.prepare(registry_root)
+    assert str(caught.value) == (
+        "MLFLOW_REGISTRY_URI: the address must be that of MLFLOW_TRACKING_URI, because a version needs its run, "
+        "but got http://elsewhere:5000; unset it"
+    )
+
+
+def test_an_experiment_that_was_deleted_in_mlflows_page_is_restored(
+    registry_root: Path, make_candidate: MakeCandidate
+) -> None:
+    search_log.log_search("toy-search", [trial(0)], root=registry_root, search_id="search-1")
+    register(registry_root, make_candidate(1, 40))
+    for name in ("toy-search", NAME):
+        client(registry_root).delete_experiment(client(registry_root).get_experiment_by_name(name).experiment_id)
+    search_log.log_search("toy-search", [trial(1)], root=registry_root, search_id="search-2")
+    assert register(registry_root, make_candidate(2, 20)).promoted
+    assert {run.info.lifecycle_stage for name in ("toy-search", NAME) for run in runs(registry_root, name)} == {
+        "active"
+    }
+
+
+@pytest.mark.parametrize("file", ["model/model.safetensors", "metrics.json", "predictions/validation.parquet"])
+def test_registering_again_replaces_damaged_files(
+    registry_root: Path, make_candidate: MakeCandidate, file: str
+) -> None:
+    candidate = make_candidate(1, 40)
+    outcome = register(registry_root, candidate)
+    write_json(registry_root / paths.REGISTRATION, asdict(outcome))
+    model = versions.find(f"{NAME}@champion", root=registry_root)
+    path = registry_root / paths.MLFLOW_ARTIFACTS / model.run_id / "artifacts" / file
+    whole = path.read_bytes()
+    path.write_bytes(b"damaged")
+    if file.startswith("model/"):
+        with pytest.raises(CorruptDataError, match=r"; run: rm reports/registration.json && dvc repro$"):
+            versions.download(model, root=registry_root)
+    again = register(registry_root, candidate)
+    assert (again.version, again.alias) == (1, "champion")
+    assert path.read_bytes() == whole
+
+
+def test_an_unreadable_champion_is_known_before_a_training(registry_root: Path, make_candidate: MakeCandidate) -> None:
+    registration.check_champion(registry_root)  # there is none yet
+    write_json(registry_root / paths.REGISTRATION, asdict(register(registry_root, make_candidate(1, 60))))
+    registration.check_champion(registry_root)
+    champion = versions.find(f"{NAME}@champion", root=registry_root)
+    file = registry_root / paths.MLFLOW_ARTIFACTS / champion.run_id / "artifacts/predictions/validation.parquet"
+    file.unlink()
+    remedy = "rm reports/registration.json && dvc repro"
+    with pytest.raises(CorruptDataError, match=f"^{file} does not exist; run: {remedy}$"):
+        registration.check_champion(registry_root)
+    with pytest.raises(CorruptDataError, match=f"^{file} does not exist; run: {remedy}$"):
+        register(registry_root, make_candidate(2, 40))
+    outcome = {"name": NAME, "version": 9}
+    write_json(registry_root / paths.REGISTRATION, outcome)
+    with pytest.raises(CorruptDataError, match=r"; restore that file from a copy, or give the alias of toy-"):
+        registration.check_champion(registry_root)
 
 
 def damage(root: Path) -> Path:
@@ -463,8 +623,8 @@ def test_a_damaged_database_is_reported(registry_root: Path, make_candidate: Mak
         with pytest.raises(CorruptDataError) as caught:
             call()
         assert str(caught.value) == (
-            f"{database}: the registry must be SQLite, but got file is not a database; move it away and run: dvc repro "
-            "--force register"
+            f"{database}: the registry must be SQLite, but got file is not a database; run: mv .state/mlflow.db "
+            ".state/mlflow.db.damaged && rm -f reports/registration.json && dvc repro"
         )
 
 

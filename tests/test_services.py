@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,13 @@ import psutil
 import pytest
 
 from mnist_pipe import atomic, paths, telemetry
-from mnist_pipe.errors import CorruptDataError, UnavailableError
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.local import services
 from mnist_pipe.local.services import Service, State, prefect_server, program, ray_head
 from mnist_pipe.local.services.process import is_free
 from tests.support import ROOT
 from tests.support.services import (
+    answering_server,
     clean_variables,
     command,
     dead_server,
@@ -367,7 +370,7 @@ def test_variables_of_the_user_take_precedence(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_users_own_servers_receive_no_secret_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with dead_server(silent=True) as port:
+    with answering_server() as port:
         monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
         variables = services.environment(tmp_path)
     # Such a cluster has other nodes, which could not reach a driver on loopback.
@@ -406,13 +409,129 @@ def test_an_unreachable_prefect_server_times_out_within_seconds(
     assert time.monotonic() - started < 10
 
 
-def test_an_unreachable_cluster_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with dead_server(silent=False) as port:
-        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+SILENT = [pytest.param(True, id="silent", marks=pytest.mark.services), pytest.param(False, id="closed")]
+
+
+@pytest.mark.parametrize("silent", SILENT)
+@pytest.mark.parametrize("form", ["{}", "ray://{}"])
+def test_an_unreachable_cluster_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: bool, form: str
+) -> None:
+    with dead_server(silent=silent) as port:
+        address = form.format(f"127.0.0.1:{port}")
+        monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(UnavailableError) as caught:
             services.environment(tmp_path)
     fix = "start that cluster or unset the variable"
-    assert str(caught.value) == f"RAY_ADDRESS: 127.0.0.1:{port} does not answer: no reply; {fix}"
+    assert str(caught.value) == f"RAY_ADDRESS: {address} does not answer: no reply; {fix}"
+
+
+def test_the_cluster_that_ray_start_recorded_is_checked_by_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert (
+        "RAY_ADDRESS" not in services.environment(tmp_path) or services.environment(tmp_path)["RAY_ADDRESS"] == "auto"
+    )
+    (tmp_path / "ray").mkdir()
+    file = tmp_path / "ray/ray_current_cluster"
+    with dead_server(silent=False) as port:
+        file.write_text(f"127.0.0.1:{port}")
+        with pytest.raises(UnavailableError, match=f"^RAY_ADDRESS=auto, {file}: 127.0.0.1:{port} does not answer: "):
+            services.environment(tmp_path)
+    with answering_server() as port:
+        file.write_text(f"127.0.0.1:{port}\n")
+        assert services.environment(tmp_path)["RAY_ADDRESS"] == f"127.0.0.1:{port}"
+
+
+@pytest.mark.services
+def test_prefects_tables_are_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    root = tmp_path / "a?b=c#d%3Fe @f"
+    root.mkdir()
+    variables = services.environment(root)
+    code = "from prefect import flow\n@flow(log_prints=False)\ndef nothing(): pass\nnothing()\n"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **variables}, cwd=root, check=True, timeout=120)
+    with closing(sqlite3.connect(root / ".state/prefect/prefect.db")) as database:
+        assert database.execute("SELECT count(*) FROM flow_run").fetchone() == (1,)
+    assert list(tmp_path.iterdir()) == [root]
+
+
+PREFECT_PLACES = {
+    ".env": ("PREFECT_API_URL={}\n", "{root}/.env: PREFECT_API_URL"),
+    "prefect.toml": ('[api]\nurl = "{}"\n', "{root}/prefect.toml: api.url"),
+    "pyproject.toml": ('[tool.prefect.api]\nurl = "{}"\n', "{root}/pyproject.toml: tool.prefect.api.url"),
+    ".state/prefect/profiles.toml": (
+        'active = "team"\n[profiles.team]\nPREFECT_API_URL = "{}"\n',
+        "{root}/.state/prefect/profiles.toml: PREFECT_API_URL of the profile 'team'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PREFECT_PLACES)
+def test_every_place_that_names_a_prefect_server_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    content, place = PREFECT_PLACES[name]
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    with dead_server(silent=False) as port:
+        url = f"http://127.0.0.1:{port}/api"
+        (tmp_path / name).write_text(content.format(url))
+        with pytest.raises(UnavailableError) as caught:
+            services.environment(tmp_path)
+        fix = "start that server or remove that setting"
+        assert str(caught.value) == f"{place.format(root=tmp_path)}: {url} does not answer: no reply; {fix}"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        with pytest.raises(UnavailableError, match=r"^PREFECT_API_URL: "):  # the shell's comes first
+            services.environment(tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL")
+    with answering_server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as port:
+        url = f"http://127.0.0.1:{port}/api"
+        (tmp_path / name).write_text(content.format(url))
+        variables = services.environment(tmp_path)
+    assert variables["PREFECT_API_URL"] == url
+    assert "PREFECT_API_AUTH_STRING" not in variables  # our password is not for that server
+
+
+@pytest.mark.parametrize("place", ["variable", ".env", "prefect.toml", "pyproject.toml"])
+def test_every_place_that_names_prefects_profiles_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    match place:
+        case "variable":
+            monkeypatch.setenv("PREFECT_PROFILES_PATH", str(file))
+        case ".env":
+            (tmp_path / place).write_text(f"PREFECT_PROFILES_PATH={file}")
+        case "prefect.toml":
+            (tmp_path / place).write_text(f'profiles_path = "{file}"')
+        case _:
+            (tmp_path / place).write_text(f'[tool.prefect]\nprofiles_path = "{file}"')
+    monkeypatch.setenv("PREFECT_PROFILE", "b")
+    with dead_server(silent=False) as port:
+        file.write_text(f'active = "a"\n[profiles.b]\nPREFECT_API_URL = "http://127.0.0.1:{port}/api"\n')
+        with pytest.raises(UnavailableError, match=f"^{file}: PREFECT_API_URL of the profile 'b': http://127.0.0.1:"):
+            services.environment(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["prefect.toml", "pyproject.toml", ".state/prefect/profiles.toml"])
+def test_a_file_that_prefect_cannot_read_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("[api\n")
+    with pytest.raises(InputError, match=f"^{tmp_path / name}: the file must be TOML, because Prefect reads it, but "):
+        services.environment(tmp_path)
+
+
+def test_a_prefect_server_that_refuses_the_credentials_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering_server(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n") as port:
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        (tmp_path / "prefect.toml").write_text('[api]\nauth_string = "me:wrong"\n')
+        with pytest.raises(UnavailableError) as caught:
+            services.environment(tmp_path)
+    fix = f"set {tmp_path}/prefect.toml: api.auth_string to the server's user:password"
+    assert str(caught.value) == f"http://127.0.0.1:{port}/api: the credentials were refused; {fix}"
 
 
 def test_loopback_bypasses_the_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

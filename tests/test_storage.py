@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from mnist_pipe.atomic import sha256
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
+from mnist_pipe.waiting import LIMIT_SECONDS
+from tests.support.services import dead_server
 
 SECRET = "planted-secret-key"
+UNREACHABLE = r"MNIST_PIPE_STORAGE: s3://bucket/a at http://127.0.0.1:\d+ \(AWS_ENDPOINT_URL\) does not answer: "
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +99,14 @@ def test_bytes_that_do_not_match_their_digest_are_refused(place: Storage, tmp_pa
     with pytest.raises(CorruptDataError, match="the object does not exist"):
         place.get("1" * 64, target)
     assert not target.exists()
+    (tmp_path / "source").write_bytes(b"a file")
+    digest = place.put(tmp_path / "source")
+    place.write(f"objects/{digest}", b"a fool")
+    with pytest.raises(CorruptDataError, match="the damaged object was deleted and is stored again"):
+        place.get(digest, target)
+    place.put(tmp_path / "source")
+    place.get(digest, target)
+    assert target.read_bytes() == b"a file"
 
 
 def test_a_folder_can_be_downloaded_and_removed(place: Storage, tmp_path: Path) -> None:
@@ -159,7 +171,10 @@ def failing(outage: Path) -> Iterator[None]:
 
 @pytest.mark.usefixtures("failing")
 def test_a_server_that_fails_is_reported() -> None:
-    with pytest.raises(UnavailableError, match="MNIST_PIPE_STORAGE: s3://bucket/a does not answer: "):
+    with pytest.raises(
+        UnavailableError,
+        match=UNREACHABLE,
+    ):
         storage.open_uri("s3://bucket/a").check()
 
 
@@ -178,8 +193,55 @@ def test_a_missing_or_failing_storage_is_reported_within_seconds(outage: Path, t
 def test_an_unreachable_server_is_reported(outage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not outage.exists()
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(UnavailableError, match="MNIST_PIPE_STORAGE: s3://bucket/a does not answer: "):
+    with pytest.raises(
+        UnavailableError,
+        match=UNREACHABLE,
+    ):
         storage.open_uri("s3://bucket/a").check()
+
+
+@pytest.mark.services
+def test_a_silent_server_is_named_after_3_s_and_given_up_within_20(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        where = rf"s3://bucket/a at http://127.0.0.1:{port} \(AWS_ENDPOINT_URL_S3\)"
+        with pytest.raises(UnavailableError, match=f"^MNIST_PIPE_STORAGE: {where} does not answer: "):
+            storage.open_uri("s3://bucket/a").check()
+        assert time.monotonic() - started < LIMIT_SECONDS
+    assert re.fullmatch(f"waiting for {where}, the storage of MNIST_PIPE_STORAGE\n", capfd.readouterr().err)
+
+
+@pytest.mark.parametrize(("profile", "section"), [("", "default"), ("lab", "profile lab")])
+def test_the_endpoint_of_awss_own_file_is_used_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, section: str
+) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / "config"
+    file.write_text(f"[{section}]\nendpoint_url = http://127.0.0.1:9\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", profile)
+    with pytest.raises(UnavailableError) as caught:
+        storage.open_uri("s3://bucket/a").check()
+    place = f"http://127.0.0.1:9 ({file}: endpoint_url of the profile {profile or 'default'!r})"
+    assert str(caught.value).startswith(f"MNIST_PIPE_STORAGE: s3://bucket/a at {place} does not answer: ")
+
+
+def test_a_profile_that_awss_files_do_not_have_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    with pytest.raises(InputError, match=r"^AWS_PROFILE: the profile must be a profile of .*config or .*credentials"):
+        storage.open_uri("s3://bucket/a")
+
+
+def test_a_directory_that_cannot_be_written_is_reported() -> None:
+    with pytest.raises(UnavailableError, match=r"^MNIST_PIPE_STORAGE: /sys does not answer: "):
+        storage.open_uri("/sys").check()
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -24,7 +28,10 @@ class Stage:
 
 
 def read(root: Path) -> dict[str, Stage]:
-    """Return the stages under `root` by name; those of the studies also run in `root`, and their names differ."""
+    """Return the stages under `root` by name; those of the studies also run in `root`, and their names differ.
+
+    A folder outside `root`, which `ingest.folder` may name, is no input: a worker reads its own.
+    """
     stages = {
         name: content
         for file in paths.DVC_FILES
@@ -33,7 +40,11 @@ def read(root: Path) -> dict[str, Stage]:
     }
     return {
         name: Stage(
-            inputs=tuple(path for path in map(Path, content.get("deps", ())) if not _is_code(path)),
+            inputs=tuple(
+                path
+                for path in (Path(_resolved(entry, root)) for entry in content.get("deps", ()))
+                if not (_is_code(path) or path.is_absolute() or ".." in path.parts)
+            ),
             outputs=tuple(
                 Path(next(iter(entry)) if isinstance(entry, dict) else entry)
                 for kind in ("outs", "metrics", "plots")
@@ -81,6 +92,16 @@ def _outputs(root: Path, file: Path) -> list[tuple[Path, str, str]]:
         return []
     stages = YAML(typ="safe").load(root / file).get("stages", {})
     return [(Path(out["path"]), name, out["md5"]) for name, lock in stages.items() for out in lock.get("outs", ())]
+
+
+def _resolved(entry: str, root: Path) -> str:
+    """Return a path of `dvc.yaml` with the values of `params.yaml` in it, as DVC reads it."""
+    if "${" not in entry:
+        return entry
+    params: Any = YAML(typ="safe").load(root / paths.PARAMS)
+    return re.sub(
+        r"\$\{([\w.]+)\}", lambda match: str(functools.reduce(operator.getitem, match[1].split("."), params)), entry
+    )
 
 
 def _is_code(path: Path) -> bool:

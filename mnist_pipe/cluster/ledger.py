@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.storage import Storage
 
 Entry = TypeVar("Entry")
+_DIGEST = "sha256"  # key of an entry's file: the digest of its other values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +28,19 @@ class Ledger(Generic[Entry]):
     """The dataclass of the entries; its fields are JSON values."""
 
     def record(self, entry: Entry, *, name: str) -> None:
-        """Write `entry` under `name`; replace an earlier one of that name."""
-        self.storage.write_json(f"{self.folder}/{name}.json", vars(entry))
+        """Write `entry` and its digest under `name`; replace an earlier one of that name."""
+        values = vars(entry)
+        self.storage.write_json(f"{self.folder}/{name}.json", {_DIGEST: digest(values), **values})
 
     def read(self) -> list[Entry]:
-        """Return the entries in the order of their names; skip a file that is not an entry."""
+        """Return the entries in the order of their names; skip a file that is not an entry or is damaged."""
         found = []
         for file in self.storage.names(self.folder):
             try:
-                found.append(self.entry(**self.storage.read_json(f"{self.folder}/{file}")))
-            except (ValueError, TypeError):
+                values = self.storage.read_json(f"{self.folder}/{file}")
+                if values.pop(_DIGEST, None) == digest(values):
+                    found.append(self.entry(**values))
+            except (ValueError, TypeError, AttributeError):
                 continue
         return found
 

@@ -15,7 +15,7 @@ from ray.job_config import JobConfig
 
 from mnist_pipe import hardware
 from mnist_pipe.cluster.storage import VARIABLE, Storage
-from mnist_pipe.errors import UnavailableError
+from mnist_pipe.errors import UnavailableError, one_line
 from mnist_pipe.fingerprint import code_version
 
 _OBJECT_STORE_BYTES = 500_000_000
@@ -52,6 +52,9 @@ def connected(name: str) -> Iterator[Cluster]:
     """Join the Ray cluster that RAY_ADDRESS names, or start one on loopback, for the duration of the block.
 
     Ray's dashboard lists the block as the job `name`.
+
+    Raises:
+        UnavailableError: the cluster does not answer.
     """
     # Workers log to files, which the dashboard shows; progress is reported through callbacks such as `on_epoch`.
     options = {
@@ -63,7 +66,12 @@ def connected(name: str) -> Iterator[Cluster]:
         os.environ.setdefault(variable, value)
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address != "local":
-        context = ray.init(address=address, **options)
+        try:
+            context = ray.init(address=address, **options)
+        except (ConnectionError, ray.exceptions.RayError) as error:
+            fix = "start that cluster or unset the variable"
+            cause = one_line(error)[:200]
+            raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause=cause, fix=fix) from error
     else:
         context = ray.init(
             address="local",

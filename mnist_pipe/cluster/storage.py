@@ -13,14 +13,15 @@ they reach no log, no flow run's parameters and no pickle.
 
 from __future__ import annotations
 
+import configparser
 import hashlib
 import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ from pyarrow import fs
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import atomic_file, sha256
-from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, without_credentials
+from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, public_url, without_credentials
+from mnist_pipe.waiting import announced
 
 VARIABLE = "MNIST_PIPE_STORAGE"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
 _S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
 _S3_ATTEMPTS = 12  # about 90 s with the standard back-off, so that a run survives a storage outage of 30 s
+_S3_SECONDS = 10.0  # of silence, for each attempt
+_CHECK_SECONDS = 5.0
 _CHUNK_BYTES = 1 << 20
 
 
@@ -51,19 +55,25 @@ class Storage:
         """Return the path of `key` in `filesystem`."""
         return f"{self.root}/{key}"
 
-    def check(self) -> None:
-        """Check within seconds, without retries of S3, that the storage exists and is reachable.
+    def check(self, *, write: bool = True) -> None:
+        """Check within seconds, without retries of S3, that the storage is reachable and, with `write`, writable.
 
         Raises:
             UnavailableError: the bucket, directory or host does not exist, or permission is denied.
         """
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
-        filesystem = _connect(1) if _is_s3(self.uri) else self.filesystem
+        filesystem = _S3FileSystem(attempts=1, seconds=_CHECK_SECONDS) if _is_s3(self.uri) else self.filesystem
         kind = "bucket" if _is_s3(self.uri) else "directory"
-        with _reporting(self.uri):
-            found = filesystem.get_file_info(place)
-        if found.type != fs.FileType.Directory:
-            raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"create the {kind}")
+        with announced(f"{self.uri}{_at_endpoint(self.uri)}, the storage of {VARIABLE}"):
+            with _reporting(self.uri):
+                found = filesystem.get_file_info(place)
+            if found.type != fs.FileType.Directory:
+                raise UnavailableError.missing(f"the {kind} {self.uri}", where=VARIABLE, fix=f"create the {kind}")
+            if write:
+                key = f"check-{uuid.uuid4().hex}"
+                replace(self, filesystem=filesystem).write(key, b"x")
+                with _reporting(self.uri):
+                    filesystem.delete_file(self.path(key))
 
     def write(self, key: str, content: bytes) -> None:
         """Write `content` to `key`, whole or not at all."""
@@ -108,7 +118,7 @@ class Storage:
         """Write the object with the SHA-256 `digest` to `path`, whole or not at all.
 
         Raises:
-            CorruptDataError: the object does not exist, or has other bytes.
+            CorruptDataError: the object does not exist, or had other bytes and was deleted, so that it is stored anew.
             UnavailableError: the storage does not answer.
         """
         key, found = f"objects/{digest}", hashlib.sha256()
@@ -125,8 +135,10 @@ class Storage:
             except FileNotFoundError:
                 raise CorruptDataError.missing("the object", where=f"{self.uri}/{key}") from None
             if found.hexdigest() != digest:
-                got = found.hexdigest()[:12]
-                raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got)
+                with _reporting(self.uri), suppress(FileNotFoundError):
+                    self.filesystem.delete_file(self.path(key))
+                got, fix = found.hexdigest()[:12], "run: dvc repro; the damaged object was deleted and is stored again"
+                raise CorruptDataError.invalid(f"{self.uri}/{key}", "sha256", f"be {digest[:12]}", got=got, fix=fix)
 
     def fetch(self, key: str, folder: Path) -> None:
         """Copy the files of the folder `key`, which must not contain folders, into `folder`."""
@@ -209,15 +221,15 @@ class _S3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
     Arrow's own pickle loses the number of attempts, and does not read the credentials of the machine that unpickles it.
     """
 
-    def __init__(self, *, attempts: int) -> None:
+    def __init__(self, *, attempts: int, seconds: float = _S3_SECONDS) -> None:
         self._attempts = attempts
         # Arrow would read the credentials from the environment at each request, and does not read the endpoint at all.
         super().__init__(
             **_credentials(),
-            endpoint_override=os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"),
+            endpoint_override=_endpoint()[0] or None,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=attempts),
             connect_timeout=5,
-            request_timeout=30,
+            request_timeout=seconds,
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -228,6 +240,40 @@ def _credentials() -> dict[str, str | None]:
     """Return the environment's credentials as arguments for Arrow; if empty, Arrow looks for others itself."""
     key, secret, token = (os.environ.get(name) for name in CREDENTIALS[:3])
     return {"access_key": key, "secret_key": secret, "session_token": token} if key and secret else {}
+
+
+def _endpoint() -> tuple[str, str]:
+    """Return the address of an S3-compatible store and the place that names it, or two empty strings.
+
+    The places are those of AWS's own programs, in their order, so that `dvc push` and a stage use the same store.
+
+    Raises:
+        InputError: AWS_PROFILE names a profile that is in none of AWS's files.
+    """
+    for variable in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if url := os.environ.get(variable):
+            return url, variable
+    file = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    credentials = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials").expanduser()
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE") or "default"
+    config, secrets = configparser.RawConfigParser(), configparser.RawConfigParser()
+    try:
+        config.read(file)
+        secrets.read(credentials)
+    except (configparser.Error, ValueError) as error:
+        raise InputError.invalid(file, "AWS's files", "be INI files", got=one_line(error)) from None
+    section = profile if profile == "default" else f"profile {profile}"
+    if profile != "default" and not (config.has_section(section) or secrets.has_section(profile)):
+        rule, fix = f"be a profile of {file} or {credentials}", "unset it or name another"
+        raise InputError.invalid("AWS_PROFILE", "the profile", rule, got=repr(profile), fix=fix)
+    url = config.get(section, "endpoint_url", fallback="")
+    return (url, f"{file}: endpoint_url of the profile {profile!r}") if url else ("", "")
+
+
+def _at_endpoint(uri: str) -> str:
+    """Return ` at <endpoint> (<place>)` for a message about S3, if a setting names an endpoint."""
+    url, place = _endpoint() if _is_s3(uri) else ("", "")
+    return f" at {public_url(url)} ({place})" if url else ""
 
 
 def _connect(attempts: int) -> fs.FileSystem:
@@ -247,4 +293,4 @@ def _reporting(uri: str) -> Iterator[None]:
         raise
     except OSError as error:
         got = re.sub(r" \(Request ID.*", "", one_line(error))[:200]
-        raise UnavailableError.unreachable(uri, where=VARIABLE, cause=got) from error
+        raise UnavailableError.unreachable(f"{uri}{_at_endpoint(uri)}", where=VARIABLE, cause=got) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from mnist_pipe.atomic import atomic_file
 from mnist_pipe.errors import UnavailableError, one_line, without_credentials
+from mnist_pipe.waiting import announced
 
 _MAX_REDIRECTS = 3
 _SLOWEST_BYTES_PER_SECOND = 50_000
 _CHUNK_BYTES = 1 << 20
+_TICK_SECONDS = 0.1
 
 
 class NoMirrorError(UnavailableError):
@@ -59,8 +62,8 @@ def fetch_published(
         published: the size and digest that the file must have.
         mirrors: directories or http(s) base URLs, tried in order.
         unreachable: the mirrors to skip, with the cause; mirrors that do not answer are added.
-        timeout_seconds: the longest silence of a server. The whole download may take this and, in addition, the time
-            that the file's size takes at 50 kB/s.
+        timeout_seconds: the longest silence of a server. A download may take this and, in addition, the time that the
+            bytes so far take at 50 kB/s.
         log: called with one line for the place of the file and for each mirror that did not supply it.
 
     Raises:
@@ -141,14 +144,13 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
 
     try:
         with atomic_file(target) as temporary:
-            is_late = threading.Event()
-            stream = partial(_stream_file, url, temporary, published, timeout_seconds=timeout_seconds, is_late=is_late)
-            limit_seconds = timeout_seconds + published.num_bytes / _SLOWEST_BYTES_PER_SECOND
+            pace = _Pace(timeout_seconds)
+            stream = partial(_stream_file, url, temporary, published, timeout_seconds=timeout_seconds, pace=pace)
             try:
-                _finish_within(limit_seconds, stream)
-            except TimeoutError:
-                is_late.set()
-                raise _UnreachableError(f"not finished in {limit_seconds:.1f} s") from None
+                with announced(f"{without_credentials(url)}, a mirror of ingest.mirrors or the publisher's"):
+                    _finish_in_time(pace, stream)
+            except TimeoutError as error:
+                raise _UnreachableError(str(error)) from None
     except httpx.TimeoutException as error:
         raise _UnreachableError(f"no data for {timeout_seconds:g} s") from error
     except httpx.ConnectError as error:
@@ -165,13 +167,30 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
         raise UnavailableError.invalid(target.parent, "the folder", rule, got=error.strerror) from error
 
 
-def _finish_within(seconds: float, work: Callable[[], None]) -> None:
-    """Run `work` in a thread and wait at most `seconds` for it; re-raise its exception.
+class _Pace:
+    """The time that a download may take: the silence that is allowed, and that of the bytes so far at 50 kB/s."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds, self._started = timeout_seconds, time.monotonic()
+        self.num_bytes = 0
+        self.is_late = False
+
+    def check(self) -> None:
+        """Raise TimeoutError if the download is too slow."""
+        seconds = time.monotonic() - self._started
+        self.is_late = seconds > self._timeout_seconds + self.num_bytes / _SLOWEST_BYTES_PER_SECOND
+        if self.is_late:
+            silent = f"no data for {self._timeout_seconds:g} s"
+            raise TimeoutError(f"only {self.num_bytes} bytes in {seconds:.1f} s" if self.num_bytes else silent)
+
+
+def _finish_in_time(pace: _Pace, work: Callable[[], None]) -> None:
+    """Run `work` in a thread and wait for it as long as `pace` allows; re-raise its exception.
 
     httpx limits each silence of a server, but not the whole download, however slowly the server sends.
 
     Raises:
-        TimeoutError: `work` is not done in time; its thread is left to end with the server's answer or the process.
+        TimeoutError: `work` is too slow; its thread is left to end with the server's answer or the process.
     """
     ended: list[Exception | None] = []
 
@@ -185,16 +204,15 @@ def _finish_within(seconds: float, work: Callable[[], None]) -> None:
 
     thread = threading.Thread(target=attempt, daemon=True, name="download")
     thread.start()
-    thread.join(seconds)
-    if not ended:
-        raise TimeoutError
+    while thread.is_alive():
+        thread.join(_TICK_SECONDS)
+        if not ended:
+            pace.check()
     if ended[0] is not None:
         raise ended[0]
 
 
-def _stream_file(
-    url: str, temporary: Path, published: PublishedFile, *, timeout_seconds: float, is_late: threading.Event
-) -> None:
+def _stream_file(url: str, temporary: Path, published: PublishedFile, *, timeout_seconds: float, pace: _Pace) -> None:
     import httpx
     from tqdm import tqdm
 
@@ -222,7 +240,8 @@ def _stream_file(
         )
         with temporary.open("wb") as stream, progress:
             for chunk in _verified(response.iter_raw(), published):
-                if is_late.is_set():
+                if pace.is_late:
                     return
                 stream.write(chunk)
+                pace.num_bytes += len(chunk)
                 progress.update(len(chunk))

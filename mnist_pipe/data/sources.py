@@ -72,7 +72,8 @@ def fetch(
         dataset: a key of `SOURCES`; `digits` has no files.
         mirrors: directories or http(s) base URLs, tried in order for each file, before the publisher's own mirrors.
         folder: the folder with the files of `local`, under their IDX names, with or without `.gz`.
-        timeout_seconds: the longest silence of a server; `fetch_published` derives the limit for a whole file from it.
+        timeout_seconds: the longest silence of all servers together, in equal shares; `fetch_published` derives the
+            limit for a whole file from it.
         log: called with one line for each file that was found and for each mirror that did not supply it.
 
     Raises:
@@ -86,13 +87,15 @@ def fetch(
         return _local_files(folder)
     source = SOURCES[dataset]
     unreachable: dict[str, str] = {}
+    places = [*mirrors, *source.mirrors]
+    num_servers = sum("://" in place for place in places)
     return {
         name: fetch_published(
             DOWNLOADS / dataset / f"{name}.gz",
             published,
-            mirrors=[*mirrors, *source.mirrors],
+            mirrors=places,
             unreachable=unreachable,
-            timeout_seconds=timeout_seconds,
+            timeout_seconds=timeout_seconds / max(1, num_servers),
             log=log,
         )
         for name, published in source.files.items()

@@ -23,7 +23,7 @@ from mnist_pipe.errors import (
     public_url,
     without_credentials,
 )
-from mnist_pipe.local import http_probe, services
+from mnist_pipe.local import configuration, http_probe, services
 from mnist_pipe.local.services import PROGRAMS, Service, State
 
 PUBLISHED = "mnist_pipe_dashboards"
@@ -64,10 +64,8 @@ def check(root: Path) -> dict[str, Page | PipelineError]:
 
 
 def _prefect(root: Path) -> Page:
-    api = os.environ.get("PREFECT_API_URL")
-    if not api:
-        return _joined("prefect", root)
-    return _server(api)
+    api = configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url")
+    return _server(api.value) if api else _joined("prefect", root)
 
 
 def _server(api: str) -> Page:
@@ -123,13 +121,14 @@ def _mlflow(root: Path) -> Page:
         [service] = services.up(root, names=("mlflow",))
         return _local(service)
     url, credentials = _address(address, where=variable)
-    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-    login = f"user and password: {variable if credentials else ', '.join(names)}"
-    if not credentials and os.environ.get(names[0]):
-        credentials = ":".join(os.environ.get(name, "") for name in names)
+    place = variable
+    if not credentials:
+        from mnist_pipe.registry import store
+
+        credentials, place = store.credentials()
     return Page(
         url=url,
-        login=login if credentials else f"no password: {names[0]} is not set",
+        login=f"user and password: {place}" if credentials else "no password: MLFLOW_TRACKING_USERNAME is not set",
         probe=f"{url}/{PROGRAMS['mlflow'].probe}",
         authorization=http_probe.basic(credentials) if credentials else "",
     )

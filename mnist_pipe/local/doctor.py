@@ -16,8 +16,9 @@ from pathlib import Path
 
 from mnist_pipe import paths
 from mnist_pipe.cluster import storage
-from mnist_pipe.errors import PipelineError, UnavailableError
-from mnist_pipe.local import dvc_files, services
+from mnist_pipe.errors import PipelineError, UnavailableError, public_url
+from mnist_pipe.fingerprint import PACKAGE
+from mnist_pipe.local import configuration, dvc_files, services
 from mnist_pipe.local.services import State, prefect_server, process, ray_head
 
 PYTHON = (3, 11)
@@ -26,7 +27,7 @@ FREE_BYTES = 2_000_000_000
 OPEN_FILES = 1024
 """Minimum limit of open files per process; a Ray head alone opens some 300."""
 
-_IN_A_URL = re.compile(r"\?|%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LOCK = Path("requirements.lock")
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 
@@ -59,11 +60,10 @@ def check_path(root: Path) -> str:
     """Check that the libraries can use the path of the project's folder, and return it as text.
 
     Raises:
-        UnavailableError: MLflow and Prefect address their databases by a URL, in which the path means something else.
+        UnavailableError: it has a control character or bytes that are not UTF-8, which a URL and a log cannot hold.
     """
-    if found := _IN_A_URL.search(str(root)):
-        rule = "hold no ?, no % before two hexadecimal digits and only characters that can be printed"
-        fix = "rename or move the folder"
+    if found := _UNPRINTABLE.search(str(root)):
+        rule, fix = "hold only characters that can be printed", "rename or move the folder"
         raise UnavailableError.invalid(root, "the folder's path", rule, got=ascii(found[0]), fix=fix)
     return str(root)
 
@@ -101,11 +101,47 @@ def check_writable(folder: Path) -> str:
     return f"{folder} is writable"
 
 
-def _python(_: Path) -> str:
+def check_cache(root: Path) -> str:
+    """Check that DVC can keep a stage's outputs in its cache, and return a text that says so.
+
+    DVC copies them there after the stage, whose work would be lost.
+
+    Raises:
+        UnavailableError: `cache.dir` of one of DVC's files names a folder that cannot be used.
+    """
+    folder, place = dvc_files.cache(root)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        check_writable(existing)
+    except UnavailableError as error:
+        if place:
+            raise UnavailableError(f"{place}: {error}, or remove that setting") from error
+        raise
+    return f"{folder} is writable" + (f", as set in {place}" if place else "")
+
+
+def _python(root: Path) -> str:
     if sys.version_info[:2] != PYTHON:
         rule, fix = f"be {'.'.join(map(str, PYTHON))}", "remove .venv and run: make run PYTHON=/path/to/python3.11"
         raise UnavailableError.invalid(sys.executable, "Python", rule, got=platform.python_version(), fix=fix)
+    if foreign := _foreign_packages(os.environ.get("PYTHONPATH", "")):
+        rule = "not hide this environment's packages"
+        raise UnavailableError.invalid("PYTHONPATH", "the path", rule, got=foreign, fix="unset the variable")
+    if (root / PACKAGE.name).is_dir() and PACKAGE.parent != root:
+        rule, fix = f"be that of {root}", f"unset PYTHONPATH and run: {root}/.venv/bin/mnist-pipe doctor"
+        raise UnavailableError.invalid(PACKAGE.parent, "the code", rule, got="another checkout's", fix=fix)
     return f"Python {platform.python_version()}"
+
+
+def _foreign_packages(path: str) -> str:
+    """Return what of a search path comes before the packages of this environment and hides some, or nothing."""
+    ours = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower() for line in metadata.requires("mnist-pipe") or ()}
+    for folder in filter(None, path.split(os.pathsep)):
+        found = [one.name for one in metadata.distributions(path=[folder]) if one.name.lower() in ours]
+        modules = [name for name in sorted(ours) if (Path(folder) / name / "__init__.py").is_file()]
+        if found or modules:
+            return f"{folder}, which has {', '.join(sorted({*found, *modules})[:3])}"
+    return ""
 
 
 def _packages(root: Path) -> str:
@@ -138,6 +174,7 @@ def _params(root: Path) -> str:
 
     params = preflight.load_params(root / paths.PARAMS)
     preflight.check_params(params)
+    preflight.check_folder(params, root=root)
     return f"{paths.PARAMS} is valid"
 
 
@@ -170,18 +207,22 @@ def _shared_memory(_: Path) -> str:
 def _versioning(root: Path) -> str:
     folder = root / ".dvc"
     if not folder.is_dir():
-        fix = "run: dvc init (without Git: dvc init --no-scm)"
+        fix = "run: dvc init" if _in_git(root) else "run: dvc init --no-scm"
         raise UnavailableError.missing("the DVC repository", where=folder, fix=fix)
     config = configparser.ConfigParser()
     config.read([folder / "config", folder / "config.local"])
     if config.getboolean("core", "no_scm", fallback=False):
         return "DVC without Git; the lineage records this"
     fix = "run: dvc config --local core.no_scm true"
-    if not any((parent / ".git").exists() for parent in (root, *root.parents)):
+    if not _in_git(root):
         raise UnavailableError.missing("the project", state="is in no Git repository", where=root, fix=fix)
     if shutil.which("git") is None:
         raise UnavailableError.missing("git", state="is not installed", fix=f"install it, or {fix}")
     return "DVC with Git"
+
+
+def _in_git(root: Path) -> bool:
+    return any((parent / ".git").exists() for parent in (root, *root.parents))
 
 
 def _ports(root: Path) -> str:
@@ -210,6 +251,24 @@ def _storage(root: Path) -> str:
     return f"{storage.project_storage(root).uri} answers"
 
 
+def _registry(root: Path) -> str:
+    from mnist_pipe.registry import store
+
+    store.check(root)
+    return f"{store.public_uri(root)} can be written"
+
+
+def _settings(root: Path) -> str:
+    """Check the servers that the settings of Prefect and Ray name, in whatever place."""
+    services.environment(root)
+    named = (
+        configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"),
+        configuration.ray_address(),
+    )
+    found = [f"{public_url(setting.value)} ({setting.place})" for setting in named if setting]
+    return ", ".join(found) + (" answers" if len(found) == 1 else " answer") if found else "no server from elsewhere"
+
+
 def _open_files(_: Path) -> str:
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < OPEN_FILES:
@@ -228,10 +287,13 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "shared memory": _shared_memory,
     "versioning": _versioning,
     "dvc's lock": dvc_files.check,
-    "dvc's cache": dvc_files.check_cache,
+    "dvc's cache": check_cache,
+    "dvc's objects": dvc_files.check_objects,
     "ports": _ports,
     "services": _services,
+    "settings": _settings,
     "storage": _storage,
+    "registry": _registry,
     "open files": _open_files,
 }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import locked, write_bytes
-from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.errors import CorruptDataError, InputError, one_line
 from mnist_pipe.paths import DVC_LOCKS, DVC_RWLOCK, KEPT_LOCKS
 
 _FIX = "run: mnist-pipe doctor --fix"
@@ -55,7 +55,7 @@ def check(root: Path) -> str:
     return f"{', '.join(found)} valid" if found else "no lock file"
 
 
-def check_cache(root: Path) -> str:
+def check_objects(root: Path) -> str:
     """Return a text with the number of objects in DVC's cache.
 
     Raises:
@@ -64,6 +64,19 @@ def check_cache(root: Path) -> str:
     for path in altered(root):
         raise CorruptDataError.invalid(path, "md5", "be the file's name", got="another", fix=_FIX)
     return f"{sum(1 for _ in _objects(root))} objects, none altered"
+
+
+def cache(root: Path) -> tuple[Path, str]:
+    """Return the folder of DVC's cache, and the file and key that set it, or an empty text if none does.
+
+    Raises:
+        InputError: one of DVC's files is no INI file.
+    """
+    folder, place = root / ".dvc" / "cache", ""
+    for file in _configs(root):
+        if value := _config(file).get("cache", "dir", fallback=""):
+            folder, place = file.parent / Path(value).expanduser(), f"{file}: cache.dir"
+    return folder, place
 
 
 def altered(root: Path) -> Iterator[Path]:
@@ -105,10 +118,25 @@ def repair(root: Path) -> Iterator[str]:
 
 
 def _objects(root: Path) -> Iterator[Path]:
-    config = configparser.ConfigParser()
-    config.read([root / ".dvc" / "config", root / ".dvc" / "config.local"])
-    folder = root / ".dvc" / config.get("cache", "dir", fallback="cache")
-    return (folder / "files/md5").glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 30 + "*")
+    return (cache(root)[0] / "files/md5").glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 30 + "*")
+
+
+def _configs(root: Path) -> list[Path]:
+    """Return the files that DVC reads its settings from; a later one overrides an earlier one."""
+    from dvc.dirs import global_config_dir, system_config_dir
+
+    folders = (Path(system_config_dir()), Path(global_config_dir()))
+    return [*(folder / "config" for folder in folders), root / ".dvc" / "config", root / ".dvc" / "config.local"]
+
+
+def _config(file: Path) -> configparser.RawConfigParser:
+    config = configparser.RawConfigParser()
+    try:
+        config.read(file)
+    except (configparser.Error, ValueError) as error:
+        fix = "correct that line: DVC refuses to start"
+        raise InputError.invalid(file, "the file", "be an INI file", got=one_line(error), fix=fix) from None
+    return config
 
 
 def _content(path: Path) -> bytes:

@@ -21,11 +21,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 
 import psutil
 
+from mnist_pipe.errors import message_and_code
 from mnist_pipe.paths import DVC_RWLOCK
 
 GRACE_SECONDS = 3.5
@@ -121,6 +122,31 @@ def _is_dvc_gone(parent: int) -> bool:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # the file is DVC's own, so that it may be damaged or of another version
     return bool(writers) and parent not in writers
+
+
+def raise_when(find_error: Callable[[], Exception | None], *, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Raise in the main thread, from now on, the error that `find_error` returns, which is called every second.
+
+    The main thread then has `grace_seconds` to end; what the error was about may be what it waits for.
+    """
+
+    def watch() -> None:
+        while (error := find_error()) is None:
+            time.sleep(1)
+        found.append(error)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(grace_seconds)
+        message, code = message_and_code(error)
+        print(message, file=sys.stderr, flush=True)
+        _end_descendants(gently=False)
+        os._exit(code)
+
+    def on_signal(_number: int, _: FrameType | None) -> None:
+        raise found[0]
+
+    found: list[Exception] = []
+    signal.signal(signal.SIGUSR1, on_signal)
+    threading.Thread(target=watch, daemon=True, name="raise-when").start()
 
 
 def _adopt_orphans() -> None:

@@ -127,10 +127,6 @@ def _cross_checks(path: Path, params: Params) -> list[str]:
         rule = "be null when train.data is stream, which reads every row"
         got = params.recipes[params.recipe].train_rows
         errors.append(describe(path, f"recipes.{params.recipe}.train_rows", rule, got=got))
-    for name, dataset in (("dataset", params.ingest.dataset), ("fallback", params.ingest.fallback)):
-        if dataset == "local" and params.ingest.folder is None:
-            rule = f"name the folder of the four IDX files when ingest.{name} is local"
-            errors.append(describe(path, "ingest.folder", rule, got="null"))
     if not params.serve.require_token and params.serve.host not in LOOPBACK:
         rule = f"be true unless serve.host is {' or '.join(LOOPBACK)}"
         errors.append(describe(path, "serve.require_token", rule, got="false"))

@@ -122,10 +122,10 @@ class IngestParams(Section):
     """The mirrors, in the order of use: each is a directory (skipped if missing) or an http(s) base URL."""
     fallback: DatasetName | None
     """The data set to use, with a warning, if no mirror answers; null makes that an error."""
-    folder: str | None
-    """The folder of the four IDX files, used only by `dataset: local`."""
+    folder: Annotated[str, Field(min_length=1)]
+    """The folder of the four IDX files of `dataset: local`; it must exist always, because DVC watches it."""
     timeout_seconds: Annotated[float, Field(gt=0, le=600)]
-    """The longest silence of a server, in seconds, before the next mirror is tried."""
+    """The longest silence, in seconds, of all mirrors together; each is left for the next one after its share of it."""
 
 
 class NormalizeParams(Section):

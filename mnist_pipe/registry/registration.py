@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest
+from mnist_pipe.errors import CorruptDataError, PipelineError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, versions
@@ -61,6 +62,9 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
     verify_manifest(candidate.folder)
     content = digest(read_json(candidate.folder / MANIFEST))
     with open_store(root, write=True) as client:
+        model = _find_content(client, name, content, root=root)
+        if model is not None and is_own_store(root) and not _is_intact(client, model, root=root):
+            _log_files(client, candidate, model.run_id)
         champion = versions.aliased(client, name, CHAMPION)
         decisions = gates.judge(
             read_predictions(candidate.predictions),
@@ -68,7 +72,6 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
             champion=_opponent(client, champion, root=root) if champion else None,
             params=params,
         )
-        model = _find_content(client, name, content, root=root)
         if model is None:
             run = _log_candidate(client, candidate, name, content, root=root)
             model = _create_version(client, name, content, run, candidate)
@@ -119,11 +122,7 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
         else client.create_run(experiment_id, start_time=started_at, run_name=content[:12], tags={CONTENT: content})
     )
     run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
-    with tempfile.TemporaryDirectory() as folder:
-        pyfunc.write_version(Path(folder) / MODEL, candidate.folder, card=card, text=candidate.text)
-        client.log_artifacts(run_id, folder)
-    client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
-    client.log_dict(run_id, dict(candidate.metrics), METRICS)
+    _log_files(client, candidate, run_id)
     client.log_inputs(run_id, datasets=_datasets(card))
     numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
     curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]
@@ -131,6 +130,27 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
     log_metrics(client, run, params=params, history=[(numbers, 0), *curves])
     client.set_terminated(run_id, end_time=ended_at)
     return run
+
+
+def _log_files(client: MlflowClient, candidate: Candidate, run_id: str) -> None:
+    """Log the candidate's files to its run; equal content gives equal files, so that damaged ones are replaced."""
+    card = read_json(candidate.folder / paths.CARD)
+    with tempfile.TemporaryDirectory() as folder:
+        pyfunc.write_version(Path(folder) / MODEL, candidate.folder, card=card, text=candidate.text)
+        client.log_artifacts(run_id, folder)
+    client.log_artifact(run_id, str(candidate.predictions), _PREDICTIONS)
+    client.log_dict(run_id, dict(candidate.metrics), METRICS)
+
+
+def _is_intact(client: MlflowClient, model: RegisteredModel, *, root: Path) -> bool:
+    """Return whether the files of a version are as they were registered."""
+    try:
+        versions.download(model, root=root)
+        versions.metrics(model, root=root)
+        _opponent(client, model, root=root)
+    except CorruptDataError:
+        return False
+    return True
 
 
 def _datasets(card: Mapping[str, Any]) -> list[Any]:
@@ -170,11 +190,29 @@ def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) 
     return versions.read_version(min(found, key=lambda version: int(version.version))) if found else None
 
 
-def _opponent(client: MlflowClient, model: RegisteredModel, *, root: Path) -> gates.Champion:
+def check_champion(root: Path) -> None:
+    """Check, before a model is trained, that the champion with which it will be compared can be read.
+
+    Raises:
+        CorruptDataError: its files are missing or damaged.
+    """
+    try:
+        name = str(read_json(root / paths.REGISTRATION)["name"])
+    except (PipelineError, LookupError, TypeError):
+        return  # nothing was registered here
+    if is_own_store(root) and (champion := versions.champion(name, root=root)):
+        _opponent(None, champion, root=root)
+
+
+def _opponent(client: MlflowClient | None, model: RegisteredModel, *, root: Path) -> gates.Champion:
     path = versions.artifact(client, model, f"{_PREDICTIONS}/validation.parquet", root=root)
-    return gates.Champion(
-        version=model.version, content_sha256=model.content_sha256, predictions=read_predictions(path)
-    )
+    try:
+        predictions = read_predictions(path)
+    except CorruptDataError as error:
+        # The remedy of the error itself is for the predictions of the candidate.
+        cause = str(error).partition("; run: ")[0]
+        raise CorruptDataError(f"{cause}; {versions.restore(model, root=root)}") from error
+    return gates.Champion(version=model.version, content_sha256=model.content_sha256, predictions=predictions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,7 @@ class SearchLog:
         self._experiment, self._root, self._search_id = experiment, root, search_id
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search-log")
         self._opened: tuple[Run, dict[str, Run]] | None = None
+        self._has_failed = False
 
     def __enter__(self) -> SearchLog:
         """Create the search's run, which also imports MLflow while the trials are computed."""
@@ -76,6 +77,8 @@ class SearchLog:
         self._thread.submit(self._write, trial)
 
     def _write(self, trial: Mapping[str, Any] | None) -> None:
+        if self._has_failed:  # every further trial would wait for the store just as long
+            return
         try:
             with open_store(self._root, write=True) as client:
                 if self._opened is None:
@@ -84,7 +87,7 @@ class SearchLog:
                 if trial is not None and _is_missing(children.get(str(trial["trial"]))):
                     _log_trial(client, parent, trial, child=children.get(str(trial["trial"])))
         except PipelineError:
-            return  # `log_search` tries again, and raises
+            self._has_failed = True  # `log_search` tries again, and raises
 
 
 def _open(client: MlflowClient, experiment: str, *, root: Path, search_id: str) -> tuple[Run, dict[str, Run]]:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from mnist_pipe import paths, telemetry
 from mnist_pipe.atomic import atomic_file, locked
-from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, public_url
+from mnist_pipe.errors import (
+    BusyError,
+    CorruptDataError,
+    InputError,
+    PipelineError,
+    UnavailableError,
+    one_line,
+    public_url,
+)
+from mnist_pipe.waiting import announced, within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -21,6 +31,9 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """The pattern of every registered name, experiment name and file name of a model: they reach paths and queries."""
+VARIABLE = "MLFLOW_TRACKING_URI"
+_CREDENTIALS = Path("~/.mlflow/credentials")
+_CONNECT_SECONDS = 10.0
 _MAX_ENTITIES = 900  # MLflow accepts at most 1000 in one call
 
 
@@ -31,37 +44,46 @@ def open_store(root: Path, *, write: bool = False) -> Iterator[MlflowClient]:
     With `write`, hold a lock against this project's other writers, and create the project's own store if there is none.
 
     Raises:
+        BusyError: another program holds the database.
         CorruptDataError: the project's own store is damaged.
-        UnavailableError: the store does not answer.
+        InputError: MLFLOW_REGISTRY_URI names another store than MLFLOW_TRACKING_URI.
+        UnavailableError: the store does not answer or refuses the credentials.
     """
     os.environ.update(telemetry.OFF)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # errors are raised, so nothing needs to be logged
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # In seconds, for each of two attempts: MLflow's defaults are 120 s and eight attempts.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy.exc import SQLAlchemyError
 
     database, uri = _database(root), _tracking_uri(root)
+    _check_registry_uri(uri)
     try:
-        with locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext():
+        with (
+            announced(f"the registry, {public_uri(root)}"),
+            locked(database.with_suffix(".lock"), purpose="the registry", wait=True) if write else nullcontext(),
+        ):
             if is_own_store(root):
                 if write and not database.exists():
                     # Whole or absent: MLflow cannot complete a schema whose creation was interrupted.
                     with atomic_file(database) as temporary:
-                        # As a URI, because MLflow writes this place between apostrophes into its SQL, and its default
-                        # is in the working directory, whose name may have one.
-                        SqlAlchemyStore(f"sqlite:///{temporary}", (root / paths.MLFLOW_ARTIFACTS).resolve().as_uri())
+                        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+                        # MLflow writes the place of artifacts between apostrophes into its SQL. By default it is in the
+                        # working directory, whose name may have one; in a URI it is quoted.
+                        SqlAlchemyStore(paths.sqlite_uri(temporary), (root / paths.MLFLOW_ARTIFACTS).resolve().as_uri())
                 _check_database(database)
-            yield MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        got = one_line(str(error).replace(uri, public_uri(root)))[:300]
+            else:
+                _check_connection(uri)
+            yield MlflowClient(uri, registry_uri=uri)
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         # Not `from error`: the cause would show the address with its credentials in every traceback.
-        raise UnavailableError.unreachable("the registry", where=public_uri(root), cause=got) from None
+        raise _explained(error, root=root) from None
 
 
 @contextmanager
@@ -88,6 +110,38 @@ def prepare(root: Path) -> None:
     """
     with open_store(root, write=True):
         pass
+
+
+def check(root: Path) -> None:
+    """Check, before work starts whose result is to be recorded, that the store can be read and written.
+
+    Raises:
+        PipelineError: as `open_store` does.
+    """
+    if not is_own_store(root):
+        with open_store(root) as client:
+            client.search_experiments(max_results=1)
+    elif _database(root).exists():
+        _check_database(_database(root), write=True)
+
+
+def credentials() -> tuple[str, str]:
+    """Return the `user:password` that MLflow itself would send to a server, or an empty string, and the place of both.
+
+    Each is in a variable or, without one, in MLflow's own file.
+    """
+    config = configparser.RawConfigParser()
+    with suppress(configparser.Error, OSError):
+        config.read(_CREDENTIALS.expanduser())
+    names = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
+    found = [os.environ.get(name) or config.get("mlflow", name.lower(), fallback="") for name in names]
+    is_file = found[0] and not os.environ.get(names[0])
+    return ":".join(found) if found[0] else "", str(_CREDENTIALS) if is_file else " and ".join(names)
+
+
+def register_again(root: Path) -> str:
+    """Return the remedy for a registry without the model: DVC sees a missing output, but not what a registry lost."""
+    return f"run: rm {paths.REGISTRATION} && dvc repro" if (root / paths.REGISTRATION).exists() else "run: dvc repro"
 
 
 def is_own_store(root: Path) -> bool:
@@ -119,6 +173,8 @@ def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
         client.rename_experiment(experiment.experiment_id, f"{name} until moved from {experiment.artifact_location}")
         experiment = None
     if experiment is not None:
+        if experiment.lifecycle_stage == "deleted":  # in MLflow's page, which keeps the name: no other can have it
+            client.restore_experiment(experiment.experiment_id)
         return str(experiment.experiment_id)
     is_server = _tracking_uri(root).startswith("http")  # a server decides itself where it stores artifacts
     return str(client.create_experiment(name, artifact_location=None if is_server else location))
@@ -175,20 +231,85 @@ def _database(root: Path) -> Path:
 
 
 def _own_uri(root: Path) -> str:
-    return f"sqlite:///{_database(root)}"
+    return paths.sqlite_uri(_database(root))
 
 
 def _tracking_uri(root: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or _own_uri(root)
+    return os.environ.get(VARIABLE) or _own_uri(root)
 
 
-def _check_database(database: Path) -> None:
-    """Raise an error unless the file is readable SQLite; MLflow itself would retry for minutes."""
+def _check_registry_uri(uri: str) -> None:
+    """Check that the versions are not kept apart from their runs; MLflow would take the other address silently."""
+    registry = os.environ.get("MLFLOW_REGISTRY_URI", uri)
+    if registry != uri:
+        rule, got = f"be that of {VARIABLE}, because a version needs its run", public_url(registry)
+        raise InputError.invalid("MLFLOW_REGISTRY_URI", "the address", rule, got=got, fix="unset it")
+
+
+def _check_database(database: Path, *, write: bool = False) -> None:
+    """Raise an error unless the file is readable SQLite; MLflow itself would retry for minutes.
+
+    With `write`, it must be writable too.
+    """
+    mode = "rw" if write else "ro"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+        with closing(sqlite3.connect(f"file:{quote(str(database))}?mode={mode}", uri=True)) as connection:
             connection.execute("PRAGMA schema_version").fetchone()
+            if write:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.rollback()
     except sqlite3.OperationalError as error:
-        raise UnavailableError.invalid(database, "the registry", "be readable", got=str(error)) from error
+        if "locked" in str(error):
+            raise _locked(database) from error
+        rule = "be readable and writable" if write else "be readable"
+        fix = "give yourself access to that file and its folder"
+        raise UnavailableError.invalid(database, "the registry", rule, got=str(error), fix=fix) from error
     except sqlite3.DatabaseError as error:
-        fix = "move it away and run: dvc repro --force register"
+        fix = f"run: mv {paths.MLFLOW_DB} {paths.MLFLOW_DB}.damaged && rm -f {paths.REGISTRATION} && dvc repro"
         raise CorruptDataError.invalid(database, "the registry", "be SQLite", got=str(error), fix=fix) from error
+
+
+def _check_connection(uri: str) -> None:
+    """Connect once to a database that is not behind an MLflow server; MLflow itself would retry for 100 s."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+    from sqlalchemy import create_engine, make_url
+
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
+        return
+    url = make_url(uri)
+    if url.get_backend_name() == "sqlite" and not Path(url.database or "").parent.is_dir():
+        return  # MLflow creates the folder
+    engine = create_engine(url)
+    try:
+        within(_CONNECT_SECONDS, lambda: engine.connect().close())
+    finally:
+        engine.dispose()
+
+
+def _explained(error: Exception, *, root: Path) -> PipelineError:
+    """Return the error for the user: who is locked, refused or unreachable, and the setting that names it."""
+    got = one_line(str(error).replace(_tracking_uri(root), public_uri(root)))[:300]
+    if "database is locked" in got:
+        return _locked(public_uri(root))
+    if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        fix = f"correct {_place_of_credentials(root)}"
+        return UnavailableError.missing("the credentials", state="were refused", where=public_uri(root), fix=fix)
+    if is_own_store(root):
+        return UnavailableError.unreachable("the registry", where=public_uri(root), cause=got)
+    fix = "start that server or unset the variable"
+    return UnavailableError.unreachable(f"the registry {public_uri(root)}", where=VARIABLE, cause=got, fix=fix)
+
+
+def _locked(where: object) -> BusyError:
+    fix = "end that program or wait for it"
+    return BusyError.missing("the registry", state="is locked by another program", where=where, fix=fix)
+
+
+def _place_of_credentials(root: Path) -> str:
+    """Return the place from which MLflow takes a server's credentials, in MLflow's order."""
+    if urlsplit(_tracking_uri(root)).username:
+        return f"the user and password in {VARIABLE}"
+    if os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return "MLFLOW_TRACKING_TOKEN"
+    given, place = credentials()
+    return place if given else f"{place}, which are not set"

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError
-from mnist_pipe.registry.store import NAME, check_name, is_own_store, open_existing_store, open_store
+from mnist_pipe.registry.store import (
+    NAME,
+    check_name,
+    is_own_store,
+    open_existing_store,
+    open_store,
+    register_again,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -61,7 +68,7 @@ def find(spec: str, *, root: Path) -> RegisteredModel:
 
     model = _remembered(spec, read, root=root)
     if model is None:
-        fix = f"known: {', '.join(sorted(known))}" if known else "nothing is registered yet; run: dvc repro"
+        fix = f"known: {', '.join(sorted(known))}" if known else f"nothing is registered yet; {register_again(root)}"
         raise InputError.invalid("--model", "the version", "be registered", got=repr(spec), fix=fix)
     return model
 
@@ -96,6 +103,29 @@ def download(model: RegisteredModel, *, root: Path) -> Path:
         CorruptDataError: a file is missing or has other bytes.
         UnavailableError: the store does not answer.
     """
+    try:
+        return _download(model, root=root)
+    except CorruptDataError as error:
+        raise CorruptDataError(f"{error}; {restore(model, root=root)}") from error
+
+
+def restore(model: RegisteredModel, *, root: Path) -> str:
+    """Return how the damaged files of a version are replaced; those of the last candidate are in `models/`."""
+    copies = root / paths.MLFLOW_ARTIFACTS / "downloads" / model.content_sha256
+    if not is_own_store(root):
+        return f"run: rm -r {copies}"  # the next call downloads them again
+    try:
+        last = read_json(root / paths.REGISTRATION)
+        is_last = [last["name"], last["version"]] == [model.name, model.version]
+    except (PipelineError, LookupError, TypeError):
+        is_last = False
+    if is_last:
+        return register_again(root)
+    spec = f"{model.name}/{model.version}"
+    return f"restore that file from a copy, or give the alias of {spec} to another version on MLflow's page"
+
+
+def _download(model: RegisteredModel, *, root: Path) -> Path:
     with nullcontext() if is_own_store(root) else open_store(root) as client:
         folder = artifact(client, model, f"{MODEL}/{MANIFEST}", root=root).parent
         manifest = read_json(folder / MANIFEST)

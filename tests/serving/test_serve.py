@@ -179,7 +179,7 @@ def test_a_damaged_champion_does_not_serve_and_the_log_says_why(endpoint: Endpoi
     wait_until(lambda: endpoint.model()["version"] == old + 2, seconds=FOLLOW_SECONDS)
 
 
-@pytest.mark.chaos
+@pytest.mark.long
 def test_a_killed_replica_costs_only_its_requests_in_flight(endpoint: Endpoint) -> None:
     [replica] = endpoint.replicas()
     with Load(endpoint) as load:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -110,6 +112,21 @@ def dead_server(*, silent: bool) -> Iterator[int]:
         if silent:
             listener.listen()
         yield listener.getsockname()[1]
+
+
+@contextmanager
+def answering_server(reply: bytes = b"\0\0\0\4\0\0\0\0\0") -> Iterator[int]:
+    """Yield the port of a server that sends `reply`, by default HTTP/2's empty settings, to who connects."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(reply)
+            self.request.recv(1 << 16)
+
+    with socketserver.ThreadingTCPServer((LOOPBACK, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:

@@ -19,7 +19,14 @@ import psutil
 from mnist_pipe import atomic, paths
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
-from mnist_pipe.local.services.environment import QUIET, environment, home, no_proxy, ray_environment
+from mnist_pipe.local.services.environment import (
+    QUIET,
+    environment,
+    home,
+    no_proxy,
+    prefect_environment,
+    ray_environment,
+)
 from mnist_pipe.local.services.program import (
     LOGS,
     SECRETS,
@@ -31,11 +38,12 @@ from mnist_pipe.local.services.program import (
     read,
     write,
 )
+from mnist_pipe.waiting import announced
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "describe", "down", "environment", "facts", "home", "ray_environment", "start_command", "status",
-    "up",
+    "authorization", "describe", "down", "environment", "facts", "home", "joined", "lost",
+    "prefect_environment", "ray_environment", "start_command", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -69,7 +77,8 @@ def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
             for name in names:
                 if not (name in records and process.is_running(records[name]) and _is_current(root, records[name])):
                     _launch(root, name, records, started)
-            _wait_until_ready(root, names, records, started)
+            with announced(f"{' and '.join(names)} to start"):
+                _wait_until_ready(root, names, records, started)
         except BaseException:
             for name in started:
                 process.end(records.pop(name))
@@ -101,6 +110,22 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
             state = State.RUNNING if PROGRAMS[name].answers(service) else State.SILENT
         found[name] = (state, service)
     return found
+
+
+def lost(joined: Sequence[Service]) -> UnavailableError | None:
+    """Return the error of the first service in `joined` that does not run any more, or None."""
+    for service in joined:
+        if not process.is_running(service):
+            state, fix = "was stopped while this stage used it", "run: mnist-pipe up, then dvc repro"
+            return UnavailableError.missing(service.name, state=state, where=service.log, fix=fix)
+    return None
+
+
+def joined(root: Path) -> list[Service]:
+    """Return the services started here whose addresses this process's environment has."""
+    addresses = {os.environ.get("PREFECT_API_URL"), os.environ.get("RAY_ADDRESS")}
+    records = read(root.resolve())
+    return [records[name] for name in JOINED if name in records and records[name].address in addresses]
 
 
 def describe(name: str, state: State, service: Service | None) -> str:

@@ -9,14 +9,16 @@ from urllib.request import getproxies
 
 from mnist_pipe import paths, telemetry
 from mnist_pipe.errors import UnavailableError, public_url
-from mnist_pipe.local import http_probe
+from mnist_pipe.local import configuration, http_probe
+from mnist_pipe.local.configuration import Setting
 from mnist_pipe.local.http_probe import LOOPBACK
 from mnist_pipe.local.services import prefect_server, ray_head
-from mnist_pipe.local.services.process import connects, is_running
+from mnist_pipe.local.services.process import is_running, speaks_http2
 from mnist_pipe.local.services.program import read
 
 QUIET = {
     **telemetry.OFF,
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # Ray's default of 60 s is how long a dead head goes unnoticed
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # what a Ray Train worker prints goes straight to its log file
 }
 """Environment variables that every process of the project sets, including the services."""
@@ -26,20 +28,35 @@ def environment(root: Path) -> dict[str, str]:
     """Return the environment variables that a stage's process must set before it imports prefect or ray.
 
     If no services run, the stage starts its own, with the same secrets and on loopback too. A variable that the user
-    has set is left out, and so are the secrets of Prefect or Ray if the user has set the address of another one.
+    has set is left out, and so are the secrets of Prefect or Ray if the user has set the address of another one, in
+    whatever place the library reads.
 
     Raises:
-        UnavailableError: the user's PREFECT_API_URL or RAY_ADDRESS does not answer within 3 seconds.
+        InputError: a file with the user's settings is not valid.
+        UnavailableError: the user's Prefect or Ray does not answer within 3 seconds, or refuses the credentials.
+    """
+    return prefect_environment(root) | ray_environment(root)
+
+
+def prefect_environment(root: Path) -> dict[str, str]:
+    """Return the environment variables that a process must set before it imports prefect, if it does not use ray.
+
+    Variables are left out as in `environment`.
+
+    Raises:
+        InputError: a file with the user's settings is not valid.
+        UnavailableError: the user's Prefect does not answer within 3 seconds, or refuses the credentials.
     """
     root = root.resolve()
     variables = prefect_server.settings(root)
-    if api_url := os.environ.get("PREFECT_API_URL"):
-        _check_api(api_url)
+    if api := configuration.prefect_setting(root, configuration.PREFECT_URL, "api", "url"):
+        _check_api(root, api)
+        variables[configuration.PREFECT_URL] = api.value
     else:
         variables |= prefect_server.access(root)
         if (server := read(root).get("prefect")) and is_running(server) and prefect_server.PROGRAM.answers(server):
-            variables["PREFECT_API_URL"] = server.address
-    return _not_set(variables) | ray_environment(root)
+            variables[configuration.PREFECT_URL] = server.address
+    return _not_set(variables)
 
 
 def ray_environment(root: Path) -> dict[str, str]:
@@ -52,12 +69,12 @@ def ray_environment(root: Path) -> dict[str, str]:
     """
     root = root.resolve()
     variables = dict(QUIET)
-    address = os.environ.get("RAY_ADDRESS")
-    if address and address != "local":
+    if address := configuration.ray_address():
         _check_cluster(address)
+        variables[configuration.RAY_ADDRESS] = address.value
     else:
         variables |= ray_head.access(root)
-        if (head := read(root).get("ray")) and is_running(head) and connects(LOOPBACK, head.port):
+        if (head := read(root).get("ray")) and is_running(head) and speaks_http2(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
     return _not_set(variables) | home(root) | no_proxy()
 
@@ -89,20 +106,30 @@ def home(root: Path) -> dict[str, str]:
 
 
 def _not_set(variables: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in variables.items() if not os.environ.get(name)}
+    # `auto` is replaced by the address that was checked, so that every process takes the same one.
+    return {name: value for name, value in variables.items() if os.environ.get(name, "") in ("", "auto")}
 
 
-def _check_api(url: str) -> None:
-    shown = public_url(url)
-    if not http_probe.get(f"{shown.rstrip('/')}/health").status:
-        fix = "start that server or unset the variable"
-        raise UnavailableError.unreachable(shown, where="PREFECT_API_URL", cause="no reply", fix=fix)
+def _check_api(root: Path, api: Setting) -> None:
+    shown, authorization = public_url(api.value), ""
+    if credentials := configuration.prefect_setting(root, "PREFECT_API_AUTH_STRING", "api", "auth_string"):
+        authorization = http_probe.basic(credentials.value)
+    elif key := configuration.prefect_setting(root, "PREFECT_API_KEY", "api", "key"):
+        authorization = http_probe.bearer(key.value)
+    reply = http_probe.get(f"{shown.rstrip('/')}/admin/version", authorization=authorization)
+    if reply.status in (401, 403):
+        given = credentials.place if credentials else "PREFECT_API_AUTH_STRING"
+        fix = f"set {given} to the server's user:password"
+        raise UnavailableError.missing("the credentials", state="were refused", where=shown, fix=fix)
+    if not reply.status:
+        fix = f"start that server or {api.fix}"
+        raise UnavailableError.unreachable(shown, where=api.place, cause="no reply", fix=fix)
 
 
-def _check_cluster(address: str) -> None:
-    host, _, port = address.partition("://")[2].rpartition(":") if "://" in address else address.rpartition(":")
+def _check_cluster(address: Setting) -> None:
+    host, _, port = address.value.rpartition("://")[2].rpartition(":")
     if not host or not port.isdigit():
         return  # `auto`, or an invalid form, for which Ray's own message is better
-    if not http_probe.within_seconds(lambda: connects(host.strip("[]"), int(port))):
+    if not http_probe.within_seconds(lambda: speaks_http2(host.strip("[]"), int(port))):
         fix = "start that cluster or unset the variable"
-        raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause="no reply", fix=fix)
+        raise UnavailableError.unreachable(address.value, where=address.place, cause="no reply", fix=fix)

@@ -59,7 +59,7 @@ def _plan(root: Path) -> Launch:
 
 
 def _store(root: Path) -> str:
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / paths.MLFLOW_DB}"
+    return os.environ.get("MLFLOW_TRACKING_URI") or paths.sqlite_uri(root / paths.MLFLOW_DB)
 
 
 def _shown(root: Path) -> str:

@@ -22,6 +22,7 @@ GRACE_SECONDS = 6.0
 """Time between SIGTERM and SIGKILL, in seconds; a Ray head needs 2 to 4 s to stop its twenty processes."""
 
 _PORTS_TRIED = 100
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
 _CLOCK_SECONDS = 2.0  # the wall clock may be adjusted between two readings of a process's start time
 
 
@@ -86,11 +87,16 @@ def is_free(port: int) -> bool:
     return True
 
 
-def connects(host: str, port: int) -> bool:
-    """Return whether a TCP connection to `host:port` succeeds within `http_probe.SECONDS`."""
+def speaks_http2(host: str, port: int) -> bool:
+    """Return whether a server at `host:port`, such as Ray's, answers the first bytes of HTTP/2.
+
+    A server that hangs still accepts connections: its kernel does. `ray.init` would wait for it for 160 s, and then
+    exit the process.
+    """
     try:
-        with socket.create_connection((host, port), timeout=SECONDS):
-            return True
+        with socket.create_connection((host, port), timeout=SECONDS) as connection:
+            connection.sendall(_HTTP2_PREFACE)
+            return connection.recv(1) != b""
     except OSError:
         return False
 

@@ -1,0 +1,245 @@
+"""Rebuild on machines that are full, small, slow, asleep, or whose clock jumps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+from tests.support.checkout import environment
+from tests.support.rebuild import checkout, digests, leftovers, processes, start
+
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounts and cgroups need root"),
+]
+
+STAGES = ("ingest", "normalize", "baseline", "search", "train", "evaluate", "register", "report")
+CGROUPS = Path("/sys/fs/cgroup")
+Record = Callable[[str, object], None]
+
+
+@contextmanager
+def mounted(folder: Path, *, size: str) -> Iterator[None]:
+    folder.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def rebuild(folder: Path, *prefix: str, stage: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    """Rebuild up to `stage`, with the command `prefix` in front of it, and return how it ended."""
+    command = [*prefix, "dvc", "repro", *([stage] if stage else [])]
+    return subprocess.run(
+        command, cwd=folder, env={**environment(), **more}, capture_output=True, text=True, check=False, timeout=900
+    )
+
+
+def last_error(log: str) -> str:
+    """Return the line with which a stage failed."""
+    lines = [line for line in log.splitlines() if line.strip() and not line.startswith("ERROR: failed to reproduce")]
+    return lines[-1] if lines else ""
+
+
+def fill(folder: Path, *, until: threading.Event) -> None:
+    """Keep the disk of `folder` full."""
+    with (folder / ".full").open("wb", buffering=0) as stream:
+        while not until.is_set():
+            try:
+                stream.write(bytes(1 << 20))
+            except OSError:
+                with suppress(OSError):
+                    stream.write(bytes(4096))
+                time.sleep(0.01)
+
+
+def test_a_stage_on_a_disk_that_becomes_full_fails_in_a_line_and_works_once_there_is_space(
+    undisturbed: dict[str, str], tmp_path: Path, record_property: Record
+) -> None:
+    folder = tmp_path / "disk" / "main"
+    with mounted(tmp_path / "disk", size="2500m"):
+        checkout(folder, services=False)
+        failed = 0
+        for stage in STAGES:
+            enough = threading.Event()
+            process = start(folder)
+            seen = len((folder / "repro.log").read_text())
+            while f"Running stage '{stage}'" not in (folder / "repro.log").read_text():
+                assert process.poll() is None, (folder / "repro.log").read_text()[-2000:]
+                time.sleep(0.05)
+            time.sleep(0.3)  # beyond the check of the free space
+            filler = threading.Thread(target=fill, args=(tmp_path / "disk",), kwargs={"until": enough})
+            filler.start()
+            try:
+                code = process.wait(180)
+            finally:
+                enough.set()
+                filler.join()
+                (tmp_path / "disk" / ".full").unlink()
+            log = (folder / "repro.log").read_text()[seen:]
+            failed += code != 0
+            assert "Traceback" not in log, log[-3000:]
+            assert processes(folder) == {}
+            done = rebuild(folder, stage=stage)
+            assert done.returncode == 0, done.stdout + done.stderr
+        assert rebuild(folder).returncode == 0
+        assert digests(folder) == undisturbed
+        assert leftovers(folder) == []
+    record_property("counted", f"{len(STAGES)} stages, {failed} failed")
+
+
+def test_a_rebuild_on_a_read_only_disk_fails_in_a_line(tmp_path: Path) -> None:
+    folder = tmp_path / "disk" / "main"
+    with mounted(tmp_path / "disk", size="2500m"):
+        checkout(folder, services=False)
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "disk")], check=True)
+        for stage in STAGES:
+            done = subprocess.run(
+                ["python", "-m", "pipelines", stage], cwd=folder, env=environment(), capture_output=True, text=True,
+                check=False, timeout=60,
+            )  # fmt: skip
+            assert done.returncode in (2, 3, 4), (stage, done.stderr)
+            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_machine_that_sleeps_for_a_minute_goes_on(undisturbed: dict[str, str], tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    process = start(folder)
+    for stage in ("search", "train"):
+        while f"Running stage '{stage}'" not in (folder / "repro.log").read_text():
+            assert process.poll() is None
+            time.sleep(0.1)
+        time.sleep(8)
+        asleep = [process.pid, *processes(folder)]
+        for pid in asleep:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        time.sleep(60)
+        for pid in reversed(asleep):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert process.wait(600) == 0, (folder / "repro.log").read_text()[-3000:]
+    assert digests(folder) == undisturbed
+
+
+def test_a_clock_that_jumps_forward_and_back_changes_nothing(undisturbed: dict[str, str], tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    clock = folder / "clock"
+    clock.write_text("+0")
+    more = {
+        "LD_PRELOAD": "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",  # a step of the wall clock, as by NTP, leaves the monotonic one alone
+    }
+    if not Path(more["LD_PRELOAD"]).exists():
+        pytest.skip("faketime is not installed")
+    over = threading.Event()
+
+    def jump() -> None:
+        for offset in ("+3600", "-3600", "+0", "+2", "-86400", "+0"):
+            if over.wait(12):
+                return
+            clock.write_text(offset)
+
+    jumper = threading.Thread(target=jump)
+    jumper.start()
+    try:
+        done = rebuild(folder, **more)
+    finally:
+        over.set()
+        jumper.join()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert digests(folder) == undisturbed
+
+
+def test_a_process_may_open_128_files(tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    done = rebuild(folder, "prlimit", "--nofile=128:128")
+    assert done.returncode != 0
+    assert "the limit of open files" in last_error(done.stdout + done.stderr), done.stdout + done.stderr
+
+
+@contextmanager
+def cgroup(controller: str, **settings: int) -> Iterator[Path]:
+    """Yield a cgroup with these settings; skip the test where cgroups of version 1 cannot be made."""
+    folder = CGROUPS / controller / f"mnist-pipe-test-{os.getpid()}"
+    try:
+        folder.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made: {error}")
+    try:
+        for name, value in settings.items():
+            (folder / f"{controller}.{name}").write_text(str(value))
+        yield folder
+    finally:
+        for pid in (folder / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+        for _ in range(50):
+            with suppress(OSError):
+                folder.rmdir()
+                break
+            time.sleep(0.1)
+
+
+def within(folder: Path, *, visible: bool = False) -> list[str]:
+    """Return the command that runs another one in the cgroup; `visible` shows it as a container's own."""
+    join = f"echo $$ > {folder}/cgroup.procs"
+    mount = f" && mount --bind {folder} {folder.parent}" if visible else ""
+    return ["unshare", "-m", "sh", "-c", f'{join}{mount} && exec "$@"', "sh"]
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(100_000, 1), (150_000, 2), (50_000, 1)])
+def test_a_quota_of_cpus_counts_as_an_affinity_does(quota: int, cpus: int) -> None:
+    code = "from mnist_pipe import hardware; print(hardware.num_cpus())"
+    with cgroup("cpu", **{"cfs_quota_us": quota}) as folder:
+        found = subprocess.run(
+            [*within(folder, visible=True), "python", "-c", code],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    assert int(found.stdout) == min(cpus, os.cpu_count() or 1)
+
+
+def test_a_rebuild_with_one_cpu_by_quota_gives_the_same_bytes(undisturbed: dict[str, str], tmp_path: Path) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    with cgroup("cpu", **{"cfs_quota_us": 100_000}) as group:
+        done = rebuild(folder, *within(group, visible=True))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert digests(folder) == undisturbed
+
+
+@pytest.mark.parametrize("megabytes", [3000, 700])
+def test_a_rebuild_at_the_limit_of_memory_works_or_says_so(
+    megabytes: int, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    with cgroup("memory", **{"limit_in_bytes": megabytes << 20}) as group:
+        done = rebuild(folder, *within(group))
+    log = done.stdout + done.stderr
+    if done.returncode == 0:
+        assert digests(folder) == undisturbed
+    else:
+        assert "memory" in last_error(log) or "SIGKILL" in log or "-9" in log, log[-3000:]
+    assert processes(folder) == {}
+
+
+def test_a_rebuild_with_64_megabytes_of_shared_memory_gives_the_same_bytes(
+    undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    folder = checkout(tmp_path / "main", services=False)
+    small = "mount -t tmpfs -o size=64m tmpfs /dev/shm"
+    done = rebuild(folder, "unshare", "-m", "sh", "-c", f'{small} && exec "$@"', "sh")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert digests(folder) == undisturbed

@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw
 from mnist_pipe import paths
 from pipelines import STAGES
 from tests.support import checkout
+from tests.support.checkout import HARDEST
 from tests.support.ray_runs import is_loopback
-from tests.test_folders import HARDEST
 
 pytestmark = [
     pytest.mark.chaos,
@@ -26,7 +26,10 @@ pytestmark = [
 ]
 
 # A network of its own: every listener in it is ours, and one on an address that is not loopback would be reachable.
-NETWORK = "ip link set lo up && ip link add d0 type dummy && ip address add 10.9.8.7/24 dev d0 && ip link set d0 up"
+NETWORK = """
+ip link set lo up && ip link add d0 type veth peer d1 && ip address add 10.9.8.7/24 dev d0 &&
+ip link set d0 up && ip link set d1 up
+"""
 COMMANDS = """
 dvc repro && echo rebuilt &&
 mnist-pipe up && mnist-pipe dashboards && mnist-pipe status && dvc repro && mnist-pipe summary &&
@@ -51,7 +54,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int, s
     doors: set[str] = set()
     with (base / "output").open("w+") as output:
         process = subprocess.Popen(
-            ["unshare", "--net", "sh", "-c", f"{NETWORK} && {COMMANDS}"],
+            ["unshare", "--net", "sh", "-c", f"{NETWORK.strip()} && {COMMANDS}"],
             cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         ended = threading.Event()

@@ -26,13 +26,13 @@ from mnist_pipe.inference import predict
 from mnist_pipe.local import doctor, services
 from mnist_pipe.registry import store
 from tests.support import ROOT
+from tests.support.checkout import HARDEST
 from tests.support.registry import register, write_candidate
 
 USABLE = st.text(
     st.sampled_from("ab.-_?%41 #&;:@='\"!$*()[]{}<>|\\^`~+,éü手\N{NO-BREAK SPACE}"), min_size=1, max_size=60
 ).filter(lambda name: name.strip(".") != "")
 OF_A_USER = ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME")
-HARDEST = "-w e?%41#&;:@='\"ü手 50% $HOME `id` \\n "
 
 
 @pytest.fixture(scope="module")

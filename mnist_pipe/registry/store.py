@@ -166,7 +166,9 @@ def check_name(name: str) -> None:
 
 def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
     """Return the id of the experiment `name`; create it if there is none, with its artifacts under `.state/`."""
-    location = str((root / paths.MLFLOW_ARTIFACTS).resolve())
+    folder = (root / paths.MLFLOW_ARTIFACTS).resolve()
+    # In a plain path, MLflow takes a ? for the start of a query.
+    location = str(folder) if folder.as_uri() == f"file://{folder}" else folder.as_uri()
     experiment = client.get_experiment_by_name(name)
     if experiment is not None and experiment.artifact_location != location and is_own_store(root):
         # The project's folder was moved. MLflow stores absolute paths and would still write to the old place.

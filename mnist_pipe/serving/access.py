@@ -7,6 +7,9 @@ import hmac
 import time
 from collections.abc import Callable
 
+VARIABLE = "MNIST_PIPE_SERVE_TOKEN"
+"""Environment variable with the token; without it the token is in `.state/secrets/serve`."""
+
 
 def digest(token: str) -> str:
     """Return the SHA-256 of a token, which a replica compares with, so that Ray never stores the token itself."""

@@ -12,10 +12,7 @@ from mnist_pipe.local.services import SECRETS
 from mnist_pipe.local.services.program import secret
 from mnist_pipe.params.loader import LOOPBACK
 from mnist_pipe.params.schema import ServeParams
-from mnist_pipe.serving import deployment
-
-TOKEN = "MNIST_PIPE_SERVE_TOKEN"
-"""Environment variable with the token; without it the token is in `.state/secrets/serve`."""
+from mnist_pipe.serving import access, deployment
 
 
 def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, stop: bool) -> None:
@@ -75,8 +72,8 @@ def _check_ray(option: str) -> None:
 
 def _token(root: Path) -> tuple[str, str]:
     """Return the token, and where a user finds it."""
-    if token := os.environ.get(TOKEN):
-        return token, f"token: that of {TOKEN}"
+    if token := os.environ.get(access.VARIABLE):
+        return token, f"token: that of {access.VARIABLE}"
     _, token = secret(root, "serve")
     return token, f"token: the line in {os.path.relpath(root / SECRETS / 'serve')}"
 

@@ -14,6 +14,7 @@ import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
 
+from mnist_pipe import paths, preflight
 from mnist_pipe.errors import BusyError, UnavailableError, one_line
 from mnist_pipe.inference import registered
 from mnist_pipe.local import http_probe
@@ -26,7 +27,6 @@ APPLICATION = "mnist-pipe"
 START_SECONDS = 120.0
 """Time that the endpoint has to answer after its start, in seconds; it takes 10 s on an idle machine."""
 
-_REGISTRY = ("MLFLOW_", "AWS_")  # the variables with which a replica on another machine reaches the registry
 _PATIENCE_SECONDS = 60.0  # how long the endpoint may be silent before the command reports it; a new replica takes 10 s
 
 
@@ -44,6 +44,37 @@ def resolve(model: str | None, *, root: Path) -> str:
     spec = model or f"{registered.find(None, root=root).name}@{versions.CHAMPION}"
     registered.load(spec, root=root)
     return spec
+
+
+def registry_environment() -> dict[str, str]:
+    """Return the variables with which a replica on another machine reaches the registry."""
+    return {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "AWS_"))}
+
+
+def build(args: dict[str, str]) -> serve.Application:
+    """Return the endpoint for a configuration of Ray Serve (a RayService of KubeRay), whose `import_path` names this.
+
+    The section `serve` is that of the checkout's params.yaml, and the token that of `access.VARIABLE`.
+
+    Args:
+        args: `model`, `NAME@ALIAS` or `NAME/VERSION`; without it, the champion.
+
+    Raises:
+        InputError: there is no such model.
+        UnavailableError: no token is set, there is no champion yet, or the registry does not answer.
+    """
+    root = paths.find_root(Path(__file__).parent)
+    token = os.environ.get(access.VARIABLE, "")
+    if not token:
+        fix = "set it to a secret, which requests then carry"
+        raise UnavailableError.missing(access.VARIABLE, state="is not set", fix=fix)
+    return replica.application(
+        spec=resolve(args.get("model"), root=root),
+        root=root,
+        params=preflight.load_params(root / paths.PARAMS).serve,
+        token_sha256=access.digest(token),
+        environment=registry_environment(),
+    )
 
 
 def start(spec: str, *, root: Path, params: ServeParams, token: str) -> str:
@@ -69,7 +100,7 @@ def start(spec: str, *, root: Path, params: ServeParams, token: str) -> str:
         root=root,
         params=params,
         token_sha256=access.digest(token) if token else "",
-        environment={name: value for name, value in os.environ.items() if name.startswith(_REGISTRY)},
+        environment=registry_environment(),
     )
     try:
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})

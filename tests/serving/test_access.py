@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
 
 import pytest
 
-from mnist_pipe.serving.access import RateLimit, digest, is_authorized
+from mnist_pipe.serving.access import VARIABLE, RateLimit, digest, is_authorized
 
 
 @pytest.mark.parametrize(
@@ -48,3 +51,11 @@ def test_an_idle_minute_admits_no_more_than_an_idle_second() -> None:
     limit = RateLimit(5, clock=lambda: now)
     now = 60.0
     assert [limit.admits() for _ in range(7)] == [True] * 5 + [False] * 2
+
+
+@pytest.mark.ray
+def test_a_ray_service_without_a_token_is_refused() -> None:
+    code = "from mnist_pipe.serving import deployment; deployment.build({})"
+    variables = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert f"{VARIABLE} is not set; set it to a secret, which requests then carry" in done.stderr

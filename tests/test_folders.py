@@ -28,6 +28,9 @@ from mnist_pipe.registry import store
 from tests.support import ROOT
 from tests.support.checkout import HARDEST
 from tests.support.registry import register, write_candidate
+from tests.support.services import clean_variables, new_root, run
+
+__all__ = ["clean_variables"]  # fixture
 
 USABLE = st.text(
     st.sampled_from("ab.-_?%41 #&;:@='\"!$*()[]{}<>|\\^`~+,éü手\N{NO-BREAK SPACE}"), min_size=1, max_size=60
@@ -193,3 +196,19 @@ def test_a_registry_is_created_while_the_working_directory_has_a_hard_name(
     store.prepare(root)
     assert [path.name for path in tmp_path.iterdir()] == [HARDEST]
     assert [path.name for path in root.iterdir()] == [str(paths.STATE)]
+
+
+@pytest.mark.ray
+@pytest.mark.services
+def test_the_services_start_with_a_long_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, root = tmp_path / ("x" * 80), tmp_path / HARDEST
+    folder.mkdir()
+    root.mkdir()
+    new_root(root)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    try:
+        run(root, "up")
+        assert {state for state, _ in services.status(root).values()} == {services.State.RUNNING}
+    finally:
+        run(root, "down")

@@ -31,10 +31,8 @@ def access(root: Path) -> dict[str, str]:
     The head is started by `mnist-pipe up`, or by a stage for itself.
     """
     path, _ = secret(root, "ray")
-    # Ray would use TMPDIR, however long it is and whatever characters are in it. SLURM's has 80.
-    folder = {} if _PLAIN.fullmatch(os.environ.get("TMPDIR") or "/tmp") else {"RAY_TMPDIR": "/tmp"}
     return {
-        **folder,
+        **_short_folder("RAY_TMPDIR"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(path),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only setting that makes Ray listen on loopback only
@@ -46,6 +44,11 @@ def access(root: Path) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     }
+
+
+def _short_folder(variable: str) -> dict[str, str]:
+    """Return `variable` for sockets in /tmp if TMPDIR is too long for them, as SLURM's of 80 bytes, or not plain."""
+    return {} if _PLAIN.fullmatch(os.environ.get("TMPDIR") or "/tmp") else {variable: "/tmp"}
 
 
 def _plan(root: Path) -> Launch:
@@ -72,7 +75,7 @@ def _plan(root: Path) -> Launch:
         port=port,
         dashboard_port=dashboard_port,
         address=f"{LOOPBACK}:{port}",
-        variables=access(root),
+        variables={**access(root), **_short_folder("TMPDIR")},  # Python's own sockets are in TMPDIR
         unset=("RAY_ADDRESS", "RAY_AUTH_TOKEN"),
         folder=str(folder),
     )

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import difflib
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
+MAX_MESSAGE = 300
+"""Largest length of a line of a message, in characters."""
+_LEAST = 60  # characters that stay of each part of a message, if it has as many
+
 
 class PipelineError(Exception):
-    """An error that the user can fix; `str()` returns the whole message, one line.
+    """An error that the user can fix; `str()` returns the whole message, one line of at most `MAX_MESSAGE` characters.
 
     A class method makes each of its three shapes: an invalid value, something missing, something unreachable.
     """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(shortened(line) for line in message.split("\n")))
 
     @classmethod
     def invalid(cls, where: object, name: str, rule: str, *, got: object, fix: str = "") -> Self:
@@ -26,7 +34,12 @@ class PipelineError(Exception):
     @classmethod
     def missing(cls, what: object, *, state: str = "does not exist", where: object = "", fix: str = "") -> Self:
         """Return the error of something missing: `<where>: <what> <state>; <fix>`."""
-        return cls((f"{_one(where)}: " if where else "") + f"{_one(what)} {state}" + (f"; {fix}" if fix else ""))
+        text = ("{where}: " if where else "") + "{what} {state}" + ("; {fix}" if fix else "")
+        return cls(
+            _fitted(
+                text, cut=("state", "where", "what", "fix"), what=_one(what), state=state, where=_one(where), fix=fix
+            )
+        )
 
     @classmethod
     def unreachable(cls, service: object, *, cause: object, where: object = "", fix: str = "") -> Self:
@@ -59,9 +72,44 @@ class BusyError(PipelineError):
 
 
 def describe(where: object, name: str, rule: str, *, got: object, fix: str = "") -> str:
-    """Format an invalid value as one sentence; `got` is formatted by `str` (pass `repr(x)` if quotes help)."""
-    subject = f"{_one(where)}: {name}" if name else f"{_one(where)}:"
-    return f"{subject} must {rule}, but got {_one(got)}" + (f"; {fix}" if fix else "")
+    """Format an invalid value as one sentence; `got` is formatted by `str` (pass `repr(x)` if quotes help).
+
+    If it would be longer than `MAX_MESSAGE`, first the value becomes shorter, then the rule, the place and the rest.
+    """
+    text = ("{where}: {name} " if name else "{where}: ") + "must {rule}, but got {got}" + ("; {fix}" if fix else "")
+    cut = ("got", "rule", "where", "name", "fix")
+    return _fitted(text, cut=cut, where=_one(where), name=name, rule=rule, got=_one(got), fix=fix)
+
+
+def shortened(text: object, *, width: int = MAX_MESSAGE) -> str:
+    """Return `text` on one line of at most `width` characters, without its last words or, of a path, its first folders.
+
+    >>> shortened("columns: 1x1, 1x2, 1x3", width=16)
+    'columns: 1x1, …'
+    >>> shortened("/home/me/data/train.parquet", width=20)
+    '…/data/train.parquet'
+    """
+    line = one_line(text)
+    if len(line) <= width:
+        return line
+    path, _, rest = line.partition(": ")
+    if path.count("/") > 1 and not path.startswith(("http:", "https:")):
+        rest = f": {rest}" if rest else ""
+        room = max(width - len(rest), min(_LEAST, width))
+        while len(path) > room and "/" in path.removeprefix("…/"):
+            path = f"…/{path.removeprefix('…/').partition('/')[2]}"
+        line = path + rest
+    return textwrap.shorten(line, width, placeholder=" …")
+
+
+def _fitted(text: str, /, *, cut: tuple[str, ...], **parts: object) -> str:
+    """Return `text` with the parts in it, those in `cut` shorter, one after the other, until it fits."""
+    for name in cut:
+        excess = len(text.format(**parts)) - MAX_MESSAGE
+        if excess > 0:
+            part = str(parts[name])
+            parts[name] = shortened(part, width=max(len(part) - excess, min(_LEAST, len(part))))
+    return text.format(**parts)
 
 
 def _one(value: object) -> str:
@@ -89,7 +137,8 @@ def message_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError):
         where, got = error.filename or "a file", str(error.strerror or error).lower()
         return describe(where, "the path", "be readable and writable", got=got), UnavailableError.exit_code
-    return f"{type(error).__name__}: {one_line(error)[:300]}; add --debug for the traceback", 1
+    text = "{name}: {text}; add --debug for the traceback"
+    return _fitted(text, cut=("text",), name=type(error).__name__, text=one_line(error)), 1
 
 
 def one_line(text: object) -> str:

@@ -113,6 +113,8 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
             command_line.show(found, error=True)
             exit_code = found.exit_code
             continue
+        if found.warning:
+            print(found.warning, file=sys.stderr)
         if options.csv:
             command_line.show(output.to_csv(found, header=is_first))
         else:
@@ -124,8 +126,11 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
 
 
 def _score(root: Path, options: argparse.Namespace) -> int:
+    from mnist_pipe.inference import table
     from mnist_pipe.local import services, supervisor
 
+    if not options.input.startswith("s3://"):
+        table.examine(Path(options.input))  # before Ray and torch are imported, which takes seconds
     if (code := supervisor.run_supervised("pipelines.cli", options.arguments)) is not None:
         return code
     os.environ.update(services.ray_environment(root))

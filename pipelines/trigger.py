@@ -122,7 +122,7 @@ def _check_pool(client: SyncPrefectClient, pool: str, *, deployment: str) -> UUI
         if error.response.status_code == 404:
             raise absent("the work pool", pool, fix="start deploy/worker on the head") from error
         if error.response.status_code not in (401, 403):
-            raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
+            raise UnavailableError.unreachable(server, cause=one_line(error)) from error
         fix = "set PREFECT_API_AUTH_STRING to the server's user:password"
         raise UnavailableError.missing("the credentials", state="were refused", where=server, fix=fix) from None
     except httpx.HTTPError as error:
@@ -221,7 +221,7 @@ def _with_retries(request: Callable[Arguments, Reply], *args: Arguments.args, **
             refused = isinstance(error, PrefectHTTPStatusError) and error.response.status_code < 500
             if refused or time.monotonic() > deadline:
                 server = public_url(str(PREFECT_API_URL.value()))
-                raise UnavailableError.unreachable(server, cause=one_line(error)[:200]) from error
+                raise UnavailableError.unreachable(server, cause=one_line(error)) from error
             if not is_reported:
                 _print_line(f"the Prefect server does not answer; retrying for up to {PATIENCE_SECONDS:.0f} s")
                 is_reported = True

@@ -131,6 +131,21 @@ def test_standardised_images_without_labels_get_the_same_scores(
 
 
 @pytest.mark.ray
+@pytest.mark.long
+def test_a_table_of_785_columns_gets_the_same_scores(
+    model: Classifier, pixels: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    expected = forward.logits(model.network, standardised(pixels)).argmax(1)
+    columns = {f"pixel{number}": pixels.reshape(ROWS, 784)[:, number] for number in range(784)}
+    write(tmp_path / "in.parquet", label=expected, **columns)
+    done = batch.score(tmp_path / "in.parquet", tmp_path / "out", model=model)
+    found = read(tmp_path / "out")
+    assert found.column_names == ["label", "prediction", "probability", "probabilities"]
+    assert found["prediction"].to_pylist() == expected.tolist()
+    assert done.accuracy == 1
+
+
+@pytest.mark.ray
 def test_a_non_finite_pixel_is_refused_and_leaves_no_output(model: Classifier, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
@@ -162,11 +177,11 @@ def test_an_invalid_input_is_refused_with_its_path(
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {"pixels": [1]},
-            "the column image must be fixed_size_binary[784] (bytes) or [3136] (float32), but got (pixels: int64)",
+            "the column image must be 784 bytes, 784 numbers, a PNG, or 784 columns of pixels, but got (pixels: int64)",
         ),
         (
-            {"image": [[1, 2]]},
-            "the column image must be fixed_size_binary[784] (bytes) or [3136] (float32), but got list<element: int64>",
+            {"image": ["a"]},
+            "the column image must be 784 bytes, 784 numbers, a PNG, or 784 columns of pixels, but got string",
         ),
         (
             {"image": images_of(pixels[:1]), "prediction": [1]},

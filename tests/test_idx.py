@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import re
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def test_every_array_survives_the_round_trip(array: np.ndarray) -> None:
 @given(st.binary(max_size=64))
 def test_random_bytes_are_decoded_or_refused(content: bytes) -> None:
     with suppress(CorruptDataError):
-        assert idx.encode(idx.decode(content, where="random")) == content
+        array = idx.decode(content, where="random")
+        assert array.dtype != np.uint8 or idx.encode(array) == content
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=255), st.binary(max_size=16))
@@ -75,7 +78,8 @@ def test_a_false_header_allocates_no_memory(dimensions: list[int], rest: bytes) 
     [
         ("0000", "x: the header must be 4 bytes or more, but got 2 bytes"),
         ("01000801 00000001 00", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x01000801"),
-        ("00000d01 00000001 00", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x00000d01"),
+        ("00000a01 00000001 00", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x00000a01"),
+        ("00000d01 00000001 00", "x: the file must hold 12 bytes for the 1 of its header, but got 9 bytes"),
         ("00000800", "x: the magic number must be 0x00000801 to 0x00000840, but got 0x00000800"),
         ("00000803 00000001", "x: the header must be 16 bytes for 3 dimensions, but got 8 bytes"),
         ("00000801 00000000", "x: every dimension must be 1 or more, but got 0"),
@@ -93,46 +97,120 @@ def test_an_invalid_header_is_reported(content: str, message: str) -> None:
         idx.decode(bytes.fromhex(content), where="x")
 
 
-@pytest.mark.parametrize("name", ["images.gz", "images"])
-def test_images_and_labels_are_read_gzipped_or_not(tmp_path: Path, name: str) -> None:
-    pack = gzip.compress if name.endswith(".gz") else bytes
+@pytest.mark.parametrize("name", ["images.gz", "images", "images.GZ", "images.idx3-ubyte"])
+@pytest.mark.parametrize("pack", [gzip.compress, bytes])
+def test_images_and_labels_are_read_gzipped_or_not(tmp_path: Path, name: str, pack: Callable[..., bytes]) -> None:
     images = write(tmp_path, pack(idx.encode(IMAGES)), name=name)
     labels = write(tmp_path, pack(idx.encode(LABELS)), name=name.replace("images", "labels"))
     np.testing.assert_array_equal(idx.read(images, kind="images", max_bytes=10_000), IMAGES)
     np.testing.assert_array_equal(idx.read(labels, kind="labels", max_bytes=10_000), LABELS)
 
 
+def typed(array: np.ndarray, code: int) -> bytes:
+    """Return a big-endian array as the bytes of an IDX file with that type byte."""
+    return struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape) + array.tobytes()
+
+
+SHAPES: list[tuple[idx.Kind, np.ndarray, tuple[int, ...]]] = [
+    ("labels", LABELS, (3, 1)),
+    ("labels", LABELS, (3, 1, 1)),
+    ("labels", LABELS[:1], (1,)),
+    ("images", IMAGES, (3, 784)),
+    ("images", IMAGES, (3, 784, 1)),
+    ("images", IMAGES, (3, 28, 28, 1)),
+    ("images", IMAGES, (3, 1, 28, 28)),
+    ("images", IMAGES[:1], (1, 1, 28, 28)),
+]
+
+
+@pytest.mark.parametrize(("kind", "array", "shape"), SHAPES)
+def test_dimensions_of_one_are_left_out(
+    tmp_path: Path, kind: idx.Kind, array: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    path = write(tmp_path, idx.encode(array.reshape(shape)))
+    np.testing.assert_array_equal(idx.read(path, kind=kind, max_bytes=10_000), array)
+
+
+@pytest.mark.parametrize(("code", "dtype"), [(0x0B, ">i2"), (0x0C, ">i4"), (0x0D, ">f4"), (0x0E, ">f8")])
+def test_values_of_every_type_are_read(tmp_path: Path, code: int, dtype: str) -> None:
+    cases: list[tuple[idx.Kind, np.ndarray]] = [("images", IMAGES), ("labels", LABELS)]
+    for kind, array in cases:
+        path = write(tmp_path, gzip.compress(typed(array.astype(dtype), code)))
+        found = idx.read(path, kind=kind, max_bytes=100_000)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(("code", "dtype"), [(0x0D, ">f4"), (0x0E, ">f8")])
+def test_grey_levels_that_were_divided_by_255_are_read(tmp_path: Path, code: int, dtype: str) -> None:
+    path = write(tmp_path, typed((IMAGES / 255).astype(dtype), code))
+    np.testing.assert_array_equal(idx.read(path, kind="images", max_bytes=100_000), IMAGES)
+
+
+@pytest.mark.parametrize("value", [-1.0, 256.0, 0.3, 7.5, np.nan, np.inf])
+def test_other_values_are_refused(tmp_path: Path, value: float) -> None:
+    images = IMAGES.astype(">f4")
+    images[1, 2, 3] = value
+    assert error(write(tmp_path, typed(images, 0x0D)), max_bytes=100_000) == (
+        f"images.gz: every value must be a whole number from 0 to 255, but got {np.float32(value)!s}"
+    )
+
+
+def test_a_gzip_file_may_have_several_members_and_zeros_behind_the_last(tmp_path: Path) -> None:
+    """RFC 1952, section 2.2: "a gzip file consists of a series of members"; the gzip manual: tapes are padded."""
+    content = idx.encode(IMAGES)
+    one, two = (gzip.compress(content[start:stop]) for start, stop in ((0, 1000), (1000, None)))
+    empty = gzip.compress(b"")
+    tail = bytes(3 << 20)
+    for packed in (one + two, one + two + b"\0", empty + one + empty + two + tail, gzip.compress(content) + bytes(511)):
+        found = idx.read(write(tmp_path, packed), kind="images", max_bytes=10_000)
+        np.testing.assert_array_equal(found, IMAGES)
+
+
+@pytest.mark.parametrize("offset", [-2, -1, 0, 1])
+def test_members_may_meet_anywhere(tmp_path: Path, offset: int) -> None:
+    size = (1 << 20) + offset - 18 - 5 * 17  # 18 bytes of gzip, and 5 for each stored block of at most 64 KiB
+    first = np.zeros((size // 784, 28, 28), dtype=np.uint8)
+    content = idx.encode(np.concatenate([first, IMAGES]))
+    one, two = gzip.compress(content[:size], compresslevel=0), gzip.compress(content[size:])
+    assert abs(len(one) - (1 << 20)) <= 8
+    found = idx.read(write(tmp_path, one + two), kind="images", max_bytes=1 << 22)
+    np.testing.assert_array_equal(found[-3:], IMAGES)
+
+
 def test_a_damaged_gzip_stream_is_reported(tmp_path: Path) -> None:
     packed = gzip.compress(idx.encode(IMAGES), mtime=0)
     wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
     cases = {
-        b"": "images.gz: the file must be gzip, but got an empty file",
-        b"<!DOCTYPE html><html>": "images.gz: the file must be gzip, but got one that starts with '<!DO' (HTML)",
-        idx.encode(IMAGES): r"images.gz: the file must be gzip, but got one that starts with '\x00\x00\x08\x03'",
-        b"PK\xff\xfe": r"images.gz: the file must be gzip, but got one that starts with 'PK\\xff\\xfe'",
+        b"": "images.gz: the file must be gzip or IDX, but got an empty file",
+        b"<!DOCTYPE html><html>": "images.gz: the file must be gzip or IDX, but got one that starts with '<!DO' (HTML)",
+        b"PK\3\4": r"images.gz: the file must be gzip or IDX, but got one that starts with 'PK\x03\x04' (zip)",
+        lzma.compress(b""): r"images.gz: the file must be gzip or IDX, but got one that starts with '\\xfd7zX' (xz)",
+        b"PK\xff\xfe": r"images.gz: the file must be gzip or IDX, but got one that starts with 'PK\\xff\\xfe'",
         packed[:-1]: "images.gz: the gzip stream must be complete, but got a truncated one",
-        packed + b"\0": "images.gz: the gzip stream must end the file, but got more data after its end",
-        packed + packed: "images.gz: the gzip stream must end the file, but got more data after its end",
+        packed + b"\1": "images.gz: the gzip stream must end the file, but got more data after its end",
+        packed + b"\0\0\1": "images.gz: the gzip stream must end the file, but got more data after its end",
+        packed + packed[:-1]: "images.gz: the gzip stream must be complete, but got a truncated one",
+        packed + wrong_crc: "images.gz: the gzip stream must be intact, but got Error -6 Incorrect checksum found",
         wrong_crc: "images.gz: the gzip stream must be intact, but got Error -6 Incorrect checksum found",
     }
     assert {content: error(write(tmp_path, content)) for content in cases} == cases
 
 
 def test_contents_of_the_wrong_kind_are_reported(tmp_path: Path) -> None:
-    path = write(tmp_path, gzip.compress(idx.encode(LABELS)))
-    assert error(path) == (
-        "images.gz: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); are the files swapped?"
-    )
-    path = write(tmp_path, gzip.compress(idx.encode(IMAGES)))
-    assert error(path, kind="labels") == (
-        "images.gz: the magic number must be 0x00000801 (labels), but got 0x00000803 (images); are the files swapped?"
-    )
-    path = write(tmp_path, gzip.compress(idx.encode(IMAGES[0])))
-    assert error(path) == (
-        "images.gz: the magic number must be 0x00000803 (images), but got 0x00000802 (neither); are the files swapped?"
-    )
-    path = write(tmp_path, gzip.compress(idx.encode(np.zeros((2, 32, 32), np.uint8))))
-    assert error(path) == "images.gz: every image must be 28x28, but got 32x32"
+    images, labels = "the shape must be Nx28x28 or Nx784 (images)", "the shape must be N or Nx1 (labels)"
+    cases: list[tuple[idx.Kind, np.ndarray, str]] = [
+        ("images", LABELS, f"{images}, but got 3 (labels); are the files swapped?"),
+        ("labels", IMAGES, f"{labels}, but got 3x28x28 (images); are the files swapped?"),
+        ("labels", IMAGES.reshape(3, 784), f"{labels}, but got 3x784 (images); are the files swapped?"),
+        ("images", IMAGES[0], f"{images}, but got 28x28"),
+        ("labels", np.zeros((3, 10), np.uint8), f"{labels}, but got 3x10"),
+        ("images", np.zeros((3, 28, 28, 3), np.uint8), f"{images}, but got 3x28x28x3"),
+        ("images", np.zeros((2, 32, 32), np.uint8), "every image must be 28x28, but got 32x32"),
+    ]
+    for kind, array, message in cases:
+        path = write(tmp_path, gzip.compress(idx.encode(array)))
+        assert error(path, kind=kind) == f"images.gz: {message}"
 
 
 def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_without_names_any_name_is_valid_and_other_rules_hold(edited: Edited) ->
         (
             "a: " + "9" * 5000,
             "params.yaml: the file must be YAML, but got Exceeds the limit (4300 digits) for integer string "
-            "conversion: value has 5000...",
+            "conversion: value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit",
         ),
     ],
 )  # fmt: skip

@@ -336,7 +336,54 @@ def test_local_reads_four_idx_files_of_a_folder(tmp_path: Path, suffix: str) -> 
     with pytest.raises(InputError) as caught:
         sources.fetch("local", mirrors=[], folder=str(folder), timeout_seconds=1, log=print)
     assert str(caught.value) == (
-        f"ingest: folder must hold t10k-labels-idx1-ubyte.gz or t10k-labels-idx1-ubyte, but got neither in {folder}"
+        "ingest: folder must hold t10k-labels-idx1-ubyte.gz or t10k-labels-idx1-ubyte, but got neither in "
+        f"{folder} nor up to two folders below it"
+    )
+
+
+KAGGLE = {name: name.replace("-idx", ".idx") for name in NAMES}
+LAYOUTS: dict[str, Callable[[str], str]] = {
+    "dotted": KAGGLE.__getitem__,
+    "dotted and packed": lambda name: f"{KAGGLE[name]}.gz",
+    "one folder down": lambda name: f"raw/{name}",
+    "as torchvision leaves them": lambda name: f"MNIST/raw/{name}.gz",
+    "each in its own folder": lambda name: f"{name}/{KAGGLE[name]}",
+    "in upper case": lambda name: f"{name}.gz".upper(),
+    "with an upper-case suffix": lambda name: f"{name}.GZ",
+    "named test": lambda name: name.replace("t10k", "test"),
+    "packed, without a suffix": lambda name: f"packed/{name}",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_local_files_are_found_by_the_names_in_which_they_are_published(tmp_path: Path, layout: str) -> None:
+    for name in NAMES:
+        path = tmp_path / LAYOUTS[layout](name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_packed = path.suffix.lower() == ".gz" or "packed" in layout
+        path.write_bytes(TOY[name] if is_packed else gzip.decompress(TOY[name]))
+    found = sources.local_files(str(tmp_path))
+    assert {name: path.relative_to(tmp_path) for name, path in found.items()} == {
+        name: Path(LAYOUTS[layout](name)) for name in NAMES
+    }
+    assert sources.load("local", found)["train"].images.tobytes() == gzip.decompress(TOY[NAMES[0]])[16:]
+
+
+def test_files_that_lie_together_are_preferred_to_their_copies(tmp_path: Path) -> None:
+    folder_of(tmp_path / "whole", TOY)
+    folder_of(tmp_path / "part", {name: TOY[name] for name in NAMES[:2]})
+    assert {path.parent.name for path in sources.local_files(str(tmp_path)).values()} == {"whole"}
+    folder_of(tmp_path, TOY)  # nearer than both
+    assert {path.parent for path in sources.local_files(str(tmp_path)).values()} == {tmp_path}
+
+
+def test_two_complete_sets_of_files_are_refused(tmp_path: Path) -> None:
+    for name in ("digits", "letters"):
+        folder_of(tmp_path / name, TOY)
+    with pytest.raises(InputError) as caught:
+        sources.local_files(str(tmp_path))
+    assert str(caught.value) == (
+        f"ingest: folder must hold one {NAMES[0]}, but got digits/{FIRST} and letters/{FIRST}; name the right folder"
     )
 
 
@@ -370,8 +417,7 @@ def test_swapped_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError) as caught:
         sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
     assert str(caught.value) == (
-        f"{folder}/{FIRST}: the magic number must be 0x00000803 (images), but got 0x00000801 (labels); "
-        "are the files swapped?"
+        f"{folder}/{FIRST}: the shape must be Nx28x28 or Nx784 (images), but got 20 (labels); are the files swapped?"
     )
 
 
@@ -481,17 +527,20 @@ def test_a_failing_server_times_out_within_seconds(server: Server, way: str) -> 
 def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
-    mirrors = ["missing", f"http://127.0.0.1:{port}", f"{server.url}/unavailable", "http://no-such-host.invalid/x"]
+    mirrors = ["missing", "http://no-such-host.invalid/x", f"http://127.0.0.1:{port}"]
     with pytest.raises(NoMirrorError) as caught:
-        fetch(*mirrors)
+        fetch(*mirrors[:2])
     assert caught.value.exit_code == 3
     message = re.sub(r"(no-such-host.invalid/x \(no connection: )[^)]+", r"\1the resolver's words", str(caught.value))
     assert message == no_mirror(
         "missing (no such directory)",
-        f"http://127.0.0.1:{port} (no connection: Connection refused)",
-        f"{server.url}/unavailable (HTTP 503 Service Unavailable)",
         "http://no-such-host.invalid/x (no connection: the resolver's words)",
     )
+    with pytest.raises(NoMirrorError) as caught:
+        fetch(mirrors[2], f"{server.url}/unavailable", *(f"missing{number}" for number in range(9)))
+    refused = f"http://127.0.0.1:{port} (no connection: Connection refused)"
+    assert f"{refused}, {server.url}/unavailable (HTTP 503 Service Unavailable), missing0 (no " in str(caught.value)
+    assert str(caught.value).endswith(f" …{message[message.rindex('; check') :]}")  # each mirror is in the log
     with pytest.raises(NoMirrorError) as caught:
         fetch()
     assert str(caught.value) == no_mirror()

@@ -70,7 +70,7 @@ def connected(name: str) -> Iterator[Cluster]:
             context = ray.init(address=address, **options)
         except (ConnectionError, ray.exceptions.RayError) as error:
             fix = "start that cluster or unset the variable"
-            cause = one_line(error)[:200]
+            cause = one_line(error)
             raise UnavailableError.unreachable(address, where="RAY_ADDRESS", cause=cause, fix=fix) from error
     else:
         context = ray.init(

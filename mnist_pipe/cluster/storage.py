@@ -292,5 +292,5 @@ def _reporting(uri: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        got = re.sub(r" \(Request ID.*", "", one_line(error))[:200]
+        got = re.sub(r" \(Request ID.*", "", one_line(error))
         raise UnavailableError.unreachable(f"{uri}{_at_endpoint(uri)}", where=VARIABLE, cause=got) from error

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 from scipy.sparse import csgraph
 
-from mnist_pipe.data.ink import ink_of
+from mnist_pipe.data.ink import MAX_CONTACTS, Ink, border, contacts, ink_of
 from mnist_pipe.data.pictures import Picture, read_picture
 from mnist_pipe.data.splits import SIDE
 from mnist_pipe.errors import InputError, unknown
@@ -31,11 +31,36 @@ RULES = (DIGIT, RESIZE)
 """Ways in which a picture becomes images, as `Source.picture` and a model's card name them."""
 
 _BOX = 20  # length of the longer side of a digit, in pixels
+_FAINT = 25  # grey level of the data set's faintest ink
 _SPECK = 0.05  # share of the typical piece's area; a smaller piece is noise
 _FRAGMENT = 0.4  # share of the tallest digit's height; a lower piece beside a digit is a part of it
 _GAP = 0.25  # share of the tallest digit's height; a fragment is at most this far from its digit
+_SHORTEST = 0.5  # share of the tallest digit's height that every digit has, and of which neighbours lie in one line
+_LARGE = 0.2  # share of a digit's ink, above which a piece is no detached bar
+_SOLID = 0.95  # share of its box that a digit's ink fills at most, unless the digit is a bar, as a 1 is
+_BAR = 0.5  # width of a bar, as a share of its height
+_EDGE = 0.03  # width of a digit's soft edge, as a share of its longer side
+_WIDEST = 2.0  # width of the widest of MNIST's digits, as a share of its height
 _MAX_PIECES = 1000  # bounds the time for a picture of a texture
 _MAX_DIGITS = 100
+
+
+class Findings(NamedTuple):
+    """What a picture shows."""
+
+    digits: list[Digit]
+    """The digits of a number, from left to right."""
+    doubt: str
+    """Why the picture may show something else, to follow "the picture"; empty if it shows digits on plain ground."""
+
+
+class Whole(NamedTuple):
+    """A picture of one digit."""
+
+    image: NDArray[np.uint8]
+    """Image as the data set's images are, uint8 `(28, 28)`, light on dark."""
+    doubt: str
+    """Why the picture may show something else, as in `Findings`."""
 
 
 class Digit(NamedTuple):
@@ -65,11 +90,23 @@ def load_image(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> ND
     Raises:
         InputError: the file does not exist, is not a PNG or JPEG, or is damaged, too large or blank.
     """
+    return load_whole(source, rule=rule, name=name).image
+
+
+def load_whole(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> Whole:
+    """Return the whole picture as one image, as `load_image` does, and whether it shows something else.
+
+    Raises:
+        InputError: as for `load_image`.
+    """
     picture = read_picture(source, name=name)
     if _checked(rule) == RESIZE:
-        return _resized(picture)
-    ink, pieces, spans = _pieces(picture)
-    return _cut(ink, pieces, spans, group=range(len(spans)), picture=picture).image
+        return Whole(_resized(picture), "")
+    found = _pieces(picture)
+    groups = _groups(found.spans)
+    several = f"has {len(groups)} digits, which are read as one" if len(groups) > 1 else ""
+    image = _cut(found, group=np.arange(len(found.spans)), picture=picture).image
+    return Whole(image, several or _doubt(found, groups))
 
 
 def load_digits(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> list[Digit]:
@@ -98,13 +135,22 @@ def digits_of(picture: Picture, *, rule: str = DIGIT) -> list[Digit]:
     Raises:
         InputError: the picture is blank, or has too many pieces to be a number.
     """
+    return examine(picture, rule=rule).digits
+
+
+def examine(picture: Picture, *, rule: str = DIGIT) -> Findings:
+    """Return the digits of a picture as `digits_of` does, and whether it shows something else besides.
+
+    Raises:
+        InputError: the picture is blank, or has too many pieces to be a number.
+    """
     if _checked(rule) == RESIZE:
-        return [Digit(_resized(picture), (0, 0, *picture.size))]
-    ink, pieces, spans = _pieces(picture)
-    groups = _groups(spans)
+        return Findings([Digit(_resized(picture), (0, 0, *picture.size))], "")
+    found = _pieces(picture)
+    groups = _groups(found.spans)
     if len(groups) > _MAX_DIGITS:
         raise InputError.invalid(picture.name, "the picture", f"show at most {_MAX_DIGITS} digits", got=len(groups))
-    return [_cut(ink, pieces, spans, group=group, picture=picture) for group in groups]
+    return Findings([_cut(found, group=group, picture=picture) for group in groups], _doubt(found, groups))
 
 
 def _checked(rule: str) -> str:
@@ -127,19 +173,26 @@ def _resized(picture: Picture) -> NDArray[np.uint8]:
     return np.asarray(padded)
 
 
-def _pieces(picture: Picture) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.intp]]:
-    """Return the ink of a picture and its connected pieces, without those that are noise.
+class _Pieces(NamedTuple):
+    """The connected pieces of the ink of a picture, without those that are noise."""
 
-    Returns:
-        ink: float32 `(height, width)`; the strongest is 1.
-        pieces: int32 `(height, width)`; 0 where there is no ink, -1 in noise, else the number of the piece, from 1.
-        spans: left, top, right and bottom of each piece, in pixels of `ink`, `(N, 4)`.
+    ink: Ink
+    labels: NDArray[np.int32]
+    """0 where there is no ink, -1 in noise, else the number of the piece, from 1; `(height, width)`."""
+    spans: NDArray[np.intp]
+    """Left, top, right and bottom of each piece, in pixels of `labels`, `(N, 4)`."""
+    areas: NDArray[np.intp]
+    """Number of pixels of each piece, `(N,)`."""
+
+
+def _pieces(picture: Picture) -> _Pieces:
+    """Return the pieces of a picture.
 
     Raises:
         InputError: the picture is blank, or has too many pieces.
     """
-    ink, is_ink = ink_of(picture)
-    labels, count = ndimage.label(is_ink, structure=np.ones((3, 3)), output=np.int32)
+    ink = ink_of(picture)
+    labels, count = ndimage.label(ink.is_ink, structure=np.ones((3, 3)), output=np.int32)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     # The typical piece is the one that the median pixel of ink lies in; the median piece may itself be a speck.
     ascending = np.sort(areas)
@@ -152,7 +205,34 @@ def _pieces(picture: Picture) -> tuple[NDArray[np.float32], NDArray[np.int32], N
     number[0], number[kept + 1] = 0, np.arange(1, len(kept) + 1)
     pieces = number[labels]
     spans = [(x.start, y.start, x.stop, y.stop) for y, x in ndimage.find_objects(pieces.clip(0))]
-    return ink, pieces, np.array(spans)
+    return _Pieces(ink, pieces, np.array(spans), areas[kept])
+
+
+def _doubt(found: _Pieces, groups: list[NDArray[np.intp]]) -> str:
+    """Return why the pieces, in these groups, may be more or less than the digits of one number."""
+    if not found.ink.is_plain:
+        return "has an uneven background"
+    reached = contacts(found.labels[found.ink.place] > 0)
+    if any(reached) and (not all(reached) or sum(reached) > MAX_CONTACTS):
+        return "has ink that reaches its border"
+    extents = np.array([_extent(found.spans[group]) for group in groups])
+    height = extents[:, 3] - extents[:, 1]
+    if height.min() < _SHORTEST * height.max():
+        return "has digits of very different sizes"
+    overlap = _overlaps(extents[:, 1], extents[:, 3])
+    if len(groups) > 1 and (np.diag(overlap, 1) < _SHORTEST * np.minimum(height[1:], height[:-1])).any():
+        return "has digits in more than one line"
+    for group, extent in zip(groups, extents, strict=True):
+        large = group[found.areas[group] >= _LARGE * found.areas[group].sum()]
+        above = -_overlaps(found.spans[large, 1], found.spans[large, 3]) if len(large) > 1 else np.zeros(1)
+        if above.max() > 0:
+            return "has pieces one above the other"
+        wide, high = extent[2] - extent[0], extent[3] - extent[1]
+        if found.areas[group].sum() > _SOLID * wide * high and wide > _BAR * high:
+            return "has a filled shape, which is no digit"
+        if wide > _WIDEST * high:
+            return "has digits that touch each other"
+    return ""
 
 
 def _groups(spans: NDArray[np.intp]) -> list[NDArray[np.intp]]:
@@ -187,18 +267,30 @@ def _extent(spans: NDArray[np.intp]) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def _cut(
-    ink: NDArray[np.float32], pieces: NDArray[np.int32], spans: NDArray[np.intp], *, group: Any, picture: Picture
-) -> Digit:
-    """Return the pieces of `group`, row numbers of `spans`, as one digit."""
-    left, top, right, bottom = _extent(spans[group])
+def _cut(found: _Pieces, *, group: NDArray[np.intp], picture: Picture) -> Digit:
+    """Return the pieces of `group`, row numbers of `found.spans`, as one digit."""
+    left, top, right, bottom = _extent(found.spans[group])
     place = np.s_[top:bottom, left:right]
     # Paler pixels than ink, which are the digit's soft edge, stay; other digits and noise in this rectangle do not.
-    others = (pieces[place] != 0) & ~np.isin(pieces[place], np.asarray(group) + 1)
-    box = np.where(others, np.float32(0), ink[place])
+    own = np.isin(found.labels[place], group + 1)
+    edge = ndimage.binary_dilation(own, iterations=max(2, round(_EDGE * max(own.shape)))) & (found.labels[place] == 0)
+    box = np.where(own | edge, found.ink.strength[place], np.float32(0))
     grey = np.rint(255 * _fitted(box / box.max())).astype(np.uint8)
     image = centred(grey, centre=SIDE / 2)  # pixel (14, 14), as in MNIST
-    return Digit(image, picture.at_full_size((left, top, right, bottom)))
+    original = _original(picture) if len(group) == len(found.spans) else None
+    return Digit(image if original is None else original, picture.at_full_size((left, top, right, bottom)))
+
+
+def _original(picture: Picture) -> NDArray[np.uint8] | None:
+    """Return the grey levels of a picture that is an image of the data set, light on dark; None if it is none."""
+    grey: NDArray[np.uint8] = picture.pixels[:, :, 0]
+    if grey.shape != (SIDE, SIDE) or (picture.pixels != grey[:, :, np.newaxis]).any():
+        return None
+    grey = 255 - grey if np.median(border(grey)) > 127 else grey
+    is_ink = grey > _FAINT
+    sides = [int(np.ptp(np.flatnonzero(is_ink.any(axis=axis)))) + 1 for axis in (0, 1)] if is_ink.any() else [0]
+    offset = np.subtract(ndimage.center_of_mass(grey), SIDE / 2)
+    return grey if abs(max(sides) - _BOX) <= 1 and np.abs(offset).max() <= 1 else None
 
 
 def _fitted(box: NDArray[np.float32]) -> NDArray[np.float32]:

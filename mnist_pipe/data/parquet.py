@@ -176,7 +176,7 @@ def parquet_files(location: str | Path, *, filesystem: fs.FileSystem | None = No
             return [path]
         files = sorted(file.path for file in where.get_file_info(fs.FileSelector(path)) if file.is_file)
     except OSError as error:
-        raise UnavailableError.invalid(location, "the path", "be readable", got=one_line(error)[:200]) from error
+        raise UnavailableError.invalid(location, "the path", "be readable", got=one_line(error)) from error
     files = [file for file in files if file.endswith(".parquet")]
     if not files:
         raise InputError.missing("no *.parquet file", state="is in the folder", where=location)
@@ -279,7 +279,7 @@ def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None
     except FileNotFoundError:
         raise CorruptDataError.missing(where, fix=fix) from None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        got = one_line(error)[:200]
+        got = one_line(error)
         if "AWS Error" in got:  # Arrow has no exception of its own for unreachable storage
             raise UnavailableError.unreachable("the storage", where=where, cause=got) from error
         raise CorruptDataError.invalid(where, name, rule, got=got, fix=fix) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,7 @@ def fetch(
     Args:
         dataset: a key of `SOURCES`; `digits` has no files.
         mirrors: directories or http(s) base URLs, tried in order for each file, before the publisher's own mirrors.
-        folder: the folder with the files of `local`, under their IDX names, with or without `.gz`.
+        folder: the folder with the files of `local`; see `local_files`.
         timeout_seconds: the longest silence of all servers together, in equal shares; `fetch_published` derives the
             limit for a whole file from it.
         log: called with one line for each file that was found and for each mirror that did not supply it.
@@ -84,7 +85,7 @@ def fetch(
     if dataset not in SOURCES:
         raise unknown("ingest", "dataset", dataset, SOURCES)
     if dataset == "local":
-        return _local_files(folder)
+        return local_files(folder)
     source = SOURCES[dataset]
     unreachable: dict[str, str] = {}
     places = [*mirrors, *source.mirrors]
@@ -169,12 +170,34 @@ def _digits() -> dict[str, Arrays]:
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
-def _local_files(folder: str | None) -> dict[str, Path]:
-    found = {}
-    for name in (name for pair in SPLITS.values() for name in pair):
-        candidates = (Path(folder or ".") / f"{name}.gz", Path(folder or ".") / name)
-        path = next((path for path in candidates if path.is_file()), None)
-        if path is None:
-            raise InputError.invalid("ingest", "folder", f"hold {name}.gz or {name}", got=f"neither in {folder}")
-        found[name] = path
-    return found
+def local_files(folder: str | None) -> dict[str, Path]:
+    """Return the paths of the four files of `local` by IDX name.
+
+    They lie in the folder or up to two below it, together or each in its own folder. Their names may be in upper case,
+    end in `.gz`, and have a dot before `idx`, as Kaggle's have, or `test` for `t10k`.
+
+    Raises:
+        InputError: a file is missing, or several could be meant.
+    """
+    root = Path(folder or ".")
+    found: dict[str, dict[Path, Path]] = {name: {} for pair in SPLITS.values() for name in pair}
+    for pattern in ("*", "*/*", "*/*/*"):
+        # Of a packed and an unpacked file in one folder, the packed one is taken.
+        for path in sorted(root.glob(pattern), key=lambda path: (path.parent, path.suffix.lower() != ".gz", path)):
+            name = re.sub(r"[._]", "-", path.name.lower().removesuffix(".gz")).replace("test-", "t10k-")
+            if name in found and path.is_file():
+                found[name].setdefault(path.parent, path)
+        if all(found.values()):
+            break
+    together = set.intersection(*map(set, found.values()))
+    if len(together) == 1:
+        [parent] = together
+        return {name: by_folder[parent] for name, by_folder in found.items()}
+    for name, by_folder in found.items():
+        if not by_folder:
+            rule, got = f"hold {name}.gz or {name}", f"neither in {root} nor up to two folders below it"
+            raise InputError.invalid("ingest", "folder", rule, got=got)
+        if len(by_folder) > 1:
+            got = " and ".join(str(path.relative_to(root)) for path in by_folder.values())
+            raise InputError.invalid("ingest", "folder", f"hold one {name}", got=got, fix="name the right folder")
+    return {name: path for name, by_folder in found.items() for path in by_folder.values()}

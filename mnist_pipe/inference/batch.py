@@ -28,11 +28,13 @@ from torch import nn
 from mnist_pipe.atomic import atomic_file, atomic_folder, check_new_or_empty
 from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.cluster.ray_session import Cluster, connected
-from mnist_pipe.data import parquet, splits
+from mnist_pipe.data import parquet
 from mnist_pipe.data.parquet import RowGroup
 from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.errors import BusyError, InputError
+from mnist_pipe.inference import table
 from mnist_pipe.inference.classifier import Classifier
+from mnist_pipe.inference.table import Table
 
 if TYPE_CHECKING:
     import ray.data
@@ -69,20 +71,14 @@ class Scored:
     """The accuracy in [0, 1] over the rows with a label; None without labels in an integer column `label`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    groups: list[RowGroup]
-    schema: pa.Schema
-    is_raw: bool
-
-
 def score(location: str | Path, output: Path, *, model: Classifier, filesystem: fs.FileSystem | None = None) -> Scored:
     """Predict every row of the Parquet files at `location` and write the results to the folder `output`.
 
-    Each row is a `(28, 28)` image in the column `image`: either uint8, `fixed_size_binary[784]`, which is standardised
-    with the mean and standard deviation in the model's card, or float32, `fixed_size_binary[3136]`, which this project
-    standardised with the same two numbers. The output has all other columns, followed by `RESULTS`, and keeps the order
-    of the rows. It is written whole or not at all.
+    Each row is a `(28, 28)` image. The column `image` holds it as 784 bytes, as lists of 784 numbers, or as a PNG or
+    JPEG, which may be the field `bytes` of a struct; or 784 columns hold a pixel each. These grey levels are
+    standardised with the mean and standard deviation in the model's card. The column may also be float32,
+    `fixed_size_binary[3136]`, which this project standardised with the same two numbers. The output has all other
+    columns, followed by `RESULTS`, and keeps the order of the rows. It is written whole or not at all.
 
     Args:
         location: a Parquet file, or a folder of them.
@@ -98,7 +94,8 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
     """
     output = output.resolve()
     check_new_or_empty(output)
-    found = _examine(location, filesystem=filesystem)
+    found = table.examine(location, filesystem=filesystem)
+    _check_names(found, found.groups[0].file)
     if not found.is_raw:
         _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
@@ -112,41 +109,11 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
     return Scored(num_rows=num_rows, seconds=seconds, start_seconds=start_seconds, accuracy=accuracy)
 
 
-def _examine(location: str | Path, *, filesystem: fs.FileSystem | None) -> _Input:
-    """Return the row groups and the schema of the input after checking its columns; read only the footers."""
-    files = parquet.parquet_files(location, filesystem=filesystem)
-    schemas = [parquet.read_schema(file, filesystem=filesystem) for file in files]
-    for file, schema in zip(files, schemas, strict=True):
-        if not schema.equals(schemas[0]):
-            rule = f"be those of {files[0]}, ({_shown(schemas[0])})"
-            raise InputError.invalid(file, "the columns", rule, got=f"({_shown(schema)})")
-    schema = schemas[0]
-    kind = schema.field("image").type if schema.names.count("image") == 1 else None
-    if kind not in (pa.binary(PIXELS), pa.binary(4 * PIXELS)):
-        rule = f"be fixed_size_binary[{PIXELS}] (bytes) or [{4 * PIXELS}] (float32)"
-        got = f"({_shown(schema)})" if kind is None else kind
-        raise InputError.invalid(files[0], "the column image", rule, got=got)
-    for field in schema:
-        if field.name in RESULTS.names or schema.names.count(field.name) > 1:
+def _check_names(found: Table, location: object) -> None:
+    for name in RESULTS.names:
+        if name in found.schema.names:
             rule = f"have a unique name other than {', '.join(RESULTS.names)}"
-            raise InputError.invalid(files[0], "every column", rule, got=repr(field.name), fix="rename it")
-        if not _is_plain(field):
-            # Decoding an extension type can run code.
-            raise InputError.invalid(files[0], f"the column {field.name}", "be of a plain type", got=field.type)
-    groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
-    if not groups:
-        raise InputError.invalid(location, "the input", "have rows", got=0)
-    return _Input(groups=groups, schema=schema, is_raw=kind == pa.binary(PIXELS))
-
-
-def _shown(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _is_plain(field: pa.Field) -> bool:
-    if isinstance(field.type, pa.BaseExtensionType) or b"ARROW:extension:name" in (field.metadata or {}):
-        return False
-    return all(_is_plain(field.type.field(number)) for number in range(field.type.num_fields))
+            raise InputError.invalid(location, "every column", rule, got=repr(name), fix="rename it")
 
 
 def _check_mean_and_std(
@@ -162,7 +129,7 @@ def _check_mean_and_std(
 
 
 def _scored(
-    found: _Input,
+    found: Table,
     model: Classifier,
     *,
     available: Cluster,
@@ -188,11 +155,11 @@ def _scored(
 
     return read_in_order(
         [(group,) for group in found.groups],
-        partial(splits.read_images, is_raw=found.is_raw, filesystem=filesystem),
+        partial(found.read, filesystem=filesystem),
         node=None if filesystem else ray.get_runtime_context().get_node_id(),
         then=with_scores,
         readers=min(len(found.groups), num_actors if kind == "GPU" else 1 + num_actors // _ACTORS_PER_READER),
-        block_bytes=_BLOCK_ROWS * found.schema.field("image").type.byte_width,
+        block_bytes=_BLOCK_ROWS * PIXELS * (1 if found.is_raw else 4),
     )
 
 

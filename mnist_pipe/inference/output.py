@@ -43,6 +43,7 @@ def to_json(reading: Reading) -> str:
             "path": str(reading.path),
             "model": reading.model,
             "text": reading.text,
+            "doubt": reading.doubt or None,
             "predictions": [
                 {
                     "label": found.label,
@@ -63,11 +64,11 @@ def to_csv(reading: Reading, *, header: bool) -> str:
     if header:
         shares = (f"probability of {label}" for label in reading.predictions[0].probabilities)
         names = ("path", "model", "position", "label", "class", "probability", "left", "top", "right", "bottom")
-        rows.append((*names, *shares))
+        rows.append((*names, *shares, "doubt"))
     for position, found in enumerate(reading.predictions):
         number = found.number if found.is_sure else ""
         head = (reading.path, reading.model, position, found.label, number, found.probability)
-        rows.append((*head, *found.box, *found.probabilities.values()))
+        rows.append((*head, *found.box, *found.probabilities.values(), reading.doubt))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().removesuffix("\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mnist_pipe.data.images import Box, digits_of
+from mnist_pipe.data.images import Box, examine
 from mnist_pipe.data.pictures import SUFFIXES, Picture, read_picture
 from mnist_pipe.errors import InputError, PipelineError
 from mnist_pipe.inference import registered
@@ -51,8 +51,16 @@ class Reading:
     """The registered version, `NAME/VERSION`."""
     predictions: list[Prediction]
     """A prediction for each digit from left to right, or a single one for the whole picture."""
+    doubt: str = ""
+    """Why the picture may show something else, such as `has ink that reaches its border`; empty if nothing suggests it.
+    """
     picture: Picture = field(repr=False, compare=False)
     """The picture that was read."""
+
+    @property
+    def warning(self) -> str:
+        """The doubt as a line about the picture; empty if there is none."""
+        return f"{self.path}: warning: the picture {self.doubt}; {self.text} may be wrong" if self.doubt else ""
 
     @property
     def text(self) -> str:
@@ -118,7 +126,7 @@ def _read(path: Path | PipelineError, classifier: Classifier, *, min_confidence:
         if isinstance(source, bytes) and len(source) > _MAX_STDIN_BYTES:
             raise InputError.invalid(path, "the content", f"have at most {_MAX_STDIN_BYTES} bytes", got="more")
         picture = read_picture(source, name=str(path))
-        digits = digits_of(picture, rule=classifier.picture)
+        digits, doubt = examine(picture, rule=classifier.picture)
     except InputError as error:
         return error
     found = classifier.predict(np.stack([digit.image for digit in digits]))
@@ -134,4 +142,4 @@ def _read(path: Path | PipelineError, classifier: Classifier, *, min_confidence:
             digits, found.labels, found.classes, found.probability, found.probabilities, strict=True
         )
     ]
-    return Reading(path=path, model=classifier.name, predictions=predictions, picture=picture)
+    return Reading(path=path, model=classifier.name, predictions=predictions, doubt=doubt, picture=picture)

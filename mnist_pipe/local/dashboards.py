@@ -178,7 +178,7 @@ def _published(name: str, *, variable: str) -> str:
         try:
             value = json.loads(reply)["value"]
         except (ValueError, LookupError, TypeError):
-            value = one_line(reply.decode(errors="replace"))[:200]
+            value = one_line(reply.decode(errors="replace"))
         if isinstance(value, dict) and isinstance(value.get(name), str):
             return str(value[name])
         rule, fix = f"hold the address of {name}", "run: mnist-pipe deploy"

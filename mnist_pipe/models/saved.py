@@ -48,7 +48,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         model = for_inference(model, card=card)
     except (PipelineError, KeyError, RuntimeError) as error:
-        got = one_line(error)[:200]
+        got = one_line(error)
         raise CorruptDataError.invalid(
             folder / WEIGHTS, "the weights", f"fit {folder / paths.CARD}", got=got
         ) from error

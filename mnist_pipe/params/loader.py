@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 
-from mnist_pipe.errors import InputError, closest, describe
+from mnist_pipe.errors import InputError, closest, describe, one_line
 from mnist_pipe.params import messages
 from mnist_pipe.params.messages import Location
 from mnist_pipe.params.schema import Params, Section
@@ -86,7 +86,7 @@ def _parse(path: Path) -> tuple[Any, dict[Location, int], list[str]]:
     except RecursionError as error:
         raise InputError.invalid(path, "the file", "be YAML", got="bottomless nesting") from error
     except (YAMLError, ValueError, KeyError) as error:  # `!!int x` and `!!bool x` raise the last two
-        raise InputError.invalid(path, "the file", "be YAML", got=messages.shorten(str(error))) from error
+        raise InputError.invalid(path, "the file", "be YAML", got=one_line(error)) from error
     if not isinstance(content, dict):
         got = "nothing" if content is None else type(content).__name__
         raise InputError.invalid(path, "the file", "be a mapping of sections", got=got)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import is_typeddict
 
-from mnist_pipe.errors import closest, describe, one_line, without_credentials
+from mnist_pipe.errors import closest, describe, shortened, without_credentials
 
 Location = tuple[str | int, ...]
 """The keys and indices that lead to a value."""
@@ -57,13 +57,7 @@ def show(value: Any) -> str:
     """Return `value` as YAML spells it, cut if it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    return shorten(without_credentials(repr(value)))  # a mirror's URL may contain a password
-
-
-def shorten(text: str) -> str:
-    """Return `text` on one line, cut to at most 80 characters."""
-    text = one_line(text)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return shortened(without_credentials(repr(value)), width=80)  # a mirror's URL may contain a password
 
 
 def _location(detail: ErrorDetails, content: Any) -> Location:

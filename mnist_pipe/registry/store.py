@@ -290,7 +290,7 @@ def _check_connection(uri: str) -> None:
 
 def _explained(error: Exception, *, root: Path) -> PipelineError:
     """Return the error for the user: who is locked, refused or unreachable, and the setting that names it."""
-    got = one_line(str(error).replace(_tracking_uri(root), public_uri(root)))[:300]
+    got = one_line(str(error).replace(_tracking_uri(root), public_uri(root)))
     if "database is locked" in got:
         return _locked(public_uri(root))
     if getattr(error, "error_code", "") in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_pipe.data.images import load_image
+from mnist_pipe.data.images import load_whole
 from mnist_pipe.data.splits import PIXELS, SIDE
 from mnist_pipe.errors import InputError
 
@@ -21,8 +21,17 @@ CONTENT_TYPES = (*PICTURES, JSON, RAW)
 _BODY = "the body"  # where an error is, as a file's path is for `mnist-pipe predict`
 
 
-def read_images(body: bytes, content_type: str, *, max_images: int, rule: str) -> NDArray[np.uint8]:
-    """Return the images in a body, uint8 `(N, 28, 28)`, light on dark, as the images of the data set are.
+class Images(NamedTuple):
+    """The images in a body."""
+
+    pixels: NDArray[np.uint8]
+    """Grey levels, `(N, 28, 28)`, light on dark, as the images of the data set are."""
+    doubt: str
+    """Why a picture may show something else, to follow "the picture"; empty if nothing suggests it."""
+
+
+def read_images(body: bytes, content_type: str, *, max_images: int, rule: str) -> Images:
+    """Return the images in a body.
 
     - `image/png`, `image/jpeg`: one picture, which is centred and scaled as `mnist-pipe predict` does.
     - `application/json`: whole numbers from 0 to 255, `(28, 28)` or `(N, 28, 28)`, as nested lists or under `images`.
@@ -40,12 +49,13 @@ def read_images(body: bytes, content_type: str, *, max_images: int, rule: str) -
     if not body:
         raise InputError.invalid(_BODY, "", "contain a picture or arrays", got="nothing")
     if content_type in PICTURES:
-        return load_image(body, rule=rule, name=_BODY)[np.newaxis]
+        image, doubt = load_whole(body, rule=rule, name=_BODY)
+        return Images(image[np.newaxis], doubt)
     images = _raw(body) if content_type == RAW else _nested_lists(body)
     if len(images) > max_images:
         fix = "send several requests"
         raise InputError.invalid(_BODY, "", f"contain at most {max_images} images", got=len(images), fix=fix)
-    return images
+    return Images(images, "")
 
 
 def _raw(body: bytes) -> NDArray[np.uint8]:

@@ -105,7 +105,7 @@ def start(spec: str, *, root: Path, params: ServeParams, token: str) -> str:
     try:
         serve.run(application, name=APPLICATION, route_prefix="/", logging_config={"enable_access_log": False})
     except RuntimeError as error:
-        raise UnavailableError.unreachable(url, cause=one_line(error)[:300]) from error
+        raise UnavailableError.unreachable(url, cause=one_line(error)) from error
     deadline = time.monotonic() + START_SECONDS
     while not (reply := http_probe.get(f"{url}/healthz")).is_success:
         if time.monotonic() > deadline:

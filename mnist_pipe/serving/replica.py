@@ -23,6 +23,7 @@ from ray.serve.metrics import Counter, Gauge, Histogram
 from mnist_pipe.inference.classifier import Predictions
 from mnist_pipe.params.schema import ServeParams
 from mnist_pipe.serving import web
+from mnist_pipe.serving.bodies import Images
 from mnist_pipe.serving.follower import Follower, Served
 
 _LOG = logging.getLogger("ray.serve")
@@ -119,7 +120,7 @@ class Endpoint:
         """Record a finished request."""
         self._metrics.request(status=status, seconds=seconds)
 
-    async def prepare(self, work: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    async def prepare(self, work: Callable[[], Images]) -> Images:
         """Run `work` in a thread that decodes bodies."""
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 

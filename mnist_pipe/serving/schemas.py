@@ -50,6 +50,7 @@ class Reply(BaseModel):
 
     model: Version
     predictions: list[Prediction]
+    doubt: str | None = Field(description="why a picture may show something else than one digit on plain paper")
 
 
 class Model(Version):

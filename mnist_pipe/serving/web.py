@@ -45,7 +45,7 @@ class Answers(Protocol):
     async def saliency(self, served: Served, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Return `Classifier.saliency` of each image."""
 
-    async def prepare(self, work: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    async def prepare(self, work: Callable[[], bodies.Images]) -> bodies.Images:
         """Run the preparation of a body where it blocks no other request."""
 
     def running(self) -> AbstractAsyncContextManager[None]:
@@ -115,10 +115,10 @@ def build(answers: Answers, *, params: ServeParams, token_sha256: str) -> FastAP
         body = await _body(request, max_bytes=params.max_body_bytes)
         rule = answers.state()[0].classifier.picture
         read = partial(bodies.read_images, body, content_type, max_images=params.max_images, rule=rule)
-        images = read() if content_type == bodies.RAW else await answers.prepare(read)
+        images, doubt = read() if content_type == bodies.RAW else await answers.prepare(read)
         served, found = await answers.classify(images)
         maps = await answers.saliency(served, images) if saliency else None
-        return _json(_reply(served, found, images, maps, min_confidence=min_confidence))
+        return _json(_reply(served, found, images, maps, doubt=doubt, min_confidence=min_confidence))
 
     @app.get("/model", dependencies=guards, responses={200: {"model": Model}})
     async def model() -> Response:
@@ -183,6 +183,7 @@ def _reply(
     images: NDArray[np.uint8],
     maps: list[NDArray[np.float32]] | None,
     *,
+    doubt: str,
     min_confidence: float,
 ) -> dict[str, Any]:
     """Return the content of the reply, a `Reply`."""
@@ -200,7 +201,8 @@ def _reply(
                 **({"saliency": _base64(np.rint(255 * maps[number]).astype(np.uint8))} if maps else {}),
             }
         )
-    return {"model": {"name": served.model.name, "version": served.model.version}, "predictions": predictions}
+    model = {"name": served.model.name, "version": served.model.version}
+    return {"model": model, "predictions": predictions, "doubt": doubt or None}
 
 
 def _base64(image: NDArray[np.uint8]) -> str:

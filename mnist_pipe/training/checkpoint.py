@@ -63,7 +63,7 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
     try:
         model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
     except RuntimeError as error:
-        got = one_line(error)[:200]
+        got = one_line(error)
         raise CorruptDataError.invalid(folder / STATE, "the weights", "fit the model", got=got) from error
     state: dict[int, dict[str, Any]] = {int(index): dict(values) for index, values in record["scalars"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -24,6 +24,7 @@ from mnist_pipe.params import loader
 from mnist_pipe.params.schema import ServeParams
 from mnist_pipe.serving import web
 from mnist_pipe.serving.access import digest
+from mnist_pipe.serving.bodies import Images
 from mnist_pipe.serving.follower import Follower, Served
 from tests.support import ROOT
 from tests.support.registry import NAME
@@ -50,7 +51,7 @@ class InProcess:
     async def saliency(self, served: Served, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         return [served.classifier.saliency(image) for image in images]
 
-    async def prepare(self, work: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    async def prepare(self, work: Callable[[], Images]) -> Images:
         return work()
 
     @contextlib.asynccontextmanager

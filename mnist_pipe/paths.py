@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -86,7 +87,8 @@ def find_root(start: Path) -> Path:
 
 def sqlite_uri(database: Path, *, driver: str = "pysqlite") -> str:
     """Return the address of a SQLite database, as SQLAlchemy decodes it: a `?` in a path would begin options."""
-    if quote(str(database)) == str(database) and driver == "pysqlite":
+    quoted = quote(os.fsencode(database))
+    if quoted == str(database) and driver == "pysqlite":
         return f"sqlite:///{database}"
     # With the driver's name, because MLflow creates the parent folder of a `sqlite:///` without decoding it.
-    return f"sqlite+{driver}:///{quote(str(database))}"
+    return f"sqlite+{driver}:///{quoted}"

@@ -115,6 +115,16 @@ def check_params(params: Params) -> None:
     check_workers("search.max_concurrent_trials", concurrent, num_cpus=cpus, num_gpus=gpus)
 
 
+def check_names(root: Path) -> None:
+    """Check that the paths of the project and of temporary files are such that the libraries can use them.
+
+    Raises:
+        UnavailableError: one is not.
+    """
+    doctor.check_path(root)
+    doctor.check_temporary_folder()
+
+
 def check_places(root: Path, stage: str, *, on_cluster: bool) -> None:
     """Check that what a stage computes can be kept, before it computes for minutes.
 

@@ -55,6 +55,7 @@ def run(stage: str, *, debug: bool = False) -> None:
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
+    preflight.check_names(root)
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     preflight.check_places(root, stage, on_cluster=on_cluster)

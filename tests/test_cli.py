@@ -202,8 +202,8 @@ def test_doctor_lists_every_check_and_exits_with_the_code_of_its_errors() -> Non
     code, lines, errors = mnist_pipe("doctor")
     assert (code, errors) == (3, [])
     assert [line[6:19].strip() for line in lines] == [
-        "python", "packages", "params", "folder", "disk", "shared memory", "versioning", "dvc's lock", "dvc's cache",
-        "ports", "services", "storage", "open files",
+        "python", "packages", "params", "folder", "temporary", "disk", "shared memory", "versioning", "dvc's lock",
+        "dvc's cache", "ports", "services", "storage", "open files",
     ]  # fmt: skip
     assert {line[6:19].strip() for line in lines if line.startswith("FAIL")} == {"params", "versioning"}
 

@@ -63,7 +63,7 @@ def predict_in_a_plain_environment(root: Path, images: NDArray[np.uint8], folder
     )
     environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
     done = subprocess.run(
-        [sys.executable, "-S", "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-S", "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found: NDArray[np.float32] = np.load(folder / "found.npy", allow_pickle=False)
@@ -188,7 +188,6 @@ def test_mlflow_serves_a_version(
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(
             [*command, "-p", str(port), "-w", "1"],
-            cwd=registry_root,
             env=environment,
             stdout=log,
             stderr=log,

@@ -494,7 +494,7 @@ def test_a_registry_with_absolute_paths_gets_versions_without(
     outcome = register(registry_root, candidate)
     assert (outcome.version, outcome.alias, outcome.previous) == (2, "champion", 1)
     source = client(registry_root).get_model_version_by_alias(NAME, "champion").source
-    assert source == f"/proc/self/cwd/.state/mlflow/{runs(registry_root)[0].info.run_id}/artifacts/model"
+    assert source == f"{registry_root}/.state/mlflow/{runs(registry_root)[0].info.run_id}/artifacts/model"
     assert register(registry_root, candidate).version == 2
 
 

@@ -100,7 +100,7 @@ def worker_workspace(run: str) -> Iterator[None]:
         CorruptDataError: there is no such request, it names a path outside its folder, or an output was not written.
         UnavailableError: the worker has other code than the client, or no MLflow server to register with.
     """
-    uri, _, key = run.partition("/runs/")
+    uri, _, key = run.rpartition("/runs/")
     storage, key = open_uri(uri), f"runs/{key}"
     with tempfile.TemporaryDirectory(prefix="mnist-pipe-") as folder:
         try:

@@ -27,6 +27,7 @@ FREE_BYTES = 2_000_000_000
 OPEN_FILES = 1024
 """Minimum limit of open files per process; a Ray head alone opens some 300."""
 
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LOCK = Path("requirements.lock")
 _PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;+]+)", re.MULTILINE)
 
@@ -53,6 +54,34 @@ def check_disk(root: Path, *, needed_bytes: int) -> str:
         rule, fix = f"be at least {_megabytes(needed_bytes)}", "free some space or move the project to a larger disk"
         raise UnavailableError.invalid(root, "free space", rule, got=_megabytes(free), fix=fix)
     return f"{_megabytes(free)} free"
+
+
+def check_path(root: Path) -> str:
+    """Check that the libraries can use the path of the project's folder, and return it as text.
+
+    Raises:
+        UnavailableError: it has a control character or bytes that are not UTF-8, which a URL and a log cannot hold.
+    """
+    if found := _UNPRINTABLE.search(str(root)):
+        rule, fix = "hold only characters that can be printed", "rename or move the folder"
+        raise UnavailableError.invalid(root, "the folder's path", rule, got=ascii(found[0]), fix=fix)
+    return str(root)
+
+
+def check_temporary_folder() -> str:
+    """Check that the folder for temporary files is usable, and return it as text; a long path does no harm.
+
+    Raises:
+        UnavailableError: TMPDIR names no folder, the folder is not writable, or RAY_TMPDIR is too long for Ray.
+    """
+    folder = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+    if not folder.is_dir():
+        raise UnavailableError.missing(f"the folder {folder}", where="TMPDIR", fix="create it or unset the variable")
+    own = os.environ.get("RAY_TMPDIR", "")
+    if len(os.fsencode(own)) > ray_head.MAX_FOLDER_BYTES:
+        rule = f"have at most {ray_head.MAX_FOLDER_BYTES} bytes, as Ray's sockets lie below it"
+        raise UnavailableError.invalid("RAY_TMPDIR", "the path", rule, got=len(os.fsencode(own)), fix="unset it")
+    return check_writable(folder)
 
 
 def check_writable(folder: Path) -> str:
@@ -150,10 +179,15 @@ def _params(root: Path) -> str:
 
 
 def _writable(root: Path) -> str:
+    check_path(root)
     for folder in (root, root / paths.STATE):
         if folder.exists():
             check_writable(folder)
     return f"{root} is writable"
+
+
+def _temporary(_: Path) -> str:
+    return check_temporary_folder()
 
 
 def _disk(root: Path) -> str:
@@ -248,6 +282,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "packages": _packages,
     "params": _params,
     "folder": _writable,
+    "temporary": _temporary,
     "disk": _disk,
     "shared memory": _shared_memory,
     "versioning": _versioning,

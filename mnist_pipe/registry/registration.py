@@ -43,6 +43,7 @@ from mnist_pipe.registry.versions import CHAMPION, CONTENT, METRICS, MODEL, PREV
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.entities.model_registry import ModelVersion
 
 
 _PREDICTIONS = "predictions"
@@ -124,7 +125,7 @@ def _add_version(client: MlflowClient, candidate: Candidate, name: str, content:
     run = _log_candidate(client, candidate, name, content, root=root)
     own = RegisteredModel(name=name, version=0, run_id=run.info.run_id, content_sha256=content)
     versions.download(own, root=root)  # raises unless the files are where everybody will look for them
-    _create_version(client, name, content, run, candidate)
+    _create_version(client, name, content, run, candidate, root=root)
     model = _find_content(client, name, content, root=root)
     assert model is not None
     if model.run_id != own.run_id:
@@ -192,13 +193,15 @@ def _datasets(card: Mapping[str, Any]) -> list[Any]:
     return inputs
 
 
-def _create_version(client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate) -> None:
+def _create_version(
+    client: MlflowClient, name: str, content: str, run: Run, candidate: Candidate, *, root: Path
+) -> None:
     at_most_twice(lambda: client.search_registered_models(f"name = '{name}'") or client.create_registered_model(name))
     scores = {split: candidate.metrics[split] for split in ("validation", "test") if split in candidate.metrics}
     tags = {CONTENT: content, **flatten(scores), **flatten({"lineage": candidate.lineage})}
     client.create_model_version(
         name,
-        f"{run.info.artifact_uri}/{MODEL}",
+        _source(run, root=root),
         run.info.run_id,
         tags={key: str(value) for key, value in tags.items()},
         description=candidate.text.rpartition(_END_OF_FRONT_MATTER)[2].strip(),
@@ -212,8 +215,7 @@ def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) 
 
     found = client.search_model_versions(f"name = '{name}' and tags.{CONTENT} = '{content}'")
     if is_own_store(root):
-        # A version of the project's version 0.1 names a path, which is wrong in a copy or a moved folder.
-        found = [version for version in found if version.source.startswith(paths.MLFLOW_ROOT)]
+        found = [version for version in found if _is_here(client, version, root=root)]
     first, *later = sorted(found, key=lambda version: int(version.version)) or [None]
     aliased = versions.aliases(client, name).values() if later else ()
     for version in later:
@@ -221,6 +223,24 @@ def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) 
             with suppress(MlflowException):  # its writer has deleted it
                 client.delete_model_version(name, version.version)
     return first and versions.read_version(first)
+
+
+def _is_here(client: MlflowClient, version: ModelVersion, *, root: Path) -> bool:
+    """Return whether a version names its files here, and not those of the original of a copied or moved checkout."""
+    run = client.get_run(version.run_id)  # version 0.1 recorded absolute paths for the run's files too
+    return run.info.artifact_uri.startswith(paths.MLFLOW_ROOT) and version.source == _source(run, root=root)
+
+
+def _source(run: Run, *, root: Path) -> str:
+    """Return where MLflow finds the model of a run: on disk an absolute path, so that any program can load it.
+
+    MLflow never deletes what a version names, so that `mlflow gc` in a copy of a checkout leaves it alone.
+    """
+    place = files_of(run.info.run_id, artifact_uri=run.info.artifact_uri, root=root)
+    if place is None:
+        return f"{run.info.artifact_uri}/{MODEL}"
+    uri = (place / MODEL).as_uri()  # in a plain path, MLflow takes a ? for the start of a query
+    return str(place / MODEL) if uri == f"file://{place / MODEL}" else uri
 
 
 def _tag_gates(client: MlflowClient, model: RegisteredModel, decisions: Sequence[gates.Gate]) -> None:

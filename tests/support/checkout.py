@@ -24,6 +24,8 @@ SMALL: dict[str, Any] = {
     "search.space.batch_size": [32, 64],
     "train.num_epochs": 15,
 }
+HARDEST = "-w e?%41#&;:@='\"ü手 50% $HOME `id` \\n "
+"""A folder's name with every character that means something to a shell, a URL or SQL."""
 GENERATED = {
     *(".git", ".venv", ".state", "data", "models", "dvc.lock", "reports"),
     *(".dvc/cache", ".dvc/tmp", ".dvc/config.local", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"),

@@ -20,7 +20,14 @@ import psutil
 from mnist_pipe import atomic, paths
 from mnist_pipe.errors import BusyError, UnavailableError
 from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
-from mnist_pipe.local.services.environment import QUIET, environment, no_proxy, prefect_environment, ray_environment
+from mnist_pipe.local.services.environment import (
+    QUIET,
+    environment,
+    home,
+    no_proxy,
+    prefect_environment,
+    ray_environment,
+)
 from mnist_pipe.local.services.program import (
     LOGS,
     SECRETS,
@@ -36,8 +43,8 @@ from mnist_pipe.waiting import announced
 
 __all__ = [
     "JOINED", "LOGS", "PROGRAMS", "SECRETS", "Service", "State",
-    "authorization", "describe", "down", "environment", "facts", "joined", "lost", "prefect_environment",
-    "ray_environment", "start_command", "status", "up",
+    "authorization", "describe", "down", "environment", "facts", "home", "joined", "lost",
+    "prefect_environment", "ray_environment", "start_command", "status", "up",
 ]  # fmt: skip
 
 PROGRAMS: dict[str, Program] = {
@@ -201,7 +208,7 @@ def _launch(root: Path, name: str, records: dict[str, Service], started: dict[st
     launch = PROGRAMS[name].plan(root)
     inherited = {variable: value for variable, value in os.environ.items() if variable not in launch.unset}
     with log.open("ab") as stream:
-        env = {**inherited, **QUIET, **no_proxy(), **launch.variables}
+        env = {**inherited, **QUIET, **home(root), **no_proxy(), **launch.variables}
         started[name] = process.spawn(root, launch.command, env=env, log=stream)
     main = psutil.Process(started[name].pid)
     records[name] = Service(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from pathlib import Path
 from urllib.request import getproxies
 
-from mnist_pipe import telemetry
+from mnist_pipe import paths, telemetry
 from mnist_pipe.errors import UnavailableError, public_url
 from mnist_pipe.local import configuration, http_probe
 from mnist_pipe.local.configuration import Setting
@@ -76,7 +77,7 @@ def ray_environment(root: Path) -> dict[str, str]:
         variables |= ray_head.access(root)
         if (head := read(root).get("ray")) and _is_usable(root, head) and speaks_http2(LOOPBACK, head.port):
             variables["RAY_ADDRESS"] = head.address
-    return _not_set(variables) | no_proxy()
+    return _not_set(variables) | home(root) | no_proxy()
 
 
 def _is_usable(root: Path, service: Service) -> bool:
@@ -90,6 +91,23 @@ def no_proxy() -> dict[str, str]:
     hosts = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
     value = ",".join(dict.fromkeys([*filter(None, hosts), LOOPBACK, "localhost"]))
     return {"no_proxy": value, "NO_PROXY": value}
+
+
+def home(root: Path) -> dict[str, str]:
+    """Return HOME and LOGNAME for a user who has none, as in containers, or whose home is read-only.
+
+    Libraries keep their caches and settings there, and raise an exception if they find no name for the user.
+    """
+    variables = {}
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 (Path's method raises without a home)
+        folder = root / paths.STATE / "home"
+        folder.mkdir(parents=True, exist_ok=True)
+        variables["HOME"] = str(folder)
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        variables["LOGNAME"] = "mnist-pipe"
+    return variables
 
 
 def _not_set(variables: dict[str, str]) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,10 @@ OBJECT_STORE_BYTES = 10**9
 Ray's default (30 % of RAM) is too much for a laptop.
 """
 
+MAX_FOLDER_BYTES = 43
+"""Maximum length of Ray's folder: its sockets' paths are 64 longer, and Linux allows 107 bytes."""
+_PLAIN = re.compile(rf"[A-Za-z0-9/._-]{{1,{MAX_FOLDER_BYTES}}}")
+
 
 def access(root: Path) -> dict[str, str]:
     """Return the environment variables that the project's own Ray head and its clients share.
@@ -26,6 +32,7 @@ def access(root: Path) -> dict[str, str]:
     """
     path, _ = secret(root, "ray")
     return {
+        **_short_folder("RAY_TMPDIR"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(path),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only setting that makes Ray listen on loopback only
@@ -39,10 +46,14 @@ def access(root: Path) -> dict[str, str]:
     }
 
 
+def _short_folder(variable: str) -> dict[str, str]:
+    """Return `variable` for sockets in /tmp if TMPDIR is too long for them, as SLURM's of 80 bytes, or not plain."""
+    return {} if _PLAIN.fullmatch(os.environ.get("TMPDIR") or "/tmp") else {variable: "/tmp"}
+
+
 def _plan(root: Path) -> Launch:
     port, dashboard_port = free_port(PORT), free_port(DASHBOARD_PORT)
-    # The paths of Ray's sockets are 64 characters longer than this folder's and Linux allows 107 in all, so a folder
-    # within the project may be too long. A new folder cannot collide with that of another checkout or user.
+    # A folder within the project may be too long. A new one cannot collide with that of another checkout or user.
     folder = new_folder()
     options = {
         "--node-ip-address": LOOPBACK,
@@ -64,7 +75,7 @@ def _plan(root: Path) -> Launch:
         port=port,
         dashboard_port=dashboard_port,
         address=f"{LOOPBACK}:{port}",
-        variables=access(root),
+        variables={**access(root), **_short_folder("TMPDIR")},  # Python's own sockets are in TMPDIR
         unset=("RAY_ADDRESS", "RAY_AUTH_TOKEN"),
         folder=str(folder),
     )

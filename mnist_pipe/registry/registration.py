@@ -28,6 +28,7 @@ from mnist_pipe.registry import gates, pyfunc, succession, versions
 from mnist_pipe.registry.store import (
     at_most_twice,
     check_name,
+    files_of,
     find_runs,
     flatten,
     is_own_store,
@@ -228,7 +229,7 @@ def _find_content(client: MlflowClient, name: str, content: str, *, root: Path) 
 def _is_here(client: MlflowClient, version: ModelVersion, *, root: Path) -> bool:
     """Return whether a version names its files here, and not those of the original of a copied or moved checkout."""
     run = client.get_run(version.run_id)  # version 0.1 recorded absolute paths for the run's files too
-    return run.info.artifact_uri.startswith(paths.MLFLOW_ROOT) and version.source == _source(run, root=root)
+    return bool(run.info.artifact_uri.startswith(paths.MLFLOW_ROOT)) and version.source == _source(run, root=root)
 
 
 def _source(run: Run, *, root: Path) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+from mnist_pipe import command_line
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ LIMIT_SECONDS = 20.0
 @contextmanager
 def announced(what: str) -> Iterator[None]:
     """Print `waiting for <what>` on standard error if the block takes more than 3 s."""
-    notice = threading.Timer(NOTICE_SECONDS, lambda: print(f"waiting for {what}", file=sys.stderr, flush=True))
+    notice = threading.Timer(NOTICE_SECONDS, lambda: command_line.show(f"waiting for {what}", error=True))
     notice.daemon = True
     notice.start()
     try:

@@ -114,7 +114,7 @@ def _predict(root: Path, options: argparse.Namespace) -> int:
             exit_code = found.exit_code
             continue
         if found.warning:
-            print(found.warning, file=sys.stderr)
+            command_line.show(found.warning, error=True)
         if options.csv:
             command_line.show(output.to_csv(found, header=is_first))
         else:

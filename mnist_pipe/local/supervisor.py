@@ -26,6 +26,7 @@ from types import FrameType
 
 import psutil
 
+from mnist_pipe import command_line
 from mnist_pipe.errors import message_and_code
 from mnist_pipe.paths import DVC_RWLOCK
 
@@ -137,7 +138,7 @@ def raise_when(find_error: Callable[[], Exception | None], *, grace_seconds: flo
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(grace_seconds)
         message, code = message_and_code(error)
-        print(message, file=sys.stderr, flush=True)
+        command_line.show(message, error=True)
         _end_descendants(gently=False)
         os._exit(code)
 

@@ -15,7 +15,8 @@ from mnist_pipe.atomic import MANIFEST, read_json
 
 MODEL_CARD = "README.md"
 _CODE = Path(__file__).with_name("model_code.py")
-_MODULES = ("__init__.py", "atomic.py", "errors.py", "inference/__init__.py", "inference/classifier.py", "models",
+_MODULES = ("__init__.py", "atomic.py", "command_line.py", "errors.py", "inference/__init__.py",
+            "inference/classifier.py", "models",
             "params", "paths.py", "waiting.py")  # fmt: skip
 """What `inference.classifier` imports of this package; a test loads a version where nothing else is."""
 _REQUIREMENTS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")

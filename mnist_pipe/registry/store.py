@@ -201,7 +201,7 @@ def open_experiment(client: MlflowClient, name: str, *, root: Path) -> str:
 
 
 def at_most_twice(call: Callable[[], T]) -> T:
-    """Return the result of `call`, which is repeated once if MLflow raises an exception.
+    """Return the result of `call`, which is repeated once if MLflow refuses it.
 
     MLflow looks for a row and inserts it if there is none, which fails if another writer inserts it meanwhile.
     """
@@ -209,7 +209,9 @@ def at_most_twice(call: Callable[[], T]) -> T:
 
     try:
         return call()
-    except MlflowException:
+    except MlflowException as error:
+        if isinstance(error.__context__, OSError):  # a server that does not answer would be waited for twice
+            raise
         return call()
 
 

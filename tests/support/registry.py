@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -85,12 +86,15 @@ def in_process(work: Callable[[], Any]) -> multiprocessing.Process:
     """Start `work` in a process forked from one with imports only, as threads and connections must not be forked."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.registry", "mlflow.store.tracking.sqlalchemy_store"])
-    process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work),))
+    # The server that forks was started in the environment of some earlier test.
+    process: Any = context.Process(target=call_pickled, args=(cloudpickle.dumps(work), dict(os.environ)))
     process.start()
     return process
 
 
-def call_pickled(work: bytes) -> None:
+def call_pickled(work: bytes, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     cloudpickle.loads(work)()
 
 

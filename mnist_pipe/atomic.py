@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from mnist_pipe import command_line
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError
 from mnist_pipe.waiting import LIMIT_SECONDS, NOTICE_SECONDS
 
@@ -219,6 +219,6 @@ def _lock(stream: TextIO, path: Path, *, purpose: str, limit_seconds: float) -> 
             state, fix = f"is already running in process {holder}", "wait for it or stop it"
             raise BusyError.missing(purpose, state=state, where=path, fix=fix)
         if now >= notice_at:
-            print(f"waiting for process {holder}, which holds {path}: {purpose}", file=sys.stderr, flush=True)
+            command_line.show(f"waiting for process {holder}, which holds {path}: {purpose}", error=True)
             notice_at = math.inf
         time.sleep(_TICK_SECONDS)

@@ -250,4 +250,4 @@ def test_a_champion_without_files_is_reported(
     shutil.rmtree(folder)
     with pytest.raises(CorruptDataError) as caught:
         classify([picture], root=registry_root)
-    assert str(caught.value) == f"{folder / 'manifest.json'} does not exist"
+    assert f"{folder / 'manifest.json'} does not exist; restore that file from a copy" in str(caught.value)

@@ -209,12 +209,10 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
     space = {**SPACE, "model": ["mlp"], "optimizer": ["adam"], "batch_size": [64]}
     rules: dict[str, Any] = {"space": space, "algorithm": "random", "scheduler": "fifo", "num_epochs": 1}
     first = run(cluster, folder=tmp_path, **rules)
-    place = storage.open_uri(str(tmp_path))
     for record in first[:2]:
         (tmp_path / "trials/search" / f"{record.trial:05}.json").unlink()
-    marked = vars(first[4])
-    marked["history"][0]["train_loss"] = 123.0
-    place.write_json(f"trials/search/{marked['trial']:05}.json", marked)
+    first[4].history[0]["train_loss"] = 123.0
+    ledger_of("search", storage=storage.open_uri(str(tmp_path))).record(first[4], name=f"{first[4].trial:05}")
     resumed = run(cluster, folder=tmp_path, **rules)
     assert [record.config for record in resumed] == [record.config for record in first]
     assert resumed[4].history[0]["train_loss"] == 123.0

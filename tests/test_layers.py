@@ -62,7 +62,7 @@ ONLY = {
     },
     "mlflow": {
         f"mnist_pipe.registry.{name}"
-        for name in ("model_code", "pyfunc", "registration", "search_log", "store", "succession", "versions")
+        for name in ("model_code", "pyfunc", "registration", "runs", "search_log", "store", "succession", "versions")
     },
     "prefect": {name for name in MODULES if name.startswith("pipelines")},
     "fastapi": {"mnist_pipe.serving.web", "mnist_pipe.serving.replica"},

@@ -27,6 +27,7 @@ from mnist_pipe.atomic import MANIFEST, digest, read_json, write_json, write_man
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.models import saved
 from mnist_pipe.registry import registration, search_log, store, versions
+from mnist_pipe.registry.runs import files_of as files_in_store
 from mnist_pipe.waiting import LIMIT_SECONDS
 from tests.support.registry import (
     BASELINE_ERRORS,
@@ -546,12 +547,12 @@ def test_a_server_that_shows_a_checkouts_own_store_takes_no_files(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hidden@127.0.0.1:5000")
     place = f"{paths.MLFLOW_ROOT}/abc/artifacts"
     with pytest.raises(UnavailableError) as caught:
-        store.files_of("abc", artifact_uri=place, root=tmp_path)
+        files_in_store("abc", artifact_uri=place, root=tmp_path)
     assert str(caught.value) == (
         f"http://127.0.0.1:5000: the MLflow server must store artifacts itself, but got {place}; start the server with "
         "--artifacts-destination, for a database of its own"
     )
-    assert store.files_of("abc", artifact_uri="mlflow-artifacts:/1/abc/artifacts", root=tmp_path) is None
+    assert files_in_store("abc", artifact_uri="mlflow-artifacts:/1/abc/artifacts", root=tmp_path) is None
 
 
 @pytest.mark.services

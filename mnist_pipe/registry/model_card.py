@@ -11,7 +11,7 @@ import jinja2
 from mnist_pipe import paths
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, one_line
-from mnist_pipe.registry.store import flatten
+from mnist_pipe.registry.runs import flatten
 
 _TEMPLATE = Path(__file__).with_suffix(".md")
 

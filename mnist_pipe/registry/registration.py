@@ -25,19 +25,16 @@ from mnist_pipe.errors import CorruptDataError, PipelineError
 from mnist_pipe.evaluation.predictions import read_predictions
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, succession, versions
-from mnist_pipe.registry.store import (
+from mnist_pipe.registry.runs import (
     at_most_twice,
-    check_name,
     files_of,
     find_runs,
     flatten,
-    is_own_store,
     log_files,
     log_metrics,
     open_experiment,
-    open_store,
-    public_uri,
 )
+from mnist_pipe.registry.store import check_name, is_own_store, open_store, public_uri
 from mnist_pipe.registry.succession import Seat
 from mnist_pipe.registry.versions import CHAMPION, CONTENT, METRICS, MODEL, PREVIOUS, RegisteredModel
 

@@ -10,7 +10,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mnist_pipe.errors import PipelineError
-from mnist_pipe.registry.store import check_name, find_runs, log_metrics, open_experiment, open_store
+from mnist_pipe.registry.runs import find_runs, log_metrics, open_experiment
+from mnist_pipe.registry.store import check_name, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from mnist_pipe.errors import UnavailableError
 from mnist_pipe.registry import versions
-from mnist_pipe.registry.store import at_most_twice
+from mnist_pipe.registry.runs import at_most_twice
 from mnist_pipe.registry.versions import CHAMPION, PREVIOUS, RegisteredModel
 
 if TYPE_CHECKING:

@@ -17,15 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError
-from mnist_pipe.registry.store import (
-    NAME,
-    check_name,
-    files_of,
-    is_own_store,
-    open_existing_store,
-    open_store,
-    register_again,
-)
+from mnist_pipe.registry.runs import files_of
+from mnist_pipe.registry.store import NAME, check_name, is_own_store, open_existing_store, open_store, register_again
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

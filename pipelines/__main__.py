@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import studies
-from mnist_pipe import command_line, paths
+from mnist_pipe import command_line, interpreter, paths
 from mnist_pipe.errors import printable, unknown
-from mnist_pipe.local import supervisor
 from pipelines import RESUMED, STAGES
 
 if TYPE_CHECKING:
@@ -33,6 +32,9 @@ def main() -> int:
 
 
 def _supervised(options: argparse.Namespace) -> int:
+    interpreter.enter("pipelines")
+    from mnist_pipe.local import supervisor
+
     if options.stage not in {*STAGES, *studies.STAGES}:
         raise unknown("python -m pipelines", "stage", options.stage, {*STAGES, *studies.STAGES})
     if (code := supervisor.run_supervised("pipelines", options.arguments)) is not None:
@@ -51,7 +53,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     """
     from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import dvc_stages, handoff
-    from mnist_pipe.local import dvc_files, services
+    from mnist_pipe.local import dvc_files, services, supervisor
 
     root = Path.cwd()
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))

@@ -10,9 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from mnist_pipe import command_line
+from mnist_pipe import command_line, interpreter
 from studies import STUDIES
-from studies.common import catalogue
 
 
 def main() -> int:
@@ -23,10 +22,10 @@ def main() -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
+    interpreter.enter("studies")
+    from studies.common import catalogue, report
+
     catalogue.check(options.study, where="python -m studies")
-
-    from studies.common import report
-
     command_line.show(f"{options.study}: {report.report(options.study)}")
     return 0
 

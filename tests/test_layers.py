@@ -31,6 +31,7 @@ LAYERS = [
         "paths",
         "hardware",
         "fingerprint",
+        "interpreter",
         "lineage",
         "params",
         "timings",

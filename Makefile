@@ -1,6 +1,7 @@
 # The verbs of the README. Everything runs in .venv, which the first verb builds from requirements.lock.
 
 PYTHON ?= python3.11
+TORCH ?= auto
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 FAST := not ray and not mlflow and not long and not services and not chaos and not slow and not cluster and not gpu and not browser and not timing
@@ -60,17 +61,29 @@ down: $(VENV)/.run ## stop what `up` started
 clean: ## remove what is generated; the environment and the registry stay
 	rm -rf data models reports/plots reports/predictions reports/index.html
 
+# PyPI's torch for Linux brings CUDA, 2.8 GB. TORCH=cpu takes the build without it from PyTorch's own index, TORCH=cuda
+# does not, and auto does where there is no NVIDIA device.
+ifeq ($(filter cpu cuda auto,$(TORCH)),)
+$(error TORCH must be cpu, cuda or auto, but got $(TORCH))
+endif
+ifneq ($(and $(filter Linux,$(shell uname -s)),$(filter cpu $(if $(wildcard /dev/nvidiactl),,auto),$(TORCH))),)
+cpu_build = $(VENV)/bin/python -m pip install -q --no-deps --retries 0 --timeout 15 --index-url https://download.pytorch.org/whl/cpu \
+	-c requirements.lock $(1) || echo "make: PyTorch's own index did not answer; the build with CUDA follows" >&2
+endif
+
 # The lock is a constraint file: pip checks it against pyproject.toml, and a CUDA build of torch may bring its own
 # libraries. Without build isolation, setuptools too is the locked one.
 $(VENV)/.run: pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "make: Python must be 3.11, but $(PYTHON) was not found; set PYTHON=/path/to/python3.11" >&2; exit 3; }
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -c requirements.lock setuptools
+	$(call cpu_build,torch)
 	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[serve]'
 	@git rev-parse --git-dir >/dev/null 2>&1 || $(VENV)/bin/dvc config --local core.no_scm true
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
+	$(call cpu_build,torchvision)
 	$(VENV)/bin/python -m pip install -q -c requirements.lock --no-build-isolation -e '.[test,export,serve]'
 	@touch $@
 

@@ -149,7 +149,7 @@ def _log_candidate(client: MlflowClient, candidate: Candidate, name: str, conten
     )
     run_id, card = run.info.run_id, read_json(candidate.folder / paths.CARD)
     _log_files(client, candidate, run, root=root)
-    client.log_inputs(run_id, datasets=_datasets(card))
+    at_most_twice(lambda: client.log_inputs(run_id, datasets=_datasets(card)))
     numbers = {key: value for key, value in flatten(candidate.metrics).items() if type(value) in (int, float)}
     curves = [({k: v for k, v in epoch.items() if k != "epoch"}, int(epoch["epoch"])) for epoch in candidate.curves]
     params = {key: card[key] for key in ("model", "model_params", "recipe")}

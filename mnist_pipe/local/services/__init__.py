@@ -251,12 +251,10 @@ def _wait_until_ready(
                 _launch(root, name, records, started)
             elif code is not None or time.monotonic() > deadline:
                 got = "no reply" if code is None else f"exit code {code}"
-                fix = "the last lines of the file:\n" + _tail(Path(service.log))
-                if name not in started:
-                    fix = f"run: {start_command(name, State.SILENT)}"
-                raise UnavailableError.invalid(
-                    service.log, name, f"answer within {START_SECONDS:.0f} seconds", got=got, fix=fix
-                )
+                fix = "its last lines follow" if name in started else f"run: {start_command(name, State.SILENT)}"
+                rule = f"answer within {START_SECONDS:.0f} seconds"
+                error = UnavailableError.invalid(service.log, name, rule, got=got, fix=fix)
+                raise UnavailableError(f"{error}\n{_tail(Path(service.log))}") if name in started else error
         time.sleep(0.05)
 
 

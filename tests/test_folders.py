@@ -139,6 +139,7 @@ def test_a_temporary_folder_that_is_not_there_or_too_long_for_ray_is_named(
 
 
 @pytest.mark.ray
+@pytest.mark.long
 def test_ray_starts_with_a_long_temporary_folder(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 80) / HARDEST
     folder.mkdir(parents=True)

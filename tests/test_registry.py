@@ -664,6 +664,7 @@ def test_a_database_that_cannot_be_opened_is_given_up_at_once(tmp_path: Path, mo
     assert time.monotonic() - started < LIMIT_SECONDS
 
 
+@pytest.mark.long
 def test_a_database_that_another_program_holds_is_busy(registry_root: Path) -> None:
     with closing(sqlite3.connect(registry_root / paths.MLFLOW_DB)) as other:
         other.execute("BEGIN EXCLUSIVE")

@@ -281,6 +281,7 @@ ELSEWHERE = {
     "mnist-pipe doctor --fix, then: dvc repro --single-item --force ": "tests/test_dvc_files.py",
     "mnist-pipe deploy": "tests/cluster/test_deploy.py",
     "make run PYTHON=/path/to/python3.11": "needs another Python",
+    "make .venv/.run, or put the Python of the project's environment first on PATH": "tests/test_interpreter.py",
     "ulimit -n 4096": "tests/test_doctor.py",
     "rm -r ": "tests/test_registry.py",
     "rm ": "above: the path of the registration",

@@ -56,7 +56,7 @@ def predict_in_a_plain_environment(root: Path, images: NDArray[np.uint8], folder
     np.save(folder / "images.npy", images, allow_pickle=False)
     code = _PLAIN.format(
         site=str(SITE_PACKAGES),
-        store=f"sqlite:///{root / paths.MLFLOW_DB}",
+        store=paths.sqlite_uri(root / paths.MLFLOW_DB),
         images=str(folder / "images.npy"),
         uri=URI,
         output=str(folder / "found.npy"),
@@ -148,7 +148,7 @@ def test_mlflow_predicts_a_table_as_spark_udf_sends_it_and_evaluates_the_result(
 ) -> None:
     register(registry_root, make_candidate(1, 40))
     expected = registered.load(root=registry_root).probabilities(images)
-    store = f"sqlite:///{registry_root / paths.MLFLOW_DB}"
+    store = paths.sqlite_uri(registry_root / paths.MLFLOW_DB)
     code = f"""
 import numpy, mlflow, pandas
 mlflow.set_tracking_uri({store!r})
@@ -183,7 +183,7 @@ def test_mlflow_serves_a_version(
     register(registry_root, make_candidate(1, 40))
     expected = registered.load(root=registry_root).probabilities(images)
     port = free_port(5800)
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{registry_root / paths.MLFLOW_DB}"}
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": paths.sqlite_uri(registry_root / paths.MLFLOW_DB)}
     command = [str(Path(sys.executable).with_name("mlflow")), "models", "serve", "-m", URI, "--env-manager", "local"]
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(

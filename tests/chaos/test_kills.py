@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.checkout import run
-from tests.support.rebuild import checkout, digests, leftovers, processes, start, versions
+from tests.support.rebuild import checkout, digests, leftovers, processes, registered_version, start
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 
@@ -84,7 +84,7 @@ def test_every_killed_rebuild_ends_with_the_same_bytes(
                 run(folder, "mnist-pipe", "up")
             log = run(folder, "dvc", "repro")
         assert digests(folder) == undisturbed, log[-3000:]
-        assert versions(folder) == 1
+        assert registered_version(folder) == 1
         run(folder, "mnist-pipe", "down")
         time.sleep(2)
         assert processes(folder) == {}

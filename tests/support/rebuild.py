@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -39,8 +38,8 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def versions(folder: Path) -> Any:
-    """Return what `dvc repro` reports of the registry: name, number of versions, gates."""
+def registered_version(folder: Path) -> int:
+    """Return the number of the version that the last `dvc repro` reports; 1 if nothing was registered twice."""
     return json.loads((folder / paths.REGISTRATION).read_text())["version"]
 
 

@@ -184,10 +184,13 @@ def verify_manifest(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, purpose: str, wait: bool = False, limit_seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+def locked(
+    path: Path, *, purpose: str, holder: str = "", wait: bool = False, limit_seconds: float = LIMIT_SECONDS
+) -> Iterator[None]:
     """Hold an exclusive `flock` on `path`. The kernel releases it when the process dies, so no stale lock remains.
 
-    With `wait`, wait for it as long as it passes from one process to the next within `limit_seconds`.
+    With `wait`, wait for it as long as it passes from one process to the next within `limit_seconds`. `holder` says
+    to those who wait what this process does.
 
     Raises:
         BusyError: another process holds it: at all, or if `wait`, for longer.
@@ -197,7 +200,7 @@ def locked(path: Path, *, purpose: str, wait: bool = False, limit_seconds: float
         _lock(stream, path, purpose=purpose, limit_seconds=limit_seconds if wait else 0)
         stream.seek(0)
         stream.truncate()
-        stream.write(str(os.getpid()))
+        stream.write(f"{os.getpid()} {holder}".strip())
         stream.flush()
         yield
 

@@ -114,12 +114,12 @@ def _fitted(text: str, /, *, cut: tuple[str, ...], **parts: object) -> str:
 
 def _one(value: object) -> str:
     """Return the text of a message's part; the name of a file may contain a newline, which must not start a line."""
-    return one_line_path(value) if isinstance(value, Path) else str(value)
+    return printable(str(value)).replace("\n", "\\n")
 
 
 def one_line_path(path: Path) -> str:
     """Return the path without control characters, on one line."""
-    return printable(str(path)).replace("\n", "\\n")
+    return _one(path)
 
 
 def printable(text: str) -> str:

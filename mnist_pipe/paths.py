@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ SEARCH_REPORT = REPORTS / "search.json"
 TRAIN_REPORT = REPORTS / "train.json"
 CURVES = REPORTS / "curves.csv"
 EVALUATION = REPORTS / "evaluation.json"
+METRICS = REPORTS / "metrics.json"  # those of EVALUATION that `dvc metrics show` prints
 CONFUSION = REPORTS / "confusion.csv"
 PLOTS = REPORTS / "plots"
 PREDICTIONS = REPORTS / "predictions"
@@ -38,23 +40,29 @@ REPORT = REPORTS / "index.html"
 STUDIES = Path("studies")
 DVC_FILES = (Path("dvc.yaml"), STUDIES / "dvc.yaml")
 DVC_LOCKS = tuple(path.with_suffix(".lock") for path in DVC_FILES)
-DVC_RWLOCK = Path(".dvc/tmp/rwlock")  # DVC's record of which of its processes reads and writes what
+DVC_RWLOCKS = tuple(path.with_name(".dvc") / "tmp/rwlock" for path in DVC_FILES)
+"""DVC's records of which of its processes reads and writes what, one for each DVC project."""
 STUDY_PARAMS = STUDIES / "params.yaml"
 PUBLISHED = STUDIES / "published.csv"
 STUDY_RUNS, STUDY_TIMES = "runs.json", "times.json"  # in a study's folder: its measurements and their durations
 
 STATE = Path(".state")  # never a DVC output: DVC deletes outputs before a stage runs
 SERVICES = STATE / "services.json"
+RAY_METRICS = STATE / "metrics"
+"""Ray's files for Prometheus and Grafana, and the data of the local Prometheus."""
 TIMINGS = STATE / "timings.json"
 REVISION = STATE / "revision.json"  # on a cluster's worker: the client's commit
 RUNS = STATE / "runs"  # the last checkpoints of unfinished runs
 RAY_RESULTS = STATE / "ray"  # files of Ray Tune and Ray Train; TensorBoard reads the search's curves here
+JOURNAL = "optuna/journal.log"  # in the storage: the trials of all searches, for optuna-dashboard
+JOURNAL_COPY = STATE / "journal.log"  # where the storage is a bucket
 PREFECT_HOME = STATE / "prefect"
 MLFLOW_DB = STATE / "mlflow.db"
 MLFLOW_ARTIFACTS = STATE / "mlflow"
-MLFLOW_ROOT = f"/proc/self/cwd/{MLFLOW_ARTIFACTS}"
+MLFLOW_ROOT = f"{'/proc/self/cwd' if sys.platform == 'linux' else Path.cwd()}/{MLFLOW_ARTIFACTS}"
 """The same folder as MLflow records it: MLflow takes absolute paths only, and this one is that of the checkout in whose
-folder a program runs, so that a copy of the checkout never reads or deletes files of the original."""
+folder a program runs, so that a copy of the checkout never reads or deletes files of the original. macOS has no such
+path; there a copy names the original's files."""
 KEPT_LOCKS = STATE / "dvc"  # copies of DVC's lock files
 RESOLVED = STATE / "versions.json"  # which versions names stood for
 
@@ -62,9 +70,9 @@ WRITTEN = (
     Path("data"),
     Path("models"),
     REPORTS,
-    *(STATE / name for name in ("downloads", "runs", "secrets", "trials")),
+    *(STATE / name for name in ("downloads", "objects", "runs", "secrets", "studies", "trials")),
 )
-"""Folders whose files are written through `atomic`."""
+"""Folders whose files are written through `atomic` or, in the storage, the same way."""
 
 
 def find_root(start: Path) -> Path:
@@ -74,7 +82,7 @@ def find_root(start: Path) -> Path:
         InputError: there is no such folder.
     """
     for folder in (start.resolve(), *start.resolve().parents):
-        if (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():
+        if folder.name != STUDIES.name and (folder / PARAMS).is_file() and (folder / "dvc.yaml").is_file():
             return folder
     raise InputError.invalid(
         start.resolve(),

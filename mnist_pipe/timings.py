@@ -9,6 +9,7 @@ from pathlib import Path
 from mnist_pipe import paths
 from mnist_pipe.atomic import read_json, write_json
 from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.experiment import is_clone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ def read(root: Path) -> dict[str, StageTime]:
     No stage fails for the times of others, so a damaged file counts as none.
     """
     try:
-        recorded = read_json(root / paths.TIMINGS)
+        recorded = read_json(_file(root))
     except CorruptDataError:
         return {}
     if not isinstance(recorded, dict):
@@ -48,4 +49,9 @@ def _is_time(value: object) -> bool:
 def record(stage: str, *, seconds: float, root: Path) -> None:
     """Record that `stage` ended now and took so many seconds."""
     entries = {**read(root), stage: StageTime(ended_at=round(time.time(), 2), seconds=round(seconds, 2))}
-    write_json(root / paths.TIMINGS, {name: asdict(entry) for name, entry in entries.items()})
+    write_json(_file(root), {name: asdict(entry) for name, entry in entries.items()})
+
+
+def _file(root: Path) -> Path:
+    # An experiment's clone has the checkout's `.state/`, but not its times, nor those of experiments at the same time.
+    return root / (".dvc/tmp/timings.json" if is_clone(root) else paths.TIMINGS)

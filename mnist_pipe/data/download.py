@@ -22,6 +22,7 @@ _MAX_REDIRECTS = 3
 _SLOWEST_BYTES_PER_SECOND = 50_000
 _CHUNK_BYTES = 1 << 20
 _TICK_SECONDS = 0.1
+_MAX_BYTES = 1 << 30  # of a file whose size is not published
 
 
 class NoMirrorError(UnavailableError):
@@ -38,12 +39,19 @@ class _UnreachableError(_MirrorError):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """Size and digest that one published gzip file must have."""
+    """Digest, and size if it is known, that one published file must have."""
 
-    num_bytes: int
-    """Size of the gzip file, in bytes."""
-    sha256: str
-    """Hexadecimal SHA-256 of the gzip file."""
+    num_bytes: int | None = None
+    """Size of the file, in bytes."""
+    sha256: str = ""
+    """Hexadecimal SHA-256 of the file."""
+    md5: str = ""
+    """Hexadecimal MD5 of the file, if no SHA-256 is known."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest number of bytes to accept."""
+        return _MAX_BYTES if self.num_bytes is None else self.num_bytes
 
 
 def fetch_published(
@@ -110,7 +118,7 @@ def _verify_file(path: Path, published: PublishedFile) -> None:
             raise _UnreachableError("no such directory")
         if not path.is_file():
             raise _MirrorError("no such file")
-        if path.stat().st_size != published.num_bytes:
+        if published.num_bytes not in (None, path.stat().st_size):
             raise _MirrorError(f"{path.stat().st_size} bytes, not {published.num_bytes}")
         with path.open("rb") as stream:
             for _ in _verified(iter(lambda: stream.read(_CHUNK_BYTES), b""), published):
@@ -123,19 +131,21 @@ def _verified(chunks: Iterable[bytes], published: PublishedFile) -> Iterator[byt
     """Yield the chunks unchanged while checking them.
 
     Raises:
-        _MirrorError: the chunks exceed the published size, or after the last one their size or SHA-256 differs.
+        _MirrorError: the chunks exceed the published size, or after the last one their size or digest differs.
     """
-    num_bytes, sha256 = 0, hashlib.sha256()
+    kind = "sha256" if published.sha256 else "md5"
+    num_bytes, digest = 0, hashlib.new(kind, usedforsecurity=False)
     for chunk in chunks:
         num_bytes += len(chunk)
-        sha256.update(chunk)
-        if num_bytes > published.num_bytes:
-            raise _MirrorError(f"more than {published.num_bytes} bytes")
+        digest.update(chunk)
+        if num_bytes > published.max_bytes:
+            raise _MirrorError(f"more than {published.max_bytes} bytes")
         yield chunk
-    if num_bytes != published.num_bytes:
+    if published.num_bytes not in (None, num_bytes):
         raise _MirrorError(f"{num_bytes} bytes, not {published.num_bytes}")
-    if sha256.hexdigest() != published.sha256:
-        raise _MirrorError(f"sha256 {sha256.hexdigest()[:12]}, not {published.sha256[:12]}")
+    expected = published.sha256 or published.md5
+    if digest.hexdigest() != expected:
+        raise _MirrorError(f"{kind} {digest.hexdigest()[:12]}, not {expected[:12]}")
 
 
 def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_seconds: float) -> None:
@@ -163,7 +173,7 @@ def _download_file(url: str, target: Path, published: PublishedFile, *, timeout_
     except httpx.HTTPError as error:
         raise _MirrorError(one_line(error) or type(error).__name__) from error
     except OSError as error:
-        rule = f"accept a file of {published.num_bytes} bytes"
+        rule = f"accept a file of {published.num_bytes or 'unknown'} bytes"
         raise UnavailableError.invalid(target.parent, "the folder", rule, got=error.strerror) from error
 
 
@@ -232,13 +242,14 @@ def _stream_file(url: str, temporary: Path, published: PublishedFile, *, timeout
         if response.status_code != httpx.codes.OK:
             raise _MirrorError(f"HTTP {response.status_code} {response.reason_phrase}".rstrip())
         announced = response.headers.get("Content-Length", str(published.num_bytes))
-        if announced != str(published.num_bytes):
+        if published.num_bytes is not None and announced != str(published.num_bytes):
             page = ", a web page" if response.headers.get("Content-Type", "").startswith("text/html") else ""
             raise _MirrorError(f"{announced[:20]} bytes{page}, not {published.num_bytes}")
         progress = tqdm(
             total=published.num_bytes, desc=url.rpartition("/")[2], unit="B", unit_scale=True, leave=False, disable=None
         )
-        with temporary.open("wb") as stream, progress:
+        # Not "wb": a file that was removed, because the download is late, must not appear again.
+        with temporary.open("r+b") as stream, progress:
             for chunk in _verified(response.iter_raw(), published):
                 if pace.is_late:
                     return

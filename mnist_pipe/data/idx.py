@@ -7,19 +7,24 @@ yann.lecun.com/exdb/mnist).
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import math
 import struct
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
+from zlib import error as DeflateError
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 
-from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.data.arrays import grey_levels, images_of, labels_of, square
+from mnist_pipe.data.compression import zlib
+from mnist_pipe.errors import CorruptDataError, one_line
 
 Kind = Literal["images", "labels"]
 _UNSIGNED_BYTE = 0x08
@@ -29,13 +34,16 @@ _GZIP = b"\x1f\x8b"
 _OTHER_FORMATS = {
     b"<": "HTML",
     b"PK\x03\x04": "zip",
-    b"\xfd7zXZ": "xz",
-    b"BZh": "bzip2",
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PAR1": "Parquet",
 }
 _CHUNK_BYTES = 1 << 20
-_IMAGE_SHAPES = ((SIDE, SIDE), (SIDE * SIDE,))
+_MAX_DICTIONARY = 1 << 28  # bytes; `xz -9` needs a quarter
+_CODECS: dict[str, tuple[bytes, Callable[[], Any]]] = {
+    "xz": (b"\xfd7zXZ\0", partial(lzma.LZMADecompressor, memlimit=_MAX_DICTIONARY)),
+    "bzip2": (b"BZh", bz2.BZ2Decompressor),
+}
+_QMNIST_COLUMNS = 8  # class, then facts about the writer
 
 
 def encode(array: NDArray[np.uint8]) -> bytes:
@@ -85,74 +93,61 @@ def decode(content: bytes | bytearray, *, where: object) -> NDArray[Any]:
     return np.frombuffer(content, dtype=dtype, offset=header_bytes).reshape(shape)
 
 
-def read(path: Path, *, kind: Kind, max_bytes: int) -> NDArray[np.uint8]:
-    """Return the images, uint8 `(N, 28, 28)`, or labels, uint8 `(N,)`, in an IDX file.
+def read(path: Path, *, kind: Kind, max_bytes: int, member: str = "") -> NDArray[Any]:
+    """Return the images or labels in an IDX file.
 
-    The file may be gzip, whatever its name, and its values of any type of IDX: whole numbers from 0 to 255, or grey
-    levels that were divided by 255. Images may also be flat, `(N, 784)`, or have a dimension of 1 for their channel,
-    and labels a second dimension of 1. Memory is bounded by `max_bytes` of content, one chunk of 1 MiB and a float64
-    array of the values if they are no bytes, whatever the size of the decompressed file.
+    The file may be gzip, xz or bzip2, whatever its name, and its values of any type of IDX: of images, whole numbers
+    from 0 to 255, or grey levels that were divided by 255; of labels, whole numbers. Square images may also be flat,
+    and colours the last dimension or the one before the height. Labels may have a second dimension of 1, or of the 8
+    columns of QMNIST, of which the first is the class. Memory is bounded by `max_bytes` of content, one chunk of 1 MiB
+    and a float64 array of the values if they are no bytes, whatever the size of the decompressed file.
+
+    Args:
+        path: the IDX file, or a zip file that contains it.
+        kind: what the file holds.
+        max_bytes: the largest size of the content.
+        member: the name of the IDX file in a zip file.
+
+    Returns:
+        Images, uint8 `(N, height, width)` or `(N, height, width, 3)`, or labels, int64 `(N,)`.
 
     Raises:
-        CorruptDataError: the gzip stream is damaged or cut short or has data after its end, the content exceeds
-            `max_bytes` or is refused by `decode`, the file holds labels instead of images or the reverse, the images
-            are not 28x28, or a value is neither a grey level nor a whole number.
+        CorruptDataError: the compressed stream is damaged or cut short or has data after its end, the content exceeds
+            `max_bytes` or is refused by `decode`, the file holds labels instead of images or the reverse, or a value is
+            neither a grey level nor a whole number.
     """
     content = bytearray()
-    with path.open("rb") as stream:
+    with _opened(path, member) as stream:
         for chunk in _unpacked(stream, where=path):
             content += chunk
             if len(content) > max_bytes:
                 raise CorruptDataError.invalid(path, "the content", f"be at most {max_bytes} bytes", got="more")
     array = decode(content, where=path)
-    shaped = _shaped(path, array, kind=kind)
-    return grey_levels(path, shaped) if kind == "images" else whole_numbers(path, shaped)
+    rest = tuple(length for length in array.shape[1:] if length > 1)
+    found: Kind = "labels" if rest in ((), (_QMNIST_COLUMNS,)) else "images"
+    if found != kind and (found == "labels" or len(rest) > 1 or square(rest[0])):
+        rule = "NxHxW or NxHxWx3 (images)" if kind == "images" else "N or Nx1 (labels)"
+        got = f"{'x'.join(map(str, array.shape))} ({found})"
+        raise CorruptDataError.invalid(path, "the shape", f"be {rule}", got=got, fix="are the files swapped?")
+    if kind == "images":
+        return grey_levels(path, images_of(path, array))
+    return labels_of(path, array[:, 0] if rest == (_QMNIST_COLUMNS,) else array)
 
 
-def _shaped(path: Path, array: NDArray[Any], *, kind: Kind) -> NDArray[Any]:
-    """Return the array without dimensions of 1, after checking that it holds images or labels."""
-    shape = array.shape
-    rest = tuple(length for length in shape[1:] if length > 1)
-    found: Kind | None = "labels" if not rest else "images" if rest in _IMAGE_SHAPES else None
-    if found == kind:
-        return array.reshape(-1) if kind == "labels" else array.reshape(-1, SIDE, SIDE)
-    text = "x".join(map(str, shape))
-    if kind == "images" and len(rest) == 2:
-        got = f"{rest[0]}x{rest[1]}"
-        raise CorruptDataError.invalid(path, "every image", f"be {SIDE}x{SIDE}", got=got)
-    rule = f"be N or Nx1 ({kind})" if kind == "labels" else f"be Nx{SIDE}x{SIDE} or Nx{SIDE * SIDE} ({kind})"
-    got = f"{text} ({found})" if found else text
-    raise CorruptDataError.invalid(path, "the shape", rule, got=got, fix="are the files swapped?" if found else "")
-
-
-def grey_levels(where: object, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return grey levels of any type as bytes, after checking that nothing is lost.
-
-    Floating-point values of which none is above 1 are grey levels that were divided by 255.
-
-    Raises:
-        CorruptDataError: a value is no grey level; `where` is the place that the message names.
-    """
-    if values.dtype.kind == "f" and values.min() >= 0 and values.max() <= 1:
-        return whole_numbers(where, (255 * values.astype(np.float64)).round(3))  # float32 has rounded them
-    return whole_numbers(where, values)
-
-
-def whole_numbers(where: object, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return whole numbers of any type as bytes.
-
-    Raises:
-        CorruptDataError: a value is no whole number from 0 to 255; `where` is the place that the message names.
-    """
-    if values.dtype == np.uint8:
-        return values
-    is_whole = (values >= 0) & (values <= 255)
-    if values.dtype.kind == "f":
-        is_whole[is_whole] = values[is_whole] % 1 == 0
-    if not is_whole.all():
-        got = values[~is_whole].flat[0]
-        raise CorruptDataError.invalid(where, "every value", "be a whole number from 0 to 255", got=got)
-    return values.astype(np.uint8)
+@contextmanager
+def _opened(path: Path, member: str) -> Iterator[BinaryIO]:
+    """Yield the file, or its member if it is a zip file, whose CRC is checked at its end."""
+    if not member:
+        with path.open("rb") as stream:
+            yield stream
+        return
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as packed:
+            yield cast(BinaryIO, packed)
+    except (zipfile.BadZipFile, DeflateError, LookupError, EOFError, OSError, ValueError, NotImplementedError) as error:
+        if isinstance(error, CorruptDataError):
+            raise
+        raise CorruptDataError.invalid(path, member, "be intact in the zip file", got=one_line(error)) from error
 
 
 def _chunks(stream: BinaryIO) -> Iterator[bytes]:
@@ -165,22 +160,26 @@ def _unpacked(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
     A gzip file may have several members, and zeros after the last one (RFC 1952, section 2.2; GNU gzip, "Tapes").
     """
     compressed = stream.read(_CHUNK_BYTES)
+    for name, (magic, make) in _CODECS.items():
+        if compressed.startswith(magic):
+            yield from _inflated(stream, compressed, name=name, magic=magic, make=make, where=where)
+            return
     if not compressed.startswith(_GZIP):
         is_named_gzip = where.suffix.lower() == ".gz" and not compressed.startswith(b"\0\0")
         if is_named_gzip or any(map(compressed.lstrip().startswith, _OTHER_FORMATS)):
             got = f"one that starts with {_shown(compressed)}" if compressed else "an empty file"
-            raise CorruptDataError.invalid(where, "the file", "be gzip or IDX", got=got)
+            raise CorruptDataError.invalid(where, "the file", "be IDX, gzip, xz or bzip2", got=got)
         yield compressed
         yield from _chunks(stream)
         return
     while compressed.startswith(_GZIP):
-        inflater = isal_zlib.decompressobj(wbits=31)  # 31: accept only a gzip header, and check its CRC
+        inflater = zlib.decompressobj(wbits=31)  # 31: accept only a gzip header, and check its CRC
         while not inflater.eof:
             if not compressed:
                 raise CorruptDataError.invalid(where, "the gzip stream", "be complete", got="a truncated one")
             try:
                 yield inflater.decompress(compressed, _CHUNK_BYTES)
-            except isal_zlib.error as error:  # type: ignore[misc]  # their stub has it as an instance
+            except zlib.error as error:  # type: ignore[misc]  # their stub has it as an instance
                 raise CorruptDataError.invalid(where, "the gzip stream", "be intact", got=str(error)) from error
             compressed = inflater.unconsumed_tail or (b"" if inflater.eof else stream.read(_CHUNK_BYTES))
         compressed = inflater.unused_data or compressed
@@ -189,6 +188,29 @@ def _unpacked(stream: BinaryIO, *, where: Path) -> Iterator[bytes]:
     while compressed:
         if compressed.strip(b"\0"):
             raise CorruptDataError.invalid(where, "the gzip stream", "end the file", got="more data after its end")
+        compressed = stream.read(_CHUNK_BYTES)
+
+
+def _inflated(
+    stream: BinaryIO, compressed: bytes, *, name: str, magic: bytes, make: Callable[[], Any], where: Path
+) -> Iterator[bytes]:
+    """Yield the content of an xz or bzip2 file, of which `compressed` was read, in chunks of at most 1 MiB."""
+    while compressed.startswith(magic):
+        codec = make()
+        while not codec.eof:
+            if codec.needs_input and not compressed and not (compressed := stream.read(_CHUNK_BYTES)):
+                raise CorruptDataError.invalid(where, f"the {name} stream", "be complete", got="a truncated one")
+            try:
+                yield codec.decompress(compressed, _CHUNK_BYTES)
+            except (lzma.LZMAError, OSError, MemoryError) as error:
+                raise CorruptDataError.invalid(where, f"the {name} stream", "be intact", got=one_line(error)) from error
+            compressed = b""
+        compressed = codec.unused_data
+        if len(compressed) < len(magic):
+            compressed += stream.read(_CHUNK_BYTES)
+    while compressed:
+        if compressed.strip(b"\0"):
+            raise CorruptDataError.invalid(where, f"the {name} stream", "end the file", got="more data after its end")
         compressed = stream.read(_CHUNK_BYTES)
 
 

@@ -3,7 +3,7 @@
 LeCun et al. 1998, section III.A: the digits were "size normalized to fit in a 20x20 pixel box while preserving their
 aspect ratio", the grey levels come from the anti-aliasing of this step, and each digit was "centered in a 28x28 image
 by computing the center of mass of the pixels, and translating the image so as to position this point at the center".
-Fashion-MNIST and Kuzushiji-MNIST have no such box; their pictures are only resized.
+Other data sets have no such box; their pictures are only resized. The facts about the data set say which.
 """
 
 from __future__ import annotations
@@ -13,24 +13,21 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageStat
 from scipy import ndimage
 from scipy.sparse import csgraph
 
+from mnist_pipe.data.facts import MNIST, Facts
 from mnist_pipe.data.ink import MAX_CONTACTS, Ink, border, contacts, ink_of
 from mnist_pipe.data.pictures import Picture, read_picture
-from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import InputError, unknown
+from mnist_pipe.data.sizing import channels_first, enough, inverted, sized
+from mnist_pipe.errors import InputError
 
 Number = TypeVar("Number", np.uint8, np.float32)
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels of the upright picture at its full size; right and bottom are exclusive."""
 
-DIGIT, RESIZE = "digit", "resize"
-RULES = (DIGIT, RESIZE)
-"""Ways in which a picture becomes images, as `Source.picture` and a model's card name them."""
-
-_BOX = 20  # length of the longer side of a digit, in pixels
+_BOX = 20 / 28  # length of the longer side of a digit, as a share of the image's shorter side
 _FAINT = 25  # grey level of the data set's faintest ink
 _SPECK = 0.05  # share of the typical piece's area; a smaller piece is noise
 _FRAGMENT = 0.4  # share of the tallest digit's height; a lower piece beside a digit is a part of it
@@ -55,10 +52,10 @@ class Findings(NamedTuple):
 
 
 class Whole(NamedTuple):
-    """A picture of one digit."""
+    """A picture of one digit, or of whatever the data set is of."""
 
     image: NDArray[np.uint8]
-    """Image as the data set's images are, uint8 `(28, 28)`, light on dark."""
+    """Image as the data set's images are, uint8 in their shape, `Facts.array_shape`."""
     doubt: str
     """Why the picture may show something else, as in `Findings`."""
 
@@ -67,63 +64,63 @@ class Digit(NamedTuple):
     """One digit of a picture."""
 
     image: NDArray[np.uint8]
-    """Image as the data set's images are, uint8 `(28, 28)`, light on dark."""
+    """Image as the data set's images are, uint8 in their shape, `Facts.array_shape`."""
     box: Box
     """Where the digit is in the picture."""
 
 
-def load_image(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> NDArray[np.uint8]:
-    """Return the whole picture as one image, uint8 `(28, 28)`, light on dark.
+def load_image(source: Path | bytes, *, facts: Facts = MNIST, name: str = "") -> NDArray[np.uint8]:
+    """Return the whole picture as one image of the data set, uint8 in the shape `facts.array_shape`.
 
-    `digit`: the background is the median colour of the border, and ink is the distance from it, so a dark digit on a
-    light background and a light one on a dark background give the same image. The ink, without specks of noise, is
-    scaled to a box of 20 pixels and centred by its mass.
+    `facts.resize` says how. `digit_box`: the background is the median colour of the border, and ink is the distance
+    from it, so a dark digit on a light background and a light one on a dark background give the same image. The ink,
+    without specks of noise, is scaled to a box, of 20 pixels in 28, and centred by its mass.
 
-    `resize`: the picture becomes grey, is inverted if its corners are light, is padded to a square with the colour of
-    its corners, and is resized. An image of the data set comes back bit by bit.
+    `fit` and `stretch`: see `sized`; the image is then inverted as `facts.invert` says. An image of the data set comes
+    back bit by bit.
 
     Args:
-        source: a PNG or JPEG file, or its content.
-        rule: one of `RULES`.
+        source: a picture file, or its content.
+        facts: the facts about the data set.
         name: name of the content in error messages.
 
     Raises:
-        InputError: the file does not exist, is not a PNG or JPEG, or is damaged, too large or blank.
+        InputError: the file does not exist, is not a picture, or is damaged, too large or blank.
     """
-    return load_whole(source, rule=rule, name=name).image
+    return load_whole(source, facts=facts, name=name).image
 
 
-def load_whole(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> Whole:
+def load_whole(source: Path | bytes, *, facts: Facts = MNIST, name: str = "") -> Whole:
     """Return the whole picture as one image, as `load_image` does, and whether it shows something else.
 
     Raises:
         InputError: as for `load_image`.
     """
-    picture = read_picture(source, name=name)
-    if _checked(rule) == RESIZE:
-        return Whole(_resized(picture), "")
+    picture = read_picture(source, name=name, enough=enough(facts))
+    if facts.resize != "digit_box":
+        return Whole(_resized(picture, facts), "")
     found = _pieces(picture)
     groups = _groups(found.spans)
     several = f"has {len(groups)} digits, which are read as one" if len(groups) > 1 else ""
-    image = _cut(found, group=np.arange(len(found.spans)), picture=picture).image
+    image = _cut(found, group=np.arange(len(found.spans)), picture=picture, shape=facts.shape[1:]).image
     return Whole(image, several or _doubt(found, groups))
 
 
-def load_digits(source: Path | bytes, *, rule: str = DIGIT, name: str = "") -> list[Digit]:
+def load_digits(source: Path | bytes, *, facts: Facts = MNIST, name: str = "") -> list[Digit]:
     """Return the digits of a written number, from left to right; see `digits_of`.
 
     Args:
-        source: a PNG or JPEG file, or its content.
-        rule: one of `RULES`; `resize` takes the whole picture as one.
+        source: a picture file, or its content.
+        facts: the facts about the data set; only by the rule `digit_box` is a picture cut.
         name: name of the content in error messages.
 
     Raises:
         InputError: as for `load_image`, or the picture has too many pieces to be a number.
     """
-    return digits_of(read_picture(source, name=name), rule=rule)
+    return digits_of(read_picture(source, name=name, enough=enough(facts)), facts=facts)
 
 
-def digits_of(picture: Picture, *, rule: str = DIGIT) -> list[Digit]:
+def digits_of(picture: Picture, *, facts: Facts = MNIST) -> list[Digit]:
     """Cut a picture of one written number, in one line, into its digits, from left to right.
 
     The pieces are the connected components of the ink. Pieces that overlap horizontally by more than half of the
@@ -135,42 +132,35 @@ def digits_of(picture: Picture, *, rule: str = DIGIT) -> list[Digit]:
     Raises:
         InputError: the picture is blank, or has too many pieces to be a number.
     """
-    return examine(picture, rule=rule).digits
+    return examine(picture, facts=facts).digits
 
 
-def examine(picture: Picture, *, rule: str = DIGIT) -> Findings:
+def examine(picture: Picture, *, facts: Facts = MNIST) -> Findings:
     """Return the digits of a picture as `digits_of` does, and whether it shows something else besides.
 
     Raises:
         InputError: the picture is blank, or has too many pieces to be a number.
     """
-    if _checked(rule) == RESIZE:
-        return Findings([Digit(_resized(picture), (0, 0, *picture.size))], "")
+    if facts.resize != "digit_box":
+        return Findings([Digit(_resized(picture, facts), (0, 0, *picture.size))], "")
     found = _pieces(picture)
     groups = _groups(found.spans)
     if len(groups) > _MAX_DIGITS:
         raise InputError.invalid(picture.name, "the picture", f"show at most {_MAX_DIGITS} digits", got=len(groups))
-    return Findings([_cut(found, group=group, picture=picture) for group in groups], _doubt(found, groups))
+    digits = [_cut(found, group=group, picture=picture, shape=facts.shape[1:]) for group in groups]
+    return Findings(digits, _doubt(found, groups))
 
 
-def _checked(rule: str) -> str:
-    if rule not in RULES:
-        raise unknown("a picture", "rule", rule, RULES)
-    return rule
-
-
-def _resized(picture: Picture) -> NDArray[np.uint8]:
-    grey = Image.fromarray(picture.pixels).convert("L")
-    pixels = np.asarray(grey)
-    if pixels.min() == pixels.max():
-        raise InputError.invalid(picture.name, "the image", "show something", got=f"a plain grey of {pixels.max()}")
-    # Not the median of the border: it is light in 2 of Fashion-MNIST's 60,000 training images, that of the corners in
-    # none of its 70,000 images.
-    background = round(float(np.median(pixels[[0, 0, -1, -1], [0, -1, 0, -1]])))
-    if background > 127:
-        grey, background = ImageOps.invert(grey), 255 - background
-    padded = ImageOps.pad(grey, (SIDE, SIDE), method=Image.Resampling.BICUBIC, color=background)
-    return np.asarray(padded)
+def _resized(picture: Picture, facts: Facts) -> NDArray[np.uint8]:
+    image = Image.fromarray(picture.pixels)
+    # A drawing shows something on its ground; a photograph may be of a plain colour.
+    if facts.invert == "auto" and all(low == high for low, high in ImageStat.Stat(image).extrema):
+        levels = picture.pixels[0, 0].tolist()
+        got = f"a plain grey of {levels[0]}" if len(set(levels)) == 1 else f"a plain colour of {tuple(levels)}"
+        raise InputError.invalid(picture.name, "the image", "show something", got=got)
+    pixels = np.asarray(sized(image, shape=facts.shape, resize=facts.resize))[np.newaxis]
+    found: NDArray[np.uint8] = channels_first(inverted(pixels, invert=facts.invert))[0]
+    return found
 
 
 class _Pieces(NamedTuple):
@@ -267,35 +257,36 @@ def _extent(spans: NDArray[np.intp]) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right), int(bottom)
 
 
-def _cut(found: _Pieces, *, group: NDArray[np.intp], picture: Picture) -> Digit:
-    """Return the pieces of `group`, row numbers of `found.spans`, as one digit."""
+def _cut(found: _Pieces, *, group: NDArray[np.intp], picture: Picture, shape: tuple[int, int]) -> Digit:
+    """Return the pieces of `group`, row numbers of `found.spans`, as one digit in an image of `shape`."""
     left, top, right, bottom = _extent(found.spans[group])
     place = np.s_[top:bottom, left:right]
     # Paler pixels than ink, which are the digit's soft edge, stay; other digits and noise in this rectangle do not.
     own = np.isin(found.labels[place], group + 1)
     edge = ndimage.binary_dilation(own, iterations=max(2, round(_EDGE * max(own.shape)))) & (found.labels[place] == 0)
     box = np.where(own | edge, found.ink.strength[place], np.float32(0))
-    grey = np.rint(255 * _fitted(box / box.max())).astype(np.uint8)
-    image = centred(grey, centre=SIDE / 2)  # pixel (14, 14), as in MNIST
-    original = _original(picture) if len(group) == len(found.spans) else None
+    side = round(_BOX * min(shape))
+    grey = np.rint(255 * _fitted(box / box.max(), side=side)).astype(np.uint8)
+    image = centred(grey, shape=shape)
+    original = _original(picture, shape=shape) if len(group) == len(found.spans) else None
     return Digit(image if original is None else original, picture.at_full_size((left, top, right, bottom)))
 
 
-def _original(picture: Picture) -> NDArray[np.uint8] | None:
+def _original(picture: Picture, *, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
     """Return the grey levels of a picture that is an image of the data set, light on dark; None if it is none."""
     grey: NDArray[np.uint8] = picture.pixels[:, :, 0]
-    if grey.shape != (SIDE, SIDE) or (picture.pixels != grey[:, :, np.newaxis]).any():
+    if grey.shape != shape or (picture.pixels != grey[:, :, np.newaxis]).any():
         return None
     grey = 255 - grey if np.median(border(grey)) > 127 else grey
     is_ink = grey > _FAINT
     sides = [int(np.ptp(np.flatnonzero(is_ink.any(axis=axis)))) + 1 for axis in (0, 1)] if is_ink.any() else [0]
-    offset = np.subtract(ndimage.center_of_mass(grey), SIDE / 2)
-    return grey if abs(max(sides) - _BOX) <= 1 and np.abs(offset).max() <= 1 else None
+    offset = np.subtract(ndimage.center_of_mass(grey), np.divide(shape, 2))
+    return grey if abs(max(sides) - round(_BOX * min(shape))) <= 1 and np.abs(offset).max() <= 1 else None
 
 
-def _fitted(box: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the ink of a digit's bounding box, scaled so that its longer side is 20 pixels; all float32 in [0, 1]."""
-    height, width = (max(1, round(side * _BOX / max(box.shape))) for side in box.shape)
+def _fitted(box: NDArray[np.float32], *, side: int) -> NDArray[np.float32]:
+    """Return the ink of a digit's bounding box, scaled so that its longer side is `side`; all float32 in [0, 1]."""
+    height, width = (max(1, round(length * side / max(box.shape))) for length in box.shape)
     if box.shape == (height, width):
         return box
     resized = Image.fromarray(box).resize((width, height), Image.Resampling.BICUBIC)
@@ -304,22 +295,25 @@ def _fitted(box: NDArray[np.float32]) -> NDArray[np.float32]:
     return strongest
 
 
-def centred(box: NDArray[Number], *, centre: float) -> NDArray[Number]:
-    """Return `box` in an image of zeros, its centre of mass at pixel (centre, centre) to the nearest whole pixel.
+def centred(box: NDArray[Number], *, shape: tuple[int, int], back: float = 0.0) -> NDArray[Number]:
+    """Return `box` in an image of zeros, its centre of mass at the centre to the nearest whole pixel.
+
+    The centre of 28x28 is pixel (14, 14), as in MNIST.
 
     Args:
-        box: uint8 or float32 `(height, width)`, at most 28 on a side, with a sum above 0; it always stays inside.
-        centre: row and column of the target, in pixels.
+        box: uint8 or float32, at most `shape` large, with a sum above 0; it always stays inside.
+        shape: height and width of the image.
+        back: by how many pixels the target lies above and left of the centre.
 
     Returns:
-        `(28, 28)` of the dtype of `box`.
+        `shape` of the dtype of `box`.
     """
-    image = np.zeros((SIDE, SIDE), dtype=box.dtype)
+    image = np.zeros(shape, dtype=box.dtype)
     place: list[Any] = []
-    for axis, length in enumerate(box.shape):
+    for axis, (length, room) in enumerate(zip(box.shape, shape, strict=True)):
         mass = box.sum(axis=1 - axis)
         found = float((mass * np.arange(length)).sum() / mass.sum())
-        start = min(max(round(centre - found), 0), SIDE - length)
+        start = min(max(round(room / 2 - back - found), 0), room - length)
         place.append(slice(start, start + length))
     image[tuple(place)] = box
     return image

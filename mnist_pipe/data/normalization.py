@@ -9,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE, NormalizedSplit, RawSplit
+from mnist_pipe.data.facts import levels, standardise
+from mnist_pipe.data.splits import NormalizedSplit, RawSplit
 from mnist_pipe.errors import CorruptDataError
 
 _EXACT = 256  # number of pixels whose squares, each at most 255**2, add up to less than 2**24
+_FORMAT = "format"  # in the provenance of the user's own images
+_OF_READING = (_FORMAT, "given_validation", "dropped_duplicates", "num_unreadable", "unreadable")
 _MAX_OVERLAP = 0.01  # share of the test images; measured on MNIST: none of 10,000 occurs in train
 
 
@@ -22,9 +25,10 @@ def normalize(
     """Split `train` into training and validation rows and standardise all images.
 
     Args:
-        train: the raw training split, 5 rows or more.
+        train: the raw training split, 5 rows or more; it may end with a validation split that the user gave.
         test: the raw test split.
-        validation_rows: the number of rows to hold out, stratified by label; at most a fifth of `train` is taken.
+        validation_rows: the number of rows to hold out, stratified by label, if no validation split was given; at most
+            a fifth of `train` is taken.
         seed: the seed of the choice of these rows.
 
     Returns:
@@ -42,32 +46,38 @@ def normalize(
     if overlap > _MAX_OVERLAP * len(test.labels):
         rule = f"share at most {_MAX_OVERLAP:.0%} of its images with train"
         got = f"{overlap} of {len(test.labels)}"
-        raise CorruptDataError.invalid("test", "", rule, got=got, fix="are the files swapped?")
-    held_out = stratified(train.labels, num_rows=min(validation_rows, len(train.labels) // 5), seed=seed)
+        fix = "set ingest.drop_duplicates to true" if _FORMAT in train.provenance else "are the files swapped?"
+        raise CorruptDataError.invalid("test", "", rule, got=got, fix=fix)
+    if num_given := train.provenance.get("given_validation", 0):
+        held_out = np.arange(len(train.labels) - num_given, len(train.labels))
+    else:
+        held_out = stratified(train.labels, num_rows=min(validation_rows, len(train.labels) // 5), seed=seed)
     rows = {
         "train": np.delete(np.arange(len(train.labels)), held_out),
         "validation": held_out,
         "test": np.arange(len(test.labels)),
     }
     images = {name: (test if name == "test" else train).images[index] for name, index in rows.items()}
-    mean, std = mean_and_std(images["train"])
-    # One value per grey level, computed in float64 and rounded once, gives the same bytes on every machine.
-    standardised = ((np.arange(256) / 255 - mean) / std).astype(np.float32)
+    facts = train.facts
+    mean, std = by_channel(images["train"], num_channels=facts.shape[0])
+    values = levels(mean, std)
     carried = {name: train.provenance.get(name) for name in ("dataset", "fallback_for")}
+    travelling = {name: train.provenance[name] for name in facts.to_dict() if name in train.provenance}
     digests = {"train": content_sha256(train), "test": content_sha256(test)}
     digests["validation"] = digests["train"]
     splits = {}
     for name, index in rows.items():
         raw = test if name == "test" else train
         splits[name] = NormalizedSplit(
-            images=_look_up(standardised, images[name]),
+            images=standardise(images[name], values),
             labels=raw.labels[index],
             index=index.astype(np.uint32),
             provenance={
                 **carried,
+                **travelling,
                 "mean": mean,
                 "std": std,
-                "shape": [SIDE, SIDE],
+                "shape": list(facts.array_shape),
                 "dtype": "float32",
                 "source_sha256": digests[name],
             },
@@ -79,24 +89,14 @@ def normalize(
         "test_images_in_train": overlap,
         "rows": {name: len(split.labels) for name, split in splits.items()},
         "rows_by_class": {
-            name: {str(label): int(count) for label, count in enumerate(_class_counts(split.labels))}
+            name: dict(zip(facts.labels, np.bincount(split.labels, minlength=facts.num_classes).tolist(), strict=True))
             for name, split in splits.items()
         },
     }
+    if _FORMAT in train.provenance:
+        report["validation_images_in_train"] = count_common_images(images["train"], images["validation"])
+        report |= {name: train.provenance[name] for name in _OF_READING if name in train.provenance}
     return splits, report
-
-
-def _look_up(values: NDArray[np.float32], images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return `values[images]`, float32 in the shape of `images`, for float32 `(256,)` values by grey level.
-
-    It takes 1,000 images at a time: `take` first makes indices of 8 bytes a pixel, which for all images at once are
-    hundreds of megabytes of fresh memory, whose page faults take longer than the work.
-    """
-    found = np.empty(images.shape, dtype=values.dtype)
-    for start in range(0, len(images), 1000):
-        part = slice(start, start + 1000)
-        values.take(images[part], mode="clip", out=found[part])  # clip: numpy's fast path; a uint8 is in range
-    return found
 
 
 def content_sha256(raw: RawSplit) -> str:
@@ -126,23 +126,36 @@ def stratified(labels: NDArray[np.uint8], *, num_rows: int, seed: int) -> NDArra
 
 
 def quotas(labels: NDArray[np.uint8], *, num_rows: int) -> NDArray[np.int64]:
-    """Return the number of rows of each class among `num_rows`, int64 `(10,)`, for labels uint8 `(N,)`.
+    """Return the number of rows of each class among `num_rows`, int64 `(classes,)`, for labels uint8 `(N,)`.
 
     A class has its share of `labels`, rounded by largest remainder; of equal remainders the lower label is rounded up.
     """
     assert num_rows <= len(labels)
-    parts, remainders = np.divmod(_class_counts(labels) * num_rows, len(labels))
+    parts, remainders = np.divmod(np.bincount(labels) * num_rows, len(labels))
     parts[np.argsort(-remainders, kind="stable")[: num_rows - parts.sum()]] += 1
     return parts
+
+
+def by_channel(images: NDArray[np.uint8], *, num_channels: int) -> tuple[Any, Any]:
+    """Return `mean_and_std` of each channel: two numbers for grey images, two lists for others.
+
+    A channel whose pixels are all equal has a standard deviation of 1, by which they can be divided.
+
+    Raises:
+        CorruptDataError: all pixels are equal in every channel.
+    """
+    channels = [images] if num_channels == 1 else [images[:, channel] for channel in range(num_channels)]
+    means, stds = zip(*map(mean_and_std, channels), strict=True)
+    if not any(stds):
+        got = f"{', '.join(str(channel.flat[0]) for channel in channels)} in every pixel"
+        raise CorruptDataError.invalid("train", "the images", "have more than one grey level", got=got)
+    return (means[0], stds[0]) if num_channels == 1 else (list(means), [std or 1.0 for std in stds])
 
 
 def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
     """Return mean and population standard deviation of all pixels on the [0, 1] scale, computed from exact sums.
 
-    `images` is uint8 `(N, 28, 28)`.
-
-    Raises:
-        CorruptDataError: all pixels are equal.
+    `images` is uint8 of any shape.
     """
     total = total_of_squares = 0
     pixels = images.reshape(-1)
@@ -153,22 +166,16 @@ def mean_and_std(images: NDArray[np.uint8]) -> tuple[float, float]:
         total += int(part.sum(axis=1).sum(dtype=np.float64))
         total_of_squares += int(np.vecdot(part, part).sum(dtype=np.float64))
     variance_numerator = images.size * total_of_squares - total**2
-    if variance_numerator == 0:
-        got = f"{images.flat[0]} in every pixel"
-        raise CorruptDataError.invalid("train", "the images", "have more than one grey level", got=got)
     return total / (255 * images.size), math.sqrt(variance_numerator) / (255 * images.size)
 
 
 def count_common_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> int:
-    """Count the images of `test` that occur, byte for byte, in `train`; both are uint8 `(N, 28, 28)`."""
+    """Count the images of `test` that occur, byte for byte, in `train`; both are uint8, `(N, ...)`."""
     known = set(_as_bytes(train))
     return sum(image in known for image in _as_bytes(test))
 
 
 def _as_bytes(images: NDArray[np.uint8]) -> list[bytes]:
-    rows: list[bytes] = np.ascontiguousarray(images).reshape(-1, PIXELS).view(f"V{PIXELS}").ravel().tolist()
+    flat = np.ascontiguousarray(images).reshape(len(images), -1)
+    rows: list[bytes] = flat.view(f"V{flat.shape[1]}").ravel().tolist()
     return rows
-
-
-def _class_counts(labels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return np.bincount(labels, minlength=NUM_CLASSES)

@@ -8,7 +8,7 @@ carry a CRC-32 of their own. All columns have a fixed width and no nulls.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from isal.isal_zlib import crc32, crc32_combine
 from numpy.typing import NDArray
 from pyarrow import fs
 
 from mnist_pipe.atomic import atomic_file
+from mnist_pipe.data.compression import crc32, crc32_combine
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line
 from mnist_pipe.hardware import num_cpus
 
@@ -48,6 +48,8 @@ class RowGroup:
 
 RowCheck = Callable[[pa.Table, int], None]
 """Function that raises an exception if rows break a rule; it takes the rows and the first one's number in the file."""
+Layout = Callable[[Mapping[str, Any]], pa.Schema]
+"""Function that returns the schema that a file with this provenance must have."""
 
 
 def write_columns(path: Path, schema: pa.Schema, columns: dict[str, Any], provenance: dict[str, Any]) -> None:
@@ -77,13 +79,13 @@ def write_columns(path: Path, schema: pa.Schema, columns: dict[str, Any], proven
 
 
 def read_columns(
-    path: Path, schema: pa.Schema, *, check: RowCheck = lambda *_: None, fix: str
+    path: Path, layout: Layout, *, check: RowCheck = lambda *_: None, fix: str
 ) -> tuple[dict[str, NDArray[np.uint8]], dict[str, Any]]:
     """Read all columns and the provenance of a file, one row group per CPU at a time.
 
     Args:
         path: the file.
-        schema: the schema that the file must have.
+        layout: the schema that the file must have.
         check: called with each part of a row group, in any order and from several threads.
         fix: the remedy that the exceptions name.
 
@@ -93,7 +95,7 @@ def read_columns(
     Raises:
         CorruptDataError: the file is not Parquet, has another schema or no rows, or fails a checksum.
     """
-    metadata = _checked_metadata(path, schema, fix=fix)
+    schema, metadata = _checked_metadata(path, layout, fix=fix)
     groups = _groups_with_rows(str(path), fix=fix)
     num_rows = sum(group.num_rows for group in groups)
     try:
@@ -111,7 +113,7 @@ def read_columns(
 
 
 def verify_columns(
-    file: str, schema: pa.Schema, *, check: RowCheck, filesystem: fs.FileSystem | None = None, fix: str
+    file: str, layout: Layout, *, check: RowCheck, filesystem: fs.FileSystem | None = None, fix: str
 ) -> None:
     """Check a file as `read_columns` does, from end to end, with at most 10,000 rows in memory.
 
@@ -119,7 +121,7 @@ def verify_columns(
         CorruptDataError: as for `read_columns`.
         UnavailableError: the file system does not answer.
     """
-    metadata = _checked_metadata(file, schema, filesystem=filesystem, fix=fix)
+    schema, metadata = _checked_metadata(file, layout, filesystem=filesystem, fix=fix)
     found = dict.fromkeys(schema.names, 0)
     for group in _groups_with_rows(file, filesystem=filesystem, fix=fix):
         row = group.first_row
@@ -133,17 +135,23 @@ def verify_columns(
 def read_provenance(
     path: Path | str,
     *,
-    schema: pa.Schema | None = None,
+    layout: Layout | None = None,
     filesystem: fs.FileSystem | None = None,
     fix: str = "run: dvc repro --force",
 ) -> dict[str, Any]:
-    """Return the provenance of a file from its footer, after comparing the file's schema with `schema` if it is given.
+    """Return the provenance of a file from its footer, after comparing the file's schema with `layout` if it is given.
 
     Raises:
         CorruptDataError: the file is not Parquet, or has another schema or no provenance.
         UnavailableError: the file system does not answer.
     """
-    return dict(_checked_metadata(path, schema, filesystem=filesystem, fix=fix)["provenance"])
+    _, metadata = _checked_metadata(path, layout, filesystem=filesystem, fix=fix)
+    return dict(metadata["provenance"])
+
+
+def is_ours(schema: pa.Schema) -> bool:
+    """Return whether this project wrote a file with this schema, whose metadata has a provenance then."""
+    return _METADATA_KEY in (schema.metadata or {})
 
 
 def read_schema(path: Path | str, *, filesystem: fs.FileSystem | None = None, fix: str = "") -> pa.Schema:
@@ -286,20 +294,26 @@ def _decoding(where: object, name: str, rule: str, *, fix: str) -> Iterator[None
 
 
 def _checked_metadata(
-    path: Path | str, schema: pa.Schema | None, *, filesystem: fs.FileSystem | None = None, fix: str
-) -> dict[str, Any]:
-    """Return `provenance`, and `crc32` by column, of a file after checking its schema and its metadata's checksum."""
+    path: Path | str, layout: Layout | None, *, filesystem: fs.FileSystem | None = None, fix: str
+) -> tuple[pa.Schema, dict[str, Any]]:
+    """Return the schema of a file, and its `provenance` and `crc32` by column, after checking both.
+
+    A file without valid metadata is compared with the layout of an empty provenance first.
+    """
     # The schema is compared before a page is read, because an extension type could run code while it is decoded.
     found = read_schema(path, filesystem=filesystem, fix=fix)
-    if schema is not None and not found.equals(schema):
-        want, got = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (schema, found))
-        raise CorruptDataError.invalid(path, "the schema", f"be ({want})", got=f"({got})", fix=fix)
     metadata = found.metadata or {}
     content = metadata.get(_METADATA_KEY, b"")
-    if not content or metadata.get(_CHECKSUM_KEY) != str(crc32(content)).encode():
+    is_valid = bool(content) and metadata.get(_CHECKSUM_KEY) == str(crc32(content)).encode()
+    known: dict[str, Any] = json.loads(content) if is_valid else {"provenance": {}}
+    schema = layout(known["provenance"]) if layout else found
+    if not found.equals(schema):
+        want, got = (", ".join(f"{field.name}: {field.type}" for field in fields) for fields in (schema, found))
+        raise CorruptDataError.invalid(path, "the schema", f"be ({want})", got=f"({got})", fix=fix)
+    if not is_valid:
         got = "metadata that does not match its checksum" if content else "none"
         raise CorruptDataError.invalid(path, "the metadata", "contain mnist_pipe's provenance", got=got, fix=fix)
-    return dict(json.loads(content))
+    return schema, known
 
 
 def _groups_with_rows(file: str, *, filesystem: fs.FileSystem | None = None, fix: str) -> list[RowGroup]:

@@ -1,13 +1,14 @@
-"""The data sets of sources.toml: fetching their published files and converting them to raw splits."""
+"""The published data sets of sources.toml: fetching their files and converting them to raw splits."""
 
 from __future__ import annotations
 
-import re
+import bz2
+import io
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 from mnist_pipe import atomic, paths
 from mnist_pipe.data import idx, normalization
 from mnist_pipe.data.download import PublishedFile, fetch_published
-from mnist_pipe.data.splits import NUM_CLASSES, SIDE, RawSplit, check_labels
-from mnist_pipe.errors import CorruptDataError, InputError, unknown
+from mnist_pipe.data.facts import MNIST, Facts, Resize, Shape
+from mnist_pipe.data.splits import RawSplit, check_labels
+from mnist_pipe.errors import CorruptDataError, one_line, unknown
 
 DOWNLOADS = paths.STATE / "downloads"  # kept, so that a rerun after a failure fetches only missing files
 SPLITS = {
@@ -24,10 +26,11 @@ SPLITS = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 _TABLE = Path(__file__).with_name("sources.toml")
-_MAX_CONTENT_BYTES = 1 << 30  # about 1.4 million images
+MAX_CONTENT_BYTES = 1 << 30
+"""Largest size of a decompressed file, in bytes: about 1.4 million images of MNIST's size."""
 
 Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-"""Images, uint8 `(N, 28, 28)`, and labels, uint8 `(N,)`."""
+"""Images, uint8 `(N, height, width)`, and labels, uint8 `(N,)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,63 +39,75 @@ class Source:
 
     title: str
     citation: str
+    licence: str
+    """The terms of the data, as their publisher states them."""
     files: Mapping[str, PublishedFile] = field(default_factory=dict)
-    """Published gzip files by IDX name, the four names in `SPLITS`; empty if nothing is downloaded."""
+    """Published files by name; of one with `idx` in its name, that without `.gz`. Empty if nothing is downloaded."""
     mirrors: Sequence[str] = ()
     """The publisher's own base URLs, tried after those of `ingest.mirrors`."""
-    labels: Sequence[str] = tuple(map(str, range(NUM_CLASSES)))
+    folder: str = ""
+    """The folder of the downloads, if several data sets share their files; by default the data set's own."""
+    splits: Mapping[str, Sequence[str]] = field(default_factory=lambda: SPLITS)
+    """The files of each split: images and labels, or members of the one zip file that `files` has."""
+    format: Literal["idx", "libsvm"] = "idx"
+    transposed: bool = False
+    """Whether rows and columns of the stored images are exchanged."""
+    first_label: int = 0
+    shape: Shape = MNIST.shape
+    labels: Sequence[str] = MNIST.labels
     """Names of the classes, in their order; the numbers themselves if they have no names."""
-    picture: str = "resize"
-    """How a user's picture becomes an image of the data set, one of `data.images.RULES`."""
+    resize: Resize = "fit"
+    """How a user's picture becomes an image of the data set."""
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the data set."""
+        return Facts(shape=self.shape, labels=tuple(self.labels), resize=self.resize)
 
 
 def _read_table() -> dict[str, Source]:
     with _TABLE.open("rb") as stream:
         table = tomllib.load(stream)
-    return {
-        name: Source(**{**entry, "files": {file: PublishedFile(**one) for file, one in entry.get("files", {}).items()}})
-        for name, entry in table.items()
-    }
+    for entry in table.values():
+        entry["files"] = {name: PublishedFile(**one) for name, one in entry.get("files", {}).items()}
+        entry["shape"] = tuple(entry.get("shape", MNIST.shape))
+    return {name: Source(**entry) for name, entry in table.items()}
 
 
 SOURCES = _read_table()
-"""All data sets, by their name in `ingest.dataset`."""
+"""All published data sets, by their name in `ingest.dataset`."""
 
 
 def fetch(
     dataset: str,
     *,
     mirrors: Sequence[str],
-    folder: str | None,
     timeout_seconds: float,
     log: Callable[[str], None],
 ) -> dict[str, Path]:
-    """Return the paths of a data set's verified files by IDX name, after downloading to `DOWNLOADS` what is missing.
+    """Return the paths of a data set's verified files by name, after downloading to `DOWNLOADS` what is missing.
 
     Args:
         dataset: a key of `SOURCES`; `digits` has no files.
         mirrors: directories or http(s) base URLs, tried in order for each file, before the publisher's own mirrors.
-        folder: the folder with the files of `local`; see `local_files`.
         timeout_seconds: the longest silence of all servers together, in equal shares; `fetch_published` derives the
             limit for a whole file from it.
         log: called with one line for each file that was found and for each mirror that did not supply it.
 
     Raises:
-        InputError: there is no such data set, or `folder` lacks a file.
+        InputError: there is no such data set.
         NoMirrorError: no mirror supplied a file; the message names each mirror and the cause.
         UnavailableError: a download cannot be written to the disk.
     """
     if dataset not in SOURCES:
         raise unknown("ingest", "dataset", dataset, SOURCES)
-    if dataset == "local":
-        return local_files(folder)
     source = SOURCES[dataset]
     unreachable: dict[str, str] = {}
     places = [*mirrors, *source.mirrors]
     num_servers = sum("://" in place for place in places)
     return {
         name: fetch_published(
-            DOWNLOADS / dataset / f"{name}.gz",
+            DOWNLOADS / (source.folder or dataset) / (f"{name}.gz" if "-idx" in name else name),
             published,
             mirrors=places,
             unreachable=unreachable,
@@ -111,11 +126,12 @@ def load(dataset: str, found: Mapping[str, Path], *, fallback_for: str | None = 
 
     Args:
         dataset: a key of `SOURCES`.
-        found: the paths of the files by IDX name; not used for `digits`.
+        found: the paths of the files by name; not used for `digits`.
         fallback_for: the name of the data set that this one replaces, for the provenance.
 
     Raises:
-        CorruptDataError: `idx.read` refuses a file, a label is above 9, or images and labels differ in number.
+        CorruptDataError: a file is damaged or of another format, an image has another shape than the data set's, a
+            label has no class, or images and labels differ in number.
     """
     source = SOURCES[dataset]
     digests = {path.name: {"bytes": path.stat().st_size, "sha256": atomic.sha256(path)} for path in found.values()}
@@ -125,25 +141,35 @@ def load(dataset: str, found: Mapping[str, Path], *, fallback_for: str | None = 
         "citation": source.citation,
         "files": digests,
         "fallback_for": fallback_for,
+        **source.facts.to_provenance(),
     }
     splits = {}
-    for name, (images, labels) in (_digits() if dataset == "digits" else _read(found)).items():
+    for name, (images, labels) in (_digits() if dataset == "digits" else _read(source, found)).items():
+        if images.shape[1:] != source.facts.array_shape:
+            expected, got = ("x".join(map(str, shape)) for shape in (source.facts.array_shape, images.shape[1:]))
+            raise CorruptDataError.invalid(name, "every image", f"be {expected}", got=got)
         if len(images) != len(labels):
             got = f"{len(images)} images and {len(labels)} labels"
             raise CorruptDataError.invalid(name, "", "have one label per image", got=got)
-        check_labels(name, labels)
-        splits[name] = RawSplit(images=images, labels=labels, provenance=provenance)
+        check_labels(name, labels, num_classes=source.facts.num_classes)
+        splits[name] = RawSplit(images=images, labels=labels.astype(np.uint8), provenance=provenance)
     return splits
 
 
-def _read(found: Mapping[str, Path]) -> dict[str, Arrays]:
-    return {
-        name: (
-            idx.read(found[images], kind="images", max_bytes=_MAX_CONTENT_BYTES),
-            idx.read(found[labels], kind="labels", max_bytes=_MAX_CONTENT_BYTES),
+def _read(source: Source, found: Mapping[str, Path]) -> dict[str, Arrays]:
+    if source.format == "libsvm":
+        return {name: _read_libsvm(found[file], shape=source.shape) for name, [file] in source.splits.items()}
+    splits = {}
+    for name, files in source.splits.items():
+        kinds: tuple[idx.Kind, idx.Kind] = ("images", "labels")
+        images, labels = (
+            idx.read(found[file], kind=kind, max_bytes=MAX_CONTENT_BYTES)
+            if file in found
+            else idx.read(next(iter(found.values())), member=file, kind=kind, max_bytes=MAX_CONTENT_BYTES)
+            for file, kind in zip(files, kinds, strict=True)
         )
-        for name, (images, labels) in SPLITS.items()
-    }
+        splits[name] = (images.transpose(0, 2, 1) if source.transposed else images, labels - source.first_label)
+    return splits
 
 
 def _digits() -> dict[str, Arrays]:
@@ -160,44 +186,35 @@ def _digits() -> dict[str, Arrays]:
     scans = load_digits()
     grey = (scans.images * 255 / 16).round().astype(np.uint8)
     labels = scans.target.astype(np.uint8)
-    images = np.zeros((len(grey), SIDE, SIDE), dtype=np.uint8)
+    height, width = MNIST.array_shape
+    images = np.zeros((len(grey), height, width), dtype=np.uint8)
     for canvas, scan in zip(images, grey, strict=True):
         large = np.asarray(Image.fromarray(scan).resize((20, 20), Image.Resampling.BICUBIC))
-        canvas[:] = centred(large, centre=(SIDE - 1) / 2)
+        canvas[:] = centred(large, shape=(height, width), back=0.5)
     test = np.zeros(len(labels), dtype=bool)
     for label, quota in enumerate(normalization.quotas(labels, num_rows=360)):
         test[np.flatnonzero(labels == label)[-quota:]] = True
     return {"train": (images[~test], labels[~test]), "test": (images[test], labels[test])}
 
 
-def local_files(folder: str | None) -> dict[str, Path]:
-    """Return the paths of the four files of `local` by IDX name.
+def _read_libsvm(path: Path, *, shape: Shape) -> Arrays:
+    """Return the images and labels in a bzip2 file of LIBSVM's format, whose values are from -1 to 1.
 
-    They lie in the folder or up to two below it, together or each in its own folder. Their names may be in upper case,
-    end in `.gz`, and have a dot before `idx`, as Kaggle's have, or `test` for `t10k`.
+    As torchvision reads USPS: a level is the whole part of (value + 1) / 2 * 255, and the first label is 1.
 
     Raises:
-        InputError: a file is missing, or several could be meant.
+        CorruptDataError: the file is damaged or of another format.
     """
-    root = Path(folder or ".")
-    found: dict[str, dict[Path, Path]] = {name: {} for pair in SPLITS.values() for name in pair}
-    for pattern in ("*", "*/*", "*/*/*"):
-        # Of a packed and an unpacked file in one folder, the packed one is taken.
-        for path in sorted(root.glob(pattern), key=lambda path: (path.parent, path.suffix.lower() != ".gz", path)):
-            name = re.sub(r"[._]", "-", path.name.lower().removesuffix(".gz")).replace("test-", "t10k-")
-            if name in found and path.is_file():
-                found[name].setdefault(path.parent, path)
-        if all(found.values()):
-            break
-    together = set.intersection(*map(set, found.values()))
-    if len(together) == 1:
-        [parent] = together
-        return {name: by_folder[parent] for name, by_folder in found.items()}
-    for name, by_folder in found.items():
-        if not by_folder:
-            rule, got = f"hold {name}.gz or {name}", f"neither in {root} nor up to two folders below it"
-            raise InputError.invalid("ingest", "folder", rule, got=got)
-        if len(by_folder) > 1:
-            got = " and ".join(str(path.relative_to(root)) for path in by_folder.values())
-            raise InputError.invalid("ingest", "folder", f"hold one {name}", got=got, fix="name the right folder")
-    return {name: path for name, by_folder in found.items() for path in by_folder.values()}
+    from sklearn.datasets import load_svmlight_file
+
+    try:
+        with bz2.open(path) as stream:
+            content = stream.read(MAX_CONTENT_BYTES)
+        values, labels = load_svmlight_file(io.BytesIO(content), n_features=shape[1] * shape[2], zero_based=False)
+        levels = (values.toarray().astype(np.float32) + 1) / 2 * 255
+        is_valid = len(labels) and levels.min() >= 0 and levels.max() <= 255 and (labels % 1 == 0).all()
+    except (ValueError, OSError, EOFError) as error:
+        raise CorruptDataError.invalid(path, "the file", "be bzip2 of LIBSVM's format", got=one_line(error)) from error
+    if not is_valid:
+        raise CorruptDataError.invalid(path, "every value", "be from -1 to 1, and every label whole", got="others")
+    return levels.astype(np.uint8).reshape(-1, *shape[1:]), labels.astype(np.int64) - 1

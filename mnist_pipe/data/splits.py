@@ -17,6 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyarrow import fs
 
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.parquet import (
     RowGroup,
     array_values,
@@ -30,23 +31,12 @@ from mnist_pipe.data.parquet import (
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.hardware import num_cpus
 
-SIDE = 28
+SIDE = 28  # these three are MNIST's, which the studies and benchmarks are about
 PIXELS = SIDE * SIDE
 NUM_CLASSES = 10
+MAX_CLASSES = 256
+"""Largest number of classes: a label is a byte."""
 
-RAW_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.binary(PIXELS), nullable=False),
-        pa.field("label", pa.uint8(), nullable=False),
-    ]
-)
-NORMALIZED_SCHEMA = pa.schema(
-    [
-        pa.field("image", pa.binary(4 * PIXELS), nullable=False),
-        pa.field("label", pa.uint8(), nullable=False),
-        pa.field("index", pa.uint32(), nullable=False),
-    ]
-)
 _INGEST_AGAIN = "run: dvc repro --force ingest"
 _NORMALIZE_AGAIN = "run: dvc repro --force normalize"
 
@@ -56,11 +46,17 @@ class RawSplit:
     """One split as published."""
 
     images: NDArray[np.uint8]
-    """Grey levels, `(N, 28, 28)`; 0 is background."""
+    """Levels of the pixels, `(N, height, width)`, or `(N, channels, height, width)` if there are several channels."""
     labels: NDArray[np.uint8]
-    """Classes, `(N,)`, 0 to 9."""
+    """Classes, `(N,)`, as numbers from 0 on."""
     provenance: dict[str, Any]
-    """Origin of the data, with at least `dataset`, the data set's name; it is kept with the data up to the registry."""
+    """Origin of the data, with at least `dataset`, the data set's name, and with the facts about it unless they are
+    MNIST's; it is kept with the data up to the registry."""
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the data set."""
+        return Facts.of(self.provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +64,19 @@ class NormalizedSplit:
     """One split, standardised with the mean and standard deviation of the training rows."""
 
     images: NDArray[np.float32]
-    """Standardised images, `(N, 28, 28)`."""
+    """Standardised images, in the shape of the raw ones."""
     labels: NDArray[np.uint8]
-    """Classes, `(N,)`, 0 to 9."""
+    """Classes, `(N,)`, as numbers from 0 on."""
     index: NDArray[np.uint32]
     """Row numbers in the raw split, `(N,)`."""
     provenance: dict[str, Any]
-    """Origin of the data: `dataset`, `mean` and `std` on the [0, 1] scale, `shape`, `dtype`, `source_sha256`."""
+    """Origin of the data: `dataset`, `mean` and `std` on the [0, 1] scale (lists, by channel, if there are several
+    channels), `shape`, `dtype`, `source_sha256`, and the other facts unless they are MNIST's."""
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the data set."""
+        return Facts.of(self.provenance)
 
     def first(self, num_rows: int | None) -> NormalizedSplit:
         """Return the split's first `num_rows` rows, or all rows if it is None; the arrays are views."""
@@ -82,6 +84,23 @@ class NormalizedSplit:
 
 
 Split = TypeVar("Split", RawSplit, NormalizedSplit)
+
+
+def raw_schema(provenance: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of a raw split with this provenance."""
+    return _schema(Facts.of(provenance).num_values)
+
+
+def normalized_schema(provenance: Mapping[str, Any]) -> pa.Schema:
+    """Return the schema of a normalized split with this provenance."""
+    schema = _schema(4 * Facts.of(provenance).num_values)
+    return schema.append(pa.field("index", pa.uint32(), nullable=False))
+
+
+def _schema(width: int) -> pa.Schema:
+    return pa.schema(
+        [pa.field("image", pa.binary(width), nullable=False), pa.field("label", pa.uint8(), nullable=False)]
+    )
 
 
 def write_all(folder: Path, splits: Mapping[str, Split], *, write: Callable[[Path, Split], None]) -> None:
@@ -95,7 +114,9 @@ def write_all(folder: Path, splits: Mapping[str, Split], *, write: Callable[[Pat
 
 def write_raw(path: Path, split: RawSplit) -> None:
     """Write a raw split to `path`, whole or not at all."""
-    write_columns(path, RAW_SCHEMA, {"image": _binary(split.images, PIXELS), "label": split.labels}, split.provenance)
+    schema = raw_schema(split.provenance)
+    columns = {"image": _binary(split.images, schema.field("image").type), "label": split.labels}
+    write_columns(path, schema, columns, split.provenance)
 
 
 def read_raw(path: Path) -> RawSplit:
@@ -103,22 +124,24 @@ def read_raw(path: Path) -> RawSplit:
 
     Raises:
         CorruptDataError: the file is not Parquet, has another schema or no rows, fails a checksum, or has a label
-            above 9.
+            without a class.
     """
-    columns, provenance = read_columns(path, RAW_SCHEMA, fix=_INGEST_AGAIN)
-    images, labels = columns["image"].reshape(-1, SIDE, SIDE), columns["label"].reshape(-1)
-    check_labels(path, labels)
+    columns, provenance = read_columns(path, raw_schema, fix=_INGEST_AGAIN)
+    facts = Facts.of(provenance)
+    images, labels = columns["image"].reshape(-1, *facts.array_shape), columns["label"].reshape(-1)
+    check_labels(path, labels, num_classes=facts.num_classes)
     return RawSplit(images=images, labels=labels, provenance=provenance)
 
 
 def write_normalized(path: Path, split: NormalizedSplit) -> None:
     """Write a normalized split to `path`, whole or not at all."""
+    schema = normalized_schema(split.provenance)
     columns = {
-        "image": _binary(split.images.astype("<f4", copy=False), 4 * PIXELS),
+        "image": _binary(split.images.astype("<f4", copy=False), schema.field("image").type),
         "label": split.labels,
         "index": split.index,
     }
-    write_columns(path, NORMALIZED_SCHEMA, columns, split.provenance)
+    write_columns(path, schema, columns, split.provenance)
 
 
 def read_normalized(path: Path) -> NormalizedSplit:
@@ -127,16 +150,17 @@ def read_normalized(path: Path) -> NormalizedSplit:
     Raises:
         CorruptDataError: as for `read_raw`, or a pixel is not finite.
     """
+    facts = Facts.of(check_normalized(str(path)))
 
     def check(table: pa.Table, first_row: int) -> None:
-        for images, _ in normalized_rows(table):
+        for images, _ in normalized_rows(table, facts=facts):
             check_finite(path, images, first_row=first_row, fix=_NORMALIZE_AGAIN)
             first_row += len(images)
 
-    columns, provenance = read_columns(path, NORMALIZED_SCHEMA, check=check, fix=_NORMALIZE_AGAIN)
-    images = columns["image"].view(np.dtype("<f4")).reshape(-1, SIDE, SIDE)
+    columns, provenance = read_columns(path, normalized_schema, check=check, fix=_NORMALIZE_AGAIN)
+    images = columns["image"].view(np.dtype("<f4")).reshape(-1, *facts.array_shape)
     labels, index = columns["label"].reshape(-1), columns["index"].view(np.uint32).reshape(-1)
-    check_labels(path, labels)
+    check_labels(path, labels, num_classes=facts.num_classes)
     return NormalizedSplit(images=images, labels=labels, index=index, provenance=provenance)
 
 
@@ -147,44 +171,53 @@ def check_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> d
         CorruptDataError: the file is not Parquet, or has another schema or no provenance.
         UnavailableError: the file system does not answer.
     """
-    return read_provenance(file, schema=NORMALIZED_SCHEMA, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
+    return read_provenance(file, layout=normalized_schema, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
 
 
-def verify_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> None:
+def verify_normalized(file: str, *, filesystem: fs.FileSystem | None = None) -> NDArray[np.int64]:
     """Check a normalized split as `read_normalized` does, from end to end, with at most 10,000 rows in memory.
+
+    Returns:
+        The number of rows of each class, int64 `(classes,)`.
 
     Raises:
         CorruptDataError: as for `read_normalized`.
         UnavailableError: the file system does not answer.
     """
+    facts = Facts.of(check_normalized(file, filesystem=filesystem))
+    counts = np.zeros(facts.num_classes, dtype=np.int64)
 
     def check(table: pa.Table, first_row: int) -> None:
-        for images, labels in normalized_rows(table):
+        for images, labels in normalized_rows(table, facts=facts):
             check_finite(file, images, first_row=first_row, fix=_NORMALIZE_AGAIN)
-            check_labels(file, labels, first_row=first_row)
+            check_labels(file, labels, num_classes=facts.num_classes, first_row=first_row)
+            counts[:] += np.bincount(labels, minlength=facts.num_classes)
             first_row += len(labels)
 
-    verify_columns(file, NORMALIZED_SCHEMA, check=check, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
+    verify_columns(file, normalized_schema, check=check, filesystem=filesystem, fix=_NORMALIZE_AGAIN)
+    return counts
 
 
-def normalized_rows(table: pa.Table) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+def normalized_rows(table: pa.Table, *, facts: Facts) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Yield the images and labels of each batch of a table that has the normalized schema, without a copy.
 
     Yields:
-        Images, float32 `(N, 28, 28)`, and labels, uint8 `(N,)`, both read-only.
+        Images, float32, as in `NormalizedSplit`, and labels, uint8 `(N,)`, both read-only.
     """
     for batch in table.to_batches():
-        images = array_values(batch.column("image"), np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
+        flat = array_values(batch.column("image"), np.dtype("<f4"), facts.num_values)
+        images = flat.reshape(-1, *facts.array_shape)
         yield images, array_values(batch.column("label"), np.dtype(np.uint8), 1).reshape(-1)
 
 
 def read_images(
-    group: RowGroup, *, is_raw: bool, filesystem: fs.FileSystem | None = None, fix: str = ""
+    group: RowGroup, *, facts: Facts, is_raw: bool, filesystem: fs.FileSystem | None = None, fix: str = ""
 ) -> Iterator[pa.Table]:
     """Yield the rows of a row group as `read_row_group` does, after checking every image.
 
     Args:
         group: the row group.
+        facts: the facts about its images.
         is_raw: the images are uint8; if False, they are float32 and every pixel must be finite.
         filesystem: where the file is; None is the local file system.
         fix: the remedy that the exceptions name.
@@ -200,8 +233,8 @@ def read_images(
             name = f"image[{row + missing.argmax()}]"
             raise CorruptDataError.invalid(group.file, name, "have a value", got="null", fix=fix)
         if not is_raw:
-            images = column_values(table, "image", np.dtype("<f4"), PIXELS).reshape(-1, SIDE, SIDE)
-            check_finite(group.file, images, first_row=row, fix=fix)
+            values = column_values(table, "image", np.dtype("<f4"), facts.num_values)
+            check_finite(group.file, values.reshape(-1, *facts.array_shape), first_row=row, fix=fix)
         yield table
         row += len(table)
 
@@ -211,7 +244,7 @@ def check_finite(where: object, images: NDArray[np.float32], *, first_row: int =
 
     Args:
         where: the file, for the message.
-        images: float32 `(N, 28, 28)`.
+        images: float32, as in `NormalizedSplit`.
         first_row: the number of the first image in the file, for the message.
         fix: the remedy that the exception names.
 
@@ -222,33 +255,34 @@ def check_finite(where: object, images: NDArray[np.float32], *, first_row: int =
     with np.errstate(invalid="ignore", over="ignore"):
         suspicious = not np.isfinite(images.sum())
     # If only the sum overflowed, no pixel is wrong.
-    wrong = np.argwhere(~np.isfinite(images)) if suspicious else np.empty((0, 3), int)
+    wrong = np.argwhere(~np.isfinite(images)) if suspicious else np.empty((0, images.ndim), int)
     if len(wrong):
-        row, y, x = wrong[0]
-        got = images[row, y, x]
-        raise CorruptDataError.invalid(where, f"image[{first_row + row}] at ({y}, {x})", "be finite", got=got, fix=fix)
+        row, *place = wrong[0].tolist()
+        name, got = f"image[{first_row + row}] at ({', '.join(map(str, place))})", images[tuple(wrong[0])]
+        raise CorruptDataError.invalid(where, name, "be finite", got=got, fix=fix)
 
 
-def check_labels(where: object, labels: NDArray[np.uint8], *, first_row: int = 0) -> None:
-    """Raise an exception if a label is above 9.
+def check_labels(where: object, labels: NDArray[Any], *, num_classes: int, first_row: int = 0) -> None:
+    """Raise an exception if a label has no class.
 
     Args:
         where: the file or split, for the message.
-        labels: uint8 `(N,)`.
+        labels: whole numbers `(N,)`.
+        num_classes: the number of classes.
         first_row: the number of the first label in the file, for the message.
 
     Raises:
-        CorruptDataError: a label is above 9; the message names the first one and counts them.
+        CorruptDataError: a label has no class; the message names the first one and counts them.
     """
-    wrong = np.flatnonzero(labels >= NUM_CLASSES)
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if wrong.size:
         more = f" ({wrong.size} such labels)" if wrong.size > 1 else ""
         name, got = f"labels[{first_row + wrong[0]}]", f"{labels[wrong[0]]}{more}"
-        raise CorruptDataError.invalid(where, name, "be 0 to 9", got=got)
+        raise CorruptDataError.invalid(where, name, f"be 0 to {num_classes - 1}", got=got)
 
 
-def _binary(images: NDArray[Any], width: int) -> pa.Array:
-    """Return images `(N, 28, 28)` as a fixed-size binary array of `width` bytes each, without a copy if contiguous."""
+def _binary(images: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Return images as an array of the fixed-size binary type `kind`, without a copy if they are contiguous."""
     content = np.ascontiguousarray(images).reshape(len(images), -1)
-    assert content.itemsize * content.shape[1] == width
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(images), [None, pa.py_buffer(content)])
+    assert content.itemsize * content.shape[1] == kind.byte_width
+    return pa.FixedSizeBinaryArray.from_buffers(kind, len(images), [None, pa.py_buffer(content)])

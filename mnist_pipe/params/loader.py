@@ -14,7 +14,7 @@ from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from mnist_pipe.errors import InputError, closest, describe, one_line
 from mnist_pipe.params import messages
 from mnist_pipe.params.messages import Location
-from mnist_pipe.params.schema import Params, Section
+from mnist_pipe.params.schema import IngestParams, Params, Section
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 """Hosts at which only this machine's own programs reach a server."""
@@ -25,12 +25,19 @@ def load(path: Path, *, names: Mapping[str, Collection[str]] | None) -> Params:
 
     Args:
         path: a file such as `params.yaml`.
-        names: maps `models`, `optimizers`, `schedules` and `datasets` to the names that exist; None accepts any name.
+        names: maps `models`, `optimizers`, `schedules`, `datasets` and `published` to the names that exist; None
+            accepts any name.
 
     Raises:
         InputError: the file breaks rules; the message has one line for each error.
     """
-    return read(path, schema=Params, names=names, cross_checks=_cross_checks)
+
+    def cross_checks(path: Path, params: Params) -> list[str]:
+        return _cross_checks(path, params) + _checks_of_own(
+            path, params.ingest, published=(names or {}).get("published")
+        )
+
+    return read(path, schema=Params, names=names, cross_checks=cross_checks)
 
 
 Schema = TypeVar("Schema", bound=Section)
@@ -112,6 +119,30 @@ def _keys(node: Node | None, prefix: Location) -> Iterator[tuple[Location, int]]
             yield from _keys(value, (*prefix, number))
 
 
+def _checks_of_own(path: Path, ingest: IngestParams, *, published: Collection[str] | None) -> list[str]:
+    """Return one line for each broken rule about the user's own images; `published` are the names of all others."""
+    if published is None:
+        return []
+    errors, name = [], ingest.name
+    if ingest.dataset in published:
+        if name is not None:
+            rule = f"be null while ingest.dataset is {ingest.dataset}, which has a name"
+            errors.append(describe(path, "ingest.name", rule, got=repr(name)))
+    elif name is None or name in published:
+        rule = "be a name of your own, under which the model registers"
+        errors.append(describe(path, "ingest.name", rule, got="null" if name is None else f"that of {name}"))
+    channels = None if ingest.shape == "auto" else ingest.shape[0]
+    if channels not in (None, 1, 3):
+        errors.append(describe(path, "ingest.shape[0]", "be 1 or 3, the number of channels", got=channels))
+    elif channels and ingest.channels not in ("auto", channels):
+        errors.append(
+            describe(path, "ingest.channels", f"be auto or {channels}, as in ingest.shape", got=ingest.channels)
+        )
+    if ingest.resize == "digit_box" and 3 in (channels, ingest.channels):
+        errors.append(describe(path, "ingest.resize", "be fit or stretch for images in colour", got="'digit_box'"))
+    return errors
+
+
 def _cross_checks(path: Path, params: Params) -> list[str]:
     """Return one line for each broken rule that involves more than one key."""
     errors = []
@@ -127,6 +158,9 @@ def _cross_checks(path: Path, params: Params) -> list[str]:
         rule = "be null when train.data is stream, which reads every row"
         got = params.recipes[params.recipe].train_rows
         errors.append(describe(path, f"recipes.{params.recipe}.train_rows", rule, got=got))
+    elif params.train.data == "stream" and params.recipes[params.recipe].balance == "sampling":
+        rule = "be none or weights when train.data is stream, which reads every row once"
+        errors.append(describe(path, f"recipes.{params.recipe}.balance", rule, got="'sampling'"))
     if not params.serve.require_token and params.serve.host not in LOOPBACK:
         rule = f"be true unless serve.host is {' or '.join(LOOPBACK)}"
         errors.append(describe(path, "serve.require_token", rule, got="false"))

@@ -132,6 +132,8 @@ _RULES = {
     "less_than_equal": "be <= {le}",
     "too_short": "have {min_length} or more entries",
     "too_long": "have {max_length} or fewer entries",
+    "string_too_long": "have {max_length} or fewer characters",
+    "string_pattern_mismatch": "be letters, digits, dots, dashes and underscores",
     "string_too_short": "have {min_length} or more characters",
     "bad_mirror": "be a directory or an http(s) base URL",
     "bad_range": "be [low, high] with low <= high",

@@ -91,10 +91,16 @@ class Searched:
         return dict[keys, domain] if self.each else domain  # type: ignore[valid-type]
 
 
+FORMATS = ("images", "csv", "parquet", "npz", "idx")
+"""The formats of the user's own images, as `ingest.dataset` names them."""
+
 ModelName = Annotated[str, _one_of("models")]
 OptimizerName = Annotated[str, _one_of("optimizers")]
 ScheduleName = Annotated[str, _one_of("schedules")]
 DatasetName = Annotated[str, _one_of("datasets")]
+PublishedName = Annotated[str, _one_of("published")]
+SamplerName = Annotated[str, _one_of("samplers")]
+SchedulerName = Annotated[str, _one_of("schedulers")]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Epochs = Annotated[int, Field(ge=1, le=1000)]
 BatchSize = Annotated[int, Field(ge=1, le=65_536)]
@@ -104,7 +110,7 @@ Degrees = Annotated[float, Field(ge=0, le=45, allow_inf_nan=False)]
 Pixels = Annotated[float, Field(ge=0, le=6, allow_inf_nan=False)]
 Smoothing = Annotated[float, Field(ge=0, le=0.5, allow_inf_nan=False)]
 Workers = Annotated[int, Field(ge=1, le=10_000)]
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 
 
 class Section(BaseModel):
@@ -114,18 +120,39 @@ class Section(BaseModel):
 
 
 class IngestParams(Section):
-    """Section `ingest`: the source of the published files."""
+    """Section `ingest`: a published data set, or the user's own images."""
 
     dataset: DatasetName
-    """The data set to use, a key of SOURCES."""
+    """The data set to use: a key of SOURCES, or for the user's own images their format, one of `FORMATS`."""
+    path: Annotated[str, Field(min_length=1)]
+    """The file or folder of the user's own images, or the URI of one in a bucket. A local one must exist always,
+    because DVC watches it."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=50)] | None
+    """The name of the user's own images, which register as `<name>-classifier`; null for a published data set."""
     mirrors: list[Annotated[str, Field(min_length=1), AfterValidator(_check_mirror)]]
     """The mirrors, in the order of use: each is a directory (skipped if missing) or an http(s) base URL."""
-    fallback: DatasetName | None
-    """The data set to use, with a warning, if no mirror answers; null makes that an error."""
-    folder: Annotated[str, Field(min_length=1)]
-    """The folder of the four IDX files of `dataset: local`; it must exist always, because DVC watches it."""
+    fallback: PublishedName | None
+    """The published data set to use, with a warning, if no mirror answers; null makes that an error."""
     timeout_seconds: Annotated[float, Field(gt=0, le=600)]
     """The longest silence, in seconds, of all mirrors together; each is left for the next one after its share of it."""
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=1024)]], Field(min_length=3, max_length=3)] | Literal["auto"]
+    """Channels, height and width of the images that are made of the user's pictures. auto: the size that all pictures
+    have, up to 128 pixels; of larger pictures, or of several sizes, at most 64."""
+    channels: Literal[1, 3, "auto"]
+    """1 for grey, 3 for colour. auto: grey if every picture is."""
+    resize: Literal["fit", "stretch", "digit_box"]
+    """How a picture gets the size of an image. fit: it is padded to its proportions. stretch: it is stretched to them.
+    digit_box: its ink is scaled to a box and centred, as MNIST's digits were."""
+    invert: bool | Literal["auto"]
+    """Whether to invert the images. auto: of drawings, those on light ground."""
+    test_share: Annotated[float, Field(ge=0.01, le=0.5)]
+    """The share of the user's images that becomes the test split, stratified by class, if they have none."""
+    seed: Seed
+    """The seed of that share."""
+    max_unreadable: Annotated[int, Field(ge=0, le=1_000_000)]
+    """The number of pictures that may be unreadable; the report lists them."""
+    drop_duplicates: bool
+    """Whether to drop training images that are also in another split, or earlier in this one, byte for byte."""
 
 
 class NormalizeParams(Section):
@@ -165,6 +192,9 @@ class RecipeParams(Section):
     label_smoothing: Annotated[Smoothing, Searched(by="range", label="smoothing", shown="{:.3f}")]
     average_decay: Annotated[float, Field(ge=0, lt=1), Searched(by="choice", label="averaging")]
     """The decay per step of the exponential moving average of the weights; 0 disables it and uses the last weights."""
+    balance: Annotated[Literal["none", "weights", "sampling"], Searched(by="choice", label="balance")] = "none"
+    """What makes up for classes with few training rows. weights: the loss of a row is weighted by the inverse of the
+    number of rows of its class. sampling: an epoch draws rows with replacement, each class equally often."""
     rotation_degrees: Annotated[Degrees, Searched(by="range", label="rotation", shown="{:.1f}°")]
     """The largest random rotation, in degrees."""
     translation_pixels: Annotated[Pixels, Searched(by="range", label="shift", shown="{:.1f} px")]
@@ -206,10 +236,23 @@ class SearchParams(Section):
     """The largest number of epochs of a trial."""
     train_rows: Annotated[int, Field(ge=100)] | None
     """The number of training rows of each trial, counted from the first; null uses all."""
-    algorithm: Literal["random", "tpe"]
-    scheduler: Literal["asha", "fifo"]
+    algorithm: SamplerName
+    """What proposes the trials, a key of SAMPLERS. grid: every combination of the choices and of `grid_points` values
+    of each range, in an order that the seed shuffles; the search ends after `num_trials` of them or after the last."""
+    grid_points: Annotated[int, Field(ge=1, le=1000)]
+    """The number of values of a range that `grid` tries, evenly spaced from its low to its high end, on the scale of
+    the range; 1 is the middle."""
+    scheduler: SchedulerName
+    """What stops trials early, a key of SCHEDULERS. asha: those that fall behind at a rung. hyperband: the same, in
+    brackets of which some give every trial more time. median: those whose best epoch is below the median of the other
+    trials' means so far. fifo: none."""
     reduction_factor: Annotated[int, Field(ge=2, le=16)]
-    """The reduction factor of ASHA: of this many trials, one continues past each rung."""
+    """The reduction factor of ASHA and HyperBand: of this many trials, one continues past each rung."""
+    final_seeds: Annotated[int, Field(ge=0, le=100)]
+    """The number of seeds with which each of the best configurations is trained in full, on the recipe's rows and for
+    its epochs; the highest mean accuracy on validation is then chosen. 0: the best trial of the search is chosen."""
+    final_candidates: Annotated[int, Field(ge=1, le=1000)]
+    """The number of configurations that `final_seeds` trains."""
     max_concurrent_trials: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"]
     """The number of concurrent trials. auto: on a cluster, as many as there is room for; on one machine, one on each
     GPU or, without GPUs, one at a time on all cores, which makes the search reproducible."""
@@ -225,13 +268,15 @@ class TrainParams(Section):
     num_epochs: Epochs | Literal["auto"]
     """The number of epochs. auto: that of the recipe."""
     num_workers: Annotated[int, Field(ge=0, le=10_000)] | Annotated[list[Workers], *_RANGE] | Literal["auto"]
-    """The number of workers. auto: one on every GPU of the cluster or, without GPUs, one on every node. [low, high]:
-    elastic, as many of these as there are at any moment. If nodes may join and leave, `auto` is elastic too, so that a
-    run survives the loss of a node. 0: no worker; the loop runs in the stage's own process, where a debugger reaches
-    it."""
+    """The number of workers. auto: as many GPUs as have 1,024 images of a batch each, at least one; without GPUs, one
+    on every node. `batch_size` counts the images of all workers together. [low, high]: elastic, as many of these as
+    there are at any moment. If nodes may join and leave, `auto` is elastic too, so that a run survives the loss of a
+    node. 0: no worker; the loop runs in the stage's own process, where a debugger reaches it."""
     use_gpu: bool | Literal["auto"]
     precision: Precision
-    """The precision of the computation. auto: bfloat16 if the CPU or GPU computes in it natively, else float32."""
+    """The precision of the products of a training step; evaluation is always in float32. float32: as IEEE 754 says.
+    tf32: rounded to 10 bits on a GPU, float32 on a CPU. bfloat16: rounded to 7 bits. auto: on a CPU bfloat16 if it
+    computes in it natively, else float32; on a GPU tf32."""
     seed: Seed
 
 
@@ -250,6 +295,9 @@ class RegisterParams(Section):
     max_p_value_against_baseline: Probability
     max_p_value_against_champion: Probability
     max_calibration_error: Annotated[float, Field(gt=0, le=1)]
+    promote: Literal["workspace", "always"] = "workspace"
+    """Where a candidate that passes the gates becomes the champion. workspace: not in a DVC experiment outside of it
+    (`dvc exp run --temp` or `--queue`), only when that is applied and reproduced. always: there too."""
 
 
 class ServeParams(Section):

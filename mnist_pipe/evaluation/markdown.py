@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mnist_pipe import atomic
+from mnist_pipe.errors import one_line, printable
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -16,6 +19,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def row(cells: Sequence[str]) -> str:
     """Return one line of a table."""
     return f"| {' | '.join(cells)} |"
+
+
+def plain(text: object) -> str:
+    """Return Markdown that shows `text` as it is, on one line: no HTML, link or cell begins in it."""
+    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(printable(one_line(text)), quote=False))
+
+
+def code(text: object) -> str:
+    """Return Markdown that shows `text` as code, on one line, also in a cell of a table."""
+    return f"`{printable(one_line(text)).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
 def replace_region(path: Path, name: str, change: Callable[[str], str]) -> None:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, ndtri  # scipy.stats would take half a second longer to import
 
-from mnist_pipe.data.splits import NUM_CLASSES
+from mnist_pipe.data.facts import MNIST
 from mnist_pipe.errors import CorruptDataError
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]], *, where: object) -> NDArray[np.float64]:
-    """Return the logarithm of the softmax, float64 `(N, 10)`, of logits, floating point `(N, 10)`.
+    """Return the logarithm of the softmax, float64 `(N, classes)`, of logits, floating point `(N, classes)`.
 
     It does not overflow for the largest finite logit.
 
@@ -89,27 +89,35 @@ def compute_coverage(
     return found
 
 
-def confusion_matrix(labels: NDArray[np.uint8], predictions: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the counts of actual (row) and predicted (column) classes, int64 `(10, 10)`.
+def confusion_matrix(
+    labels: NDArray[np.uint8], predictions: NDArray[np.uint8], *, num_classes: int = MNIST.num_classes
+) -> NDArray[np.int64]:
+    """Return the counts of actual (row) and predicted (column) classes, int64 `(num_classes, num_classes)`.
 
-    `labels` and `predictions` are uint8 `(N,)`, 0 to 9.
+    `labels` and `predictions` are uint8 `(N,)`.
     """
-    cells = labels.astype(np.int64) * NUM_CLASSES + predictions
-    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
+    cells = labels.astype(np.int64) * num_classes + predictions
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def compute_class_metrics(matrix: NDArray[np.int64]) -> list[ClassMetrics]:
-    """Return precision, recall and F1 of each class, None if the divisor is 0, from counts, int64 `(10, 10)`."""
+def compute_class_metrics(matrix: NDArray[np.int64], *, names: Sequence[str] = MNIST.labels) -> list[ClassMetrics]:
+    """Return precision, recall and F1 of each class, None if the divisor is 0.
+
+    Args:
+        matrix: counts of actual (row) and predicted (column) classes, int64 `(classes, classes)`.
+        names: the names of the classes.
+    """
 
     def ratio(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
     found = []
-    for label in range(NUM_CLASSES):
+    for label, name in enumerate(names):
         hits, actual, predicted = (int(n) for n in (matrix[label, label], matrix[label].sum(), matrix[:, label].sum()))
         found.append(
             ClassMetrics(
                 label=label,
+                name=name,
                 num_rows=actual,
                 num_correct=hits,
                 precision=ratio(hits, predicted),
@@ -131,8 +139,8 @@ def compute_metrics(
     """Compute all metrics of one model on one split.
 
     Args:
-        logits: floating point `(N, 10)`.
-        labels: uint8 `(N,)`, 0 to 9.
+        logits: floating point `(N, classes)`.
+        labels: uint8 `(N,)`.
         confidence: the confidence of the interval of the accuracy, 0 to 1.
         num_bins: the number of bins of the calibration error.
         where: the source of the logits, for the message.
@@ -144,7 +152,9 @@ def compute_metrics(
     predictions = logs.argmax(axis=1)
     correct = predictions == labels
     num_rows, num_correct = len(labels), int(correct.sum())
-    target = np.eye(NUM_CLASSES)[labels]
+    target = np.eye(logits.shape[1])[labels]
+    matrix = confusion_matrix(labels, predictions.astype(np.uint8), num_classes=logits.shape[1])
+    hits, actual, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
     bins = calibration_bins(np.exp(logs.max(axis=1)), correct, num_bins=num_bins)
     return Metrics(
         num_rows=num_rows,
@@ -154,6 +164,8 @@ def compute_metrics(
         nll=float(-logs[np.arange(num_rows), labels].sum() / num_rows),
         calibration_error=bins.error,
         brier=float(((np.exp(logs) - target) ** 2).sum() / num_rows),
+        balanced_accuracy=float((hits / actual.clip(1))[actual > 0].mean()),
+        macro_f1=float((2 * hits / (actual + predicted).clip(1))[actual + predicted > 0].mean()),
     )
 
 
@@ -173,6 +185,10 @@ class Metrics:
     """Expected calibration error, 0 to 1."""
     brier: float
     """Mean squared distance between the probabilities and the one-hot truth, 0 to 2 (Brier 1950)."""
+    balanced_accuracy: float
+    """Mean recall over the classes that have rows: each class counts the same, whatever its size."""
+    macro_f1: float
+    """Mean F1 over the classes that have rows or are predicted; 0 for a class of which nothing is right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +196,7 @@ class ClassMetrics:
     """The metrics of one class on one split."""
 
     label: int
+    name: str
     num_rows: int
     """Number of rows of the class."""
     num_correct: int

@@ -5,6 +5,7 @@ Each `draw_` function writes one PNG file to `path`, whole or not at all; the sa
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from numpy.typing import NDArray
 
 from mnist_pipe.atomic import atomic_file
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
+from mnist_pipe.data.facts import MNIST, Shape
 from mnist_pipe.evaluation.metrics import CalibrationBins, ClassMetrics, wilson_interval
 
 WIDTH_INCHES = 5.2
@@ -40,6 +41,13 @@ SERIES_COLOURS = (
     "#1f2328",
 )  # Okabe and Ito
 SERIES_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COUNTED_CLASSES = 20
+_MAX_TICKS = 100
+_SHOWN_CLASSES, _WORST_CLASSES = 30, 20
+_MAX_TEMPLATES = 50
+_NAME_WIDTH = 14  # characters of a class's name
+MANY_TRIALS = 200
+"""Number of trials above which the markers of trials are small."""
 _STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so the plots are the same on every machine
     "font.size": 9,
@@ -65,21 +73,30 @@ _STYLE = {
 }
 
 
-def draw_confusion(path: Path, matrix: NDArray[np.int64]) -> None:
-    """Draw a confusion matrix, int64 `(10, 10)`, with the actual classes as rows and the predicted ones as columns.
+def draw_confusion(path: Path, matrix: NDArray[np.int64], *, names: Sequence[str] = MNIST.labels) -> None:
+    """Draw a confusion matrix with the actual classes as rows and the predicted ones as columns.
 
-    Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would not be visible.
+    Only mistakes are coloured, on a square-root scale: beside 980 hits, 3 mistakes would not be visible. The counts are
+    written for up to `_COUNTED_CLASSES`; with more, the cells are too small and the plot grows with their number.
+
+    Args:
+        path: the PNG file.
+        matrix: the counts, int64 `(classes, classes)`.
+        names: the names of the classes.
     """
-    mistakes = matrix * (1 - np.eye(NUM_CLASSES, dtype=np.int64))
+    number = len(names)
+    mistakes = matrix * (1 - np.eye(number, dtype=np.int64))
     colours = LinearSegmentedColormap.from_list("mistakes", ["#ffffff", "#f3c2a6", RED])
-    with drawing(path, height=4.9) as figure:
+    is_counted = number <= _COUNTED_CLASSES
+    side = max(4.9, 0.13 * min(number, _MAX_TICKS))  # room for a line of text in each row
+    with drawing(path, height=side, width=max(WIDTH_INCHES, side + 0.3)) as figure:
         axes = figure.subplots()
         axes.imshow(mistakes, cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=max(1, int(mistakes.max()))))
         for actual, predicted in np.ndindex(matrix.shape):
             count, hit = int(matrix[actual, predicted]), actual == predicted
             if hit:
                 axes.add_patch(Rectangle((predicted - 0.5, actual - 0.5), 1, 1, facecolor="#f1f3f5"))
-            if count:
+            if count and is_counted:
                 dark = not hit and count > 0.45 * mistakes.max()
                 colour = MUTED if hit else "white" if dark else INK
                 axes.text(predicted, actual, str(count), ha="center", va="center", color=colour)
@@ -87,12 +104,16 @@ def draw_confusion(path: Path, matrix: NDArray[np.int64]) -> None:
         axes.set_title(f"{num_mistakes:,} of {num_rows:,} predicted wrong")
         axes.set_xlabel("predicted class")
         axes.set_ylabel("actual class")
-        axes.set_xticks(range(NUM_CLASSES))
-        axes.set_yticks(range(NUM_CLASSES))
+        shown = [_short(name) for name in names]
+        size = 9 if is_counted else 6.5
+        places = range(0, number, -(-number // _MAX_TICKS))
+        turned = 90 if max(map(len, shown)) > 2 else 0
+        axes.set_xticks(places, [shown[place] for place in places], fontsize=size, rotation=turned, parse_math=False)
+        axes.set_yticks(places, [shown[place] for place in places], fontsize=size, parse_math=False)
         axes.tick_params(length=0)
         axes.grid(False)
-        axes.set_xticks(np.arange(NUM_CLASSES + 1) - 0.5, minor=True)
-        axes.set_yticks(np.arange(NUM_CLASSES + 1) - 0.5, minor=True)
+        axes.set_xticks(np.arange(number + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(number + 1) - 0.5, minor=True)
         axes.grid(which="minor", color=FAINT)
         axes.tick_params(which="minor", length=0)
         axes.spines[:].set_visible(False)
@@ -149,16 +170,18 @@ def draw_mistakes(
     predictions: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     num_worst: int,
+    names: Sequence[str] = MNIST.labels,
 ) -> None:
     """Draw the images that the model predicted wrong with the highest probabilities.
 
     Args:
         path: the PNG file.
-        images: float32 `(N, 28, 28)`.
+        images: float32 `(N, height, width)`, or `(N, 3, height, width)` in colour.
         labels: the actual classes, uint8 `(N,)`.
         predictions: the predicted classes, uint8 `(N,)`.
         probabilities: the probability of each predicted class, float32 `(N,)`.
         num_worst: the largest number of images to draw.
+        names: the names of the classes.
     """
     worst = worst_mistakes(labels, predictions, probabilities, num_worst=num_worst)
     num_wrong = int((predictions != labels).sum())
@@ -168,32 +191,55 @@ def draw_mistakes(
         title = f"{len(worst)} of {num_wrong} mistakes, the surest first" if num_wrong else "no mistakes"
         figure.suptitle(title, x=0.02, ha="left", fontsize=10)
         for axes, row in tiles(figure, rows, columns, items=list(worst)):
-            axes.imshow(images[row], cmap="gray_r")
+            axes.imshow(images[row] if images.ndim == 3 else _in_colour(images[row]), cmap="gray_r")
+            actual, predicted = _short(names[labels[row]]), _short(names[predictions[row]])
             axes.set_title(
-                f"{labels[row]} → {predictions[row]}  {probabilities[row]:.0%}".replace("%", " %"),
+                f"{actual} → {predicted}  {probabilities[row]:.0%}".replace("%", " %"),
                 loc="center",
-                fontsize=9,
+                fontsize=9 if len(actual + predicted) < 6 else 6,
                 pad=4,
+                parse_math=False,
             )
 
 
-def draw_templates(path: Path, weights: NDArray[np.float32]) -> None:
-    """Draw the weights of the linear model, float32 `(10, 784)`, as one image per class.
+def _in_colour(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a standardised image, float32 `(3, height, width)`, as levels in [0, 1], `(height, width, 3)`."""
+    low, high = float(image.min()), float(image.max())
+    return (image.transpose(1, 2, 0) - low) / max(high - low, 1e-6)
 
-    Weights for the class are blue, weights against it red.
+
+def draw_templates(
+    path: Path, weights: NDArray[np.float32], *, shape: Shape = MNIST.shape, names: Sequence[str] = MNIST.labels
+) -> None:
+    """Draw the weights of the linear model as one image per class, for the first `_MAX_TEMPLATES` classes.
+
+    Of grey images, weights for the class are blue, weights against it red. Of images in colour, grey is a weight of 0,
+    and a channel is lighter where it speaks for the class.
+
+    Args:
+        path: the PNG file.
+        weights: float32 `(classes, channels * height * width)`.
+        shape: the shape of the images.
+        names: the names of the classes.
     """
-    assert weights.shape == (NUM_CLASSES, PIXELS)
     limit = float(np.quantile(np.abs(weights), 0.995)) or 1.0  # a few rarely inked pixels would make the rest pale
     colours = LinearSegmentedColormap.from_list("templates", [RED, "#ffffff", BLUE])
-    with drawing(path, height=2.75) as figure:
-        for axes, label in tiles(figure, 2, 5, items=list(range(NUM_CLASSES))):
-            axes.imshow(weights[label].reshape(SIDE, SIDE), cmap=colours, vmin=-limit, vmax=limit)
-            axes.set_title(str(label), loc="center", pad=4)
+    shown = list(range(min(len(names), _MAX_TEMPLATES)))
+    rows = -(-len(shown) // 5)
+    with drawing(path, height=0.35 + 1.2 * rows) as figure:
+        for axes, label in tiles(figure, rows, 5, items=shown):
+            template = weights[label].reshape(shape)
+            if len(template) == 1:
+                axes.imshow(template[0], cmap=colours, vmin=-limit, vmax=limit)
+            else:
+                axes.imshow((0.5 + template.transpose(1, 2, 0) / (2 * limit)).clip(0, 1))
+            name = _short(names[label])
+            axes.set_title(name, loc="center", pad=4, fontsize=10 if len(name) < 8 else 7, parse_math=False)
 
 
 def draw_search(path: Path, trials: pd.DataFrame) -> None:
     """Draw each trial's validation accuracy against its learning rate, of a table as in `reports/trials.csv`."""
-    scored = trials[trials["status"].isin(["finished", "stopped"]) & np.isfinite(trials["validation_accuracy"])]
+    scored = _scored(trials)
     unscored = trials.drop(scored.index)
     colours = dict(zip(sorted(trials["optimizer"].unique()), SERIES_COLOURS * 9, strict=False))
     markers = dict(zip(sorted(trials["model"].unique()), SERIES_MARKERS * 9, strict=False))
@@ -201,24 +247,26 @@ def draw_search(path: Path, trials: pd.DataFrame) -> None:
         axes = figure.subplots()
         axes.set_xscale("log")
         height = _accuracy_axis(axes, scored["validation_accuracy"].to_numpy())
-        for trial in scored.itertuples():
-            colour = colours[trial.optimizer]
+        # A line for each kind of trial: one for each trial would take a minute for 10,000.
+        for (optimizer, model, status), group in scored.groupby(["optimizer", "model", "status"], sort=False):
+            colour = colours[optimizer]
             axes.plot(
-                trial.learning_rate,
-                height(trial.validation_accuracy),
-                marker=markers[trial.model],
-                markersize=7,
+                group["learning_rate"],
+                height(group["validation_accuracy"]),
+                linestyle="none",
+                marker=markers[model],
+                markersize=7 if len(trials) <= MANY_TRIALS else 3,
                 color=colour,
-                markerfacecolor=colour if trial.status == "finished" else "white",
-                markeredgewidth=1.4,
+                markerfacecolor=colour if status == "finished" else "white",
+                markeredgewidth=1.4 if len(trials) <= MANY_TRIALS else 0.6,
                 alpha=0.9,
             )
-        for trial in unscored.itertuples():  # on the axis, because they have no accuracy
+        for optimizer, group in unscored.groupby("optimizer", sort=False):  # on the axis, as they have no accuracy
             axes.plot(
-                trial.learning_rate,
-                0.02,
+                group["learning_rate"],
+                np.full(len(group), 0.02),
                 "x",
-                color=colours[trial.optimizer],
+                color=colours[optimizer],
                 markersize=6,
                 markeredgewidth=1.6,
                 transform=axes.get_xaxis_transform(),
@@ -244,6 +292,38 @@ def draw_search(path: Path, trials: pd.DataFrame) -> None:
 
         legend(optimizers, "outside lower left")
         legend(others, "outside lower right")
+
+
+def _scored(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the trials that have an accuracy, of a table as in `reports/trials.csv`."""
+    scored: pd.DataFrame = trials[
+        trials["status"].isin(["finished", "stopped"]) & np.isfinite(trials["validation_accuracy"])
+    ]
+    return scored
+
+
+def draw_rates(path: Path, trials: pd.DataFrame) -> None:
+    """Draw validation accuracy against learning rate once for each optimizer, of a table as in `reports/trials.csv`.
+
+    The trials of the other optimizers are grey, so that each is seen beside all.
+    """
+    scored = _scored(trials)
+    names = sorted(trials["optimizer"].unique())
+    rows = -(-len(names) // 2)
+    size = 5 if len(trials) <= MANY_TRIALS else 2
+    with drawing(path, height=0.8 + 1.5 * rows) as figure:
+        grid = figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True)
+        for axes, name, colour in zip(grid.flat, names, SERIES_COLOURS * 9, strict=False):
+            axes.set_xscale("log")
+            height = _accuracy_axis(axes, scored["validation_accuracy"].to_numpy())
+            for group, style in ((scored, {"color": FAINT}), (scored[scored["optimizer"] == name], {"color": colour})):
+                rates, accuracies = group["learning_rate"], height(group["validation_accuracy"])
+                axes.plot(rates, accuracies, linestyle="none", marker="o", markersize=size, **style)
+            axes.set_title(name)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        for axes in grid.flat[len(names) :]:
+            axes.set_visible(False)
+        figure.supxlabel("learning rate", fontsize=9, color=MUTED)
 
 
 def draw_reliability(path: Path, bins: CalibrationBins, *, uncalibrated: CalibrationBins, confidence: float) -> None:
@@ -307,22 +387,25 @@ def draw_coverage(path: Path, confidences: NDArray[np.float32], correct: NDArray
 
 
 def draw_classes(path: Path, classes: Sequence[ClassMetrics], *, confidence: float) -> None:
-    """Draw the recall of each class with its Wilson interval.
+    """Draw the recall of each class with its Wilson interval, the worst first; beyond 30 classes only the worst 20.
 
     `confidence` is that of the intervals, 0 to 1.
     """
-    with drawing(path, height=3.4) as figure:
+    known = sorted(
+        (one for one in classes if one.num_rows), key=lambda one: (one.num_correct / one.num_rows, one.label)
+    )
+    shown = known if len(known) <= _SHOWN_CLASSES else known[:_WORST_CLASSES]
+    with drawing(path, height=max(3.4, 0.22 * len(shown) + 0.8)) as figure:
         axes = figure.subplots()
         lows = []
-        for one in classes:
-            if one.recall is None:
-                continue
+        for place, one in enumerate(shown):
             low, high = wilson_interval(one.num_correct, num_rows=one.num_rows, confidence=confidence)
             lows.append(low)
-            axes.plot([low, high], [one.label] * 2, color=BLUE, alpha=0.4, linewidth=3, solid_capstyle="butt")
-            axes.plot(one.recall, one.label, "o", color=BLUE, markersize=6)
-        axes.set_title("share of each class recognised")
-        axes.set_yticks(range(NUM_CLASSES))
+            axes.plot([low, high], [place] * 2, color=BLUE, alpha=0.4, linewidth=3, solid_capstyle="butt")
+            axes.plot(one.num_correct / one.num_rows, place, "o", color=BLUE, markersize=6)
+        which = f"the worst {len(shown)} of {len(known)} classes" if len(shown) < len(known) else "each class"
+        axes.set_title(f"share of {which} recognised")
+        axes.set_yticks(range(len(shown)), [_short(one.name) for one in shown], parse_math=False)
         axes.invert_yaxis()
         axes.set_ylabel("actual class")
         lowest = min(lows, default=0.0)
@@ -334,14 +417,21 @@ def draw_classes(path: Path, classes: Sequence[ClassMetrics], *, confidence: flo
         axes.grid(axis="x", visible=False)
 
 
+def _short(name: str) -> str:
+    """Return the name of a class, cut to `_NAME_WIDTH` characters."""
+    return name if len(name) <= _NAME_WIDTH else f"{name[: _NAME_WIDTH - 1]}…"
+
+
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.4g} %")
 
 
 @contextmanager
-def drawing(path: Path, *, height: float) -> Iterator[Figure]:
-    """Yield a figure in the project's style, `height` inches high, and save it to `path` at the end of the block."""
-    with matplotlib.style.context(("default", _STYLE)):  # default first: a matplotlibrc changes nothing
-        figure = Figure(figsize=(WIDTH_INCHES, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
+def drawing(path: Path, *, height: float, width: float = WIDTH_INCHES) -> Iterator[Figure]:
+    """Yield a figure in the project's style, of a size in inches, and save it to `path` at the end of the block."""
+    # default first: a matplotlibrc changes nothing
+    with matplotlib.style.context(("default", _STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in the name of a class
+        figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.09), facecolor="white")
         yield figure
         with atomic_file(path) as temporary:
             # The version of matplotlib in the file would change its bytes with every upgrade.

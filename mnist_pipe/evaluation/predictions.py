@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.parquet import read_columns, write_columns
-from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.evaluation.metrics import log_probabilities
 
@@ -42,8 +42,8 @@ def predict(
     """Return the predictions that follow from the logits of the candidate and of the baseline.
 
     Args:
-        logits: the candidate's logits, float32 `(N, 10)`.
-        baseline_logits: the baseline's logits, float32 `(N, 10)`.
+        logits: the candidate's logits, float32 `(N, classes)`.
+        baseline_logits: the baseline's logits, float32 `(N, classes)`.
         labels: the classes, uint8 `(N,)`.
         index: the row numbers in the raw split, uint32 `(N,)`.
         provenance: the provenance of the split.
@@ -75,15 +75,16 @@ def read_predictions(path: Path) -> Predictions:
     """Read the predictions on one split from `path`.
 
     Raises:
-        CorruptDataError: the file is not Parquet, has another schema or no rows, fails a checksum, or has a class above
-            9 or a probability outside [0, 1].
+        CorruptDataError: the file is not Parquet, has another schema or no rows, fails a checksum, or has a label
+            without a class or a probability outside [0, 1].
     """
-    found, provenance = read_columns(path, SCHEMA, fix=_FIX)
+    found, provenance = read_columns(path, lambda _: SCHEMA, fix=_FIX)
+    last = Facts.of(provenance).num_classes - 1
     columns = {field.name: found[field.name].view(field.type.to_pandas_dtype()).reshape(-1) for field in SCHEMA}
     for name, values in columns.items():
         if name == "index":
             continue
-        limit, rule = (1, "be in [0, 1]") if values.dtype == np.float32 else (NUM_CLASSES - 1, "be 0 to 9")
+        limit, rule = (1, "be in [0, 1]") if values.dtype == np.float32 else (last, f"be 0 to {last}")
         wrong = np.flatnonzero(~((values >= 0) & (values <= limit)))  # the negation finds NaN too
         if wrong.size:
             raise CorruptDataError.invalid(path, f"{name}[{wrong[0]}]", rule, got=values[wrong[0]], fix=_FIX)

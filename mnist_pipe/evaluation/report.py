@@ -18,8 +18,10 @@ import jinja2
 
 from mnist_pipe import paths, timings
 from mnist_pipe.atomic import read_json
+from mnist_pipe.data.facts import Facts, listed
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, one_line
+from mnist_pipe.evaluation.importances import importances
 from mnist_pipe.params.schema import SEARCHED
 
 MAX_TRIALS = 200
@@ -52,6 +54,7 @@ def render_page(root: Path, *, stages: Sequence[str] = ()) -> str:
         count=format_count,
         number=format_number,
         p_value=format_p_value,
+        statistic=format_statistic,
         duration=format_duration,
     )
     try:
@@ -88,6 +91,11 @@ def format_p_value(p: float) -> str:
     return f"{digit} × 10{str(int(exponent)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
+def format_statistic(value: float | Sequence[float]) -> str:
+    """Format a mean or standard deviation of the pixels, which images in colour have for each channel."""
+    return ", ".join(f"{one:.4f}" for one in listed(value))
+
+
 def format_duration(seconds: float) -> str:
     """Format a duration in seconds: `95.2` as `1 min 35 s`."""
     if round(seconds, 1) < 60:
@@ -100,7 +108,7 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
     def load(path: Path) -> Any:
         return read_json(root / path, fix=_FIX)
 
-    evaluation = load(paths.EVALUATION)
+    evaluation, best, card = load(paths.EVALUATION), load(paths.BEST), load(paths.CANDIDATE / paths.CARD)
     source = SOURCES.get(evaluation["dataset"])
     trials = sorted(_table(root / paths.TRIALS), key=_rank)
     seconds = {stage: entry.seconds for stage, entry in timings.read(root).items()}
@@ -110,10 +118,16 @@ def _content(root: Path, *, stages: Sequence[str]) -> dict[str, Any]:
         "evaluation": evaluation,
         "title": source.title if source else evaluation["dataset"],
         "citation": source.citation if source else "",
+        "licence": source.licence if source else "",
         "data": load(paths.DATA_REPORT),
-        "card": load(paths.CANDIDATE / paths.CARD),
-        "best_trial": str(load(paths.BEST)["trial"]),
+        "card": card,
+        "facts": Facts.of(card),
+        "best_trial": str(best["trial"]),
+        "finals": best.get("final", []),
         "trials": trials[:MAX_TRIALS],
+        "importances": [
+            {"label": _label(one.field), **vars(one)} for one in importances([t for t in trials if _is_scored(t)])
+        ],
         "searched": _searched(trials[:MAX_TRIALS]),
         "num_trials": len(trials),
         "statuses": dict(sorted(Counter(trial["status"] for trial in trials).items())),
@@ -135,15 +149,25 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 def _rank(trial: dict[str, str]) -> tuple[bool, float, int]:
     """Return a sort key that puts the best trial first, and trials without a valid score last."""
-    scored = trial["status"] in ("finished", "stopped") and trial["validation_accuracy"] != ""
+    scored = _is_scored(trial)
     return not scored, -float(trial["validation_accuracy"]) if scored else 0.0, int(trial["trial"])
+
+
+def _is_scored(trial: Mapping[str, str]) -> bool:
+    return trial["status"] in ("finished", "stopped") and trial["validation_accuracy"] != ""
+
+
+def _label(column: str) -> str:
+    """Return the header of a column of the table of trials."""
+    field, _, argument = column.partition(".")
+    return argument or SEARCHED[field].label
 
 
 def _searched(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     """Return, for each searched field of a recipe in the table of trials, its header and its cells by trial."""
     columns = []
     for name in trials[0] if trials else ():
-        field, _, argument = name.partition(".")
+        field, _, _ = name.partition(".")
         if field not in SEARCHED:
             continue
         how = SEARCHED[field]
@@ -152,7 +176,7 @@ def _searched(trials: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
         shown = {number: how.shown.format(read(cell)) for number, cell in filled.items()}
         columns.append(
             {
-                "label": argument or how.label,
+                "label": _label(name),
                 "is_text": not all(_NUMBER.fullmatch(cell) for cell in filled.values()),
                 "cells": {trial["trial"]: shown.get(trial["trial"], "–") for trial in trials},
             }

@@ -1,25 +1,29 @@
 """The models, one module per family, and `MODELS`, the dict that names them all.
 
-A model maps standardised images, float32 `(N, 1, 28, 28)`, to logits, float32 `(N, 10)`, and does not depend on a loss,
-device, rank or file. `params.yaml` may set its constructor's keyword arguments under `models`.
+A model maps standardised images, float32 `(N, channels, height, width)`, to logits, float32 `(N, classes)`, and does
+not depend on a loss, device, rank or file. `params.yaml` may set its constructor's keyword arguments under `models`,
+apart from `in_shape` and `num_classes`, which are facts about the data.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from pydantic import ConfigDict, ValidationError, create_model
-
+from mnist_pipe.data.facts import MNIST, Facts
 from mnist_pipe.errors import InputError, unknown
-from mnist_pipe.params import messages
-from mnist_pipe.params.schema import Searched
 
 if TYPE_CHECKING:
     from torch import nn
 
-# A class is imported when its model is used, so that the names can be checked without importing torch.
+    from mnist_pipe.params.schema import Searched
+
+_OF_THE_DATA = ("in_shape", "num_classes")
+
+# A class is imported when its model is used, so that the names can be checked without importing torch. pydantic, which
+# checks the arguments, is imported to check them: the models themselves need torch alone.
 
 
 def _linear() -> type[nn.Module]:
@@ -89,41 +93,50 @@ MODELS: dict[str, Callable[[], type[nn.Module]]] = {
 }
 
 
-def build(name: str, **arguments: Any) -> nn.Module:
+def build(name: str, *, facts: Facts = MNIST, **arguments: Any) -> nn.Module:
     """Return a new model with weights drawn from torch's global generator.
 
     Args:
         name: a key of `MODELS`.
-        **arguments: the keyword arguments of the model's constructor.
+        facts: the shape of the images and the classes.
+        **arguments: the other keyword arguments of the model's constructor.
 
     Raises:
-        InputError: there is no such model or argument, or a value has the wrong type or is out of range.
+        InputError: there is no such model or argument, a value has the wrong type or is out of range, or the model
+            does not take images of this shape.
     """
     if name not in MODELS:
         raise unknown("models", "model", name, MODELS)
-    fields = {
-        argument: (kind, defaults(name).get(argument, ...)) for argument, kind in _types(name, extras=True).items()
-    }
-    _validate(arguments, fields, prefix=("models", name))
-    return MODELS[name]()(**arguments)
+    with suppress(ImportError):  # where pydantic is not installed, the constructor alone refuses an argument
+        fields = {
+            argument: (kind, defaults(name).get(argument, ...)) for argument, kind in _types(name, extras=True).items()
+        }
+        _validate(arguments, fields, prefix=("models", name))
+    return MODELS[name]()(in_shape=facts.shape, num_classes=facts.num_classes, **arguments)
 
 
 def check(
-    arguments: Mapping[str, Mapping[str, Any]], *, space: Mapping[str, Mapping[str, list[Any]]] | None = None
+    arguments: Mapping[str, Mapping[str, Any]],
+    *,
+    space: Mapping[str, Mapping[str, list[Any]]] | None = None,
+    trained: Collection[str] = (),
+    facts: Facts = MNIST,
 ) -> None:
     """Build each model once with its arguments from `params.yaml`, and check the values in the search space.
 
     Args:
         arguments: the constructor arguments by model.
         space: `model_params` of the search space: by model and argument a list of values, or a range.
+        trained: the models that may be trained, which must take the images.
+        facts: the shape of the images and the classes.
 
     Raises:
         InputError: an argument or a value is wrong; the message has one line for each of them.
     """
     errors = []
-    for name, own in arguments.items():
+    for name in {**arguments, **dict.fromkeys(trained)}:
         try:
-            build(name, **own)
+            build(name, facts=facts if name in trained else MNIST, **arguments.get(name, {}))
         except InputError as error:
             errors.append(str(error))
     for name, domains in (space or {}).items():
@@ -139,6 +152,8 @@ def check(
 
 def searched(name: str) -> dict[str, Searched]:
     """Return how a search treats each constructor argument of a model: a `float` as a range, others as a choice."""
+    from mnist_pipe.params.schema import Searched
+
     return {
         argument: Searched(by="range" if kind is float else "choice", label=argument)
         for argument, kind in _types(name, extras=False).items()
@@ -151,15 +166,18 @@ def defaults(name: str) -> dict[str, Any]:
     return {
         argument: parameter.default
         for argument, parameter in parameters.items()
-        if parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty and argument not in _OF_THE_DATA
     }
 
 
 def _types(name: str, *, extras: bool) -> dict[str, Any]:
     """Return the type of each constructor argument of a model; `extras` keeps the metadata of `Annotated`."""
+    from pydantic import Field
+
     constructor = MODELS[name]()
-    hints = get_type_hints(constructor.__init__, include_extras=extras)
-    return {argument: hints[argument] for argument in inspect.signature(constructor).parameters}
+    hints = get_type_hints(constructor.__init__, localns={"Field": Field}, include_extras=extras)
+    arguments = inspect.signature(constructor).parameters
+    return {argument: hints[argument] for argument in arguments if argument not in _OF_THE_DATA}
 
 
 def _validate(values: Mapping[str, Any], fields: Mapping[str, Any], *, prefix: tuple[str, ...]) -> None:
@@ -168,6 +186,10 @@ def _validate(values: Mapping[str, Any], fields: Mapping[str, Any], *, prefix: t
     Raises:
         InputError: a value is wrong; the message has one line for each of them.
     """
+    from pydantic import ConfigDict, ValidationError, create_model
+
+    from mnist_pipe.params import messages
+
     schema = create_model(prefix[-1], __config__=ConfigDict(extra="forbid", strict=True), **fields)
     try:
         schema.model_validate(values)

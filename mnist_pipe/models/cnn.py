@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
 from torch import Tensor, nn
+
+from mnist_pipe.models.images import check
+
+if TYPE_CHECKING:
+    from pydantic import Field  # see `models`
 
 
 class CNN(nn.Module):
@@ -22,6 +26,8 @@ class CNN(nn.Module):
             half that share.
         batch_norm: normalise the output of each convolution.
         padding: pad the images and maps with zeros, so that a convolution keeps their size.
+        in_shape: channels, height and width of the images.
+        num_classes: the number of classes.
     """
 
     def __init__(
@@ -30,16 +36,21 @@ class CNN(nn.Module):
         dropout: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0,
         batch_norm: bool = False,
         padding: bool = True,
+        in_shape: tuple[int, int, int] = (1, 28, 28),
+        num_classes: int = 10,
     ) -> None:
         super().__init__()
-        side = 14 if padding else 12
+        channels, *sides = in_shape
+        lost = 0 if padding else 4
+        check("cnn", f"have sides of {lost + 2} pixels or more", in_shape, is_valid=min(sides) >= lost + 2)
+        height, width = ((side - lost) // 2 for side in sides)
 
         def convolution(inputs: int, outputs: int) -> nn.Conv2d:
             # Batch norm subtracts the mean, so a bias before it would have no effect.
             return nn.Conv2d(inputs, outputs, 3, padding=int(padding), bias=not batch_norm)
 
         layers: list[nn.Module | None] = [
-            convolution(1, 32),
+            convolution(channels, 32),
             nn.BatchNorm2d(32) if batch_norm else None,
             nn.ReLU(inplace=True),
             convolution(32, 64),
@@ -48,14 +59,14 @@ class CNN(nn.Module):
             nn.ReLU(inplace=True),
             nn.Dropout(dropout / 2) if dropout else None,
             nn.Flatten(),
-            nn.Linear(64 * side * side, 128),
+            nn.Linear(64 * height * width, 128),
             nn.ReLU(inplace=True),
             nn.Dropout(dropout) if dropout else None,
-            nn.Linear(128, 10),
+            nn.Linear(128, num_classes),
         ]
         self.layers = nn.Sequential(*(layer for layer in layers if layer is not None))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
+        """Return logits, float32 `(N, classes)`, of images, float32 `(N, channels, height, width)`."""
         logits: Tensor = self.layers(images)
         return logits

@@ -16,7 +16,7 @@ ROWS_AT_ONCE = {"cpu": 250, "cuda": 4096}
 
 
 def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return logits, float32 `(n, 10)`, of standardised images, float32 `(n, 28, 28)`.
+    """Return logits, float32 `(n, classes)`, of standardised images, float32, as in `NormalizedSplit`.
 
     They are computed in float32 on the model's device.
     """
@@ -24,17 +24,22 @@ def logits(model: nn.Module, images: NDArray[np.float32]) -> NDArray[np.float32]
     device = next(model.parameters()).device
     parts = []
     for rows in chunks(max(len(images), 1), ROWS_AT_ONCE[device.type]):
-        parts.append(forward(model, torch.tensor(images[rows], device=device).unsqueeze(1)).cpu())
+        part = torch.tensor(images[rows], device=device)
+        parts.append(forward(model, part if part.ndim == 4 else part.unsqueeze(1)).cpu())
     return torch.cat(parts).numpy()
 
 
 @torch.inference_mode()
 def forward(model: nn.Module, images: Tensor) -> Tensor:
-    """Return logits, float32 `(rows, 10)`, of images, float32 `(rows, 1, 28, 28)`, in evaluation mode."""
+    """Return logits, float32 `(rows, classes)`, of images, float32 `(rows, ...)`, in evaluation mode.
+
+    They are computed in float32, on a GPU too.
+    """
     # Not the DDP wrapper: its forward broadcasts buffers, and ranks may have different numbers of batches.
     inner: nn.Module = getattr(model, "module", model)
     inner.eval()
-    output: Tensor = inner(images)
+    with numerics.products("float32", images.device):
+        output: Tensor = inner(images)
     return output
 
 

@@ -11,12 +11,16 @@ in linear units instead of squashed ones, so that they return logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mnist_pipe.models.images import check
+
+if TYPE_CHECKING:
+    from pydantic import Field  # see `models`
 
 Table = Sequence[Sequence[int]]
 """The indices of the input maps that each output map or unit reads."""
@@ -44,6 +48,8 @@ LENET4_C3: Table = [
     range(8),
 ]
 LENET4_C5: Table = [[(unit + 3 * step) % 16 for step in range(5 if unit < 80 else 4)] for unit in range(120)]
+
+_SHAPE = "be 1x28x28, as the paper's"
 
 DIGITS = """
 .#####. ...##.. .#####. ####### .#####. .#####. ..####. ####### .#####. .#####.
@@ -131,11 +137,12 @@ class Subsampling(nn.Module):
 class LeNet1(nn.Module):
     """LeNet-1: 4@24x24, 4@12x12, 12@8x8, 12@4x4 and 10 units, with 2,578 free parameters and 98,442 connections.
 
-    The paper's digits have 16x16 pixels in the middle of the 28x28.
+    The paper's digits have 16x16 pixels in the middle of the 28x28. These numbers are those of ten classes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_shape: tuple[int, int, int] = (1, 28, 28), num_classes: int = 10) -> None:
         super().__init__()
+        check("lenet1", _SHAPE, in_shape, is_valid=in_shape == (1, 28, 28))
         self.layers = nn.Sequential(
             TableConv([[0]] * 4, num_inputs=1),
             ScaledTanh(),
@@ -146,11 +153,11 @@ class LeNet1(nn.Module):
             Subsampling(12),
             ScaledTanh(),
             nn.Flatten(),
-            nn.Linear(12 * 4 * 4, 10),
+            nn.Linear(12 * 4 * 4, num_classes),
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
+        """Return logits, float32 `(N, classes)`, of images, float32 `(N, 1, 28, 28)`."""
         logits: Tensor = self.layers(images)
         return logits
 
@@ -158,11 +165,12 @@ class LeNet1(nn.Module):
 class LeNet4(nn.Module):
     """LeNet-4, with 16,998 free parameters and 258,306 connections.
 
-    Its layers are a 32x32 input, 4@28x28, 8@14x14, 16@10x10, 16@5x5, 120 and 10 units.
+    Its layers are a 32x32 input, 4@28x28, 8@14x14, 16@10x10, 16@5x5, 120 and 10 units, one for each class.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_shape: tuple[int, int, int] = (1, 28, 28), num_classes: int = 10) -> None:
         super().__init__()
+        check("lenet4", _SHAPE, in_shape, is_valid=in_shape == (1, 28, 28))
         self.features = nn.Sequential(
             Frame(),
             TableConv([[0]] * 4, num_inputs=1),
@@ -177,10 +185,10 @@ class LeNet4(nn.Module):
             ScaledTanh(),
             nn.Flatten(),
         )
-        self.output = nn.Linear(120, 10)
+        self.output = nn.Linear(120, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
+        """Return logits, float32 `(N, classes)`, of images, float32 `(N, 1, 28, 28)`."""
         logits: Tensor = self.output(self.features(images))
         return logits
 
@@ -199,8 +207,16 @@ class LeNet5RBF(nn.Module):
     codes: Tensor
     """Bitmaps of the digits as `digit_codes` returns them, float32 `(10, 84)`."""
 
-    def __init__(self, *, rubbish: Annotated[float, Field(gt=0, le=1000)] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        rubbish: Annotated[float, Field(gt=0, le=1000)] | None = None,
+        in_shape: tuple[int, int, int] = (1, 28, 28),
+        num_classes: int = 10,
+    ) -> None:
         super().__init__()
+        is_valid = in_shape == (1, 28, 28) and num_classes == 10
+        check("lenet5_rbf", f"{_SHAPE}, and ten classes", in_shape, num_classes=num_classes, is_valid=is_valid)
         self.rubbish = rubbish
         f6 = nn.Linear(120, 84)
         f6.weight.data = uniform(84, 120, fan_in=120)

@@ -12,6 +12,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mnist_pipe.models.images import check
+
 
 class AveragedConv2d(nn.Conv2d):
     """A convolution that is followed directly by 2x2 average pooling, computed as one convolution of stride 2.
@@ -44,26 +46,35 @@ class LeNet5(nn.Module):
             rule of Glorot & Bengio 2010, eq. 16, with biases of zero, which spreads the weights of the dense layers
             about twice as wide.
         convolutions: the activation after each convolution; `linear` is none, as in Keras for a layer without one.
+        in_shape: channels, height and width of the images.
+        num_classes: the number of classes.
     """
 
     def __init__(
-        self, *, initial: Literal["torch", "glorot"] = "torch", convolutions: Literal["relu", "linear"] = "relu"
+        self,
+        *,
+        initial: Literal["torch", "glorot"] = "torch",
+        convolutions: Literal["relu", "linear"] = "relu",
+        in_shape: tuple[int, int, int] = (1, 28, 28),
+        num_classes: int = 10,
     ) -> None:
         super().__init__()
+        channels, height, width = in_shape
+        check("lenet5", "have sides of 12 pixels or more", in_shape, is_valid=min(height, width) >= 12)
         pooled: list[nn.Module]
         if convolutions == "linear":
-            pooled = [AveragedConv2d(1, 6, 5, padding=2), AveragedConv2d(6, 16, 5)]
+            pooled = [AveragedConv2d(channels, 6, 5, padding=2), AveragedConv2d(6, 16, 5)]
         else:
-            first, second = nn.Conv2d(1, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
+            first, second = nn.Conv2d(channels, 6, 5, padding=2), nn.Conv2d(6, 16, 5)
             pooled = [first, nn.ReLU(), nn.AvgPool2d(2), second, nn.ReLU(), nn.AvgPool2d(2)]
         self.layers = nn.Sequential(
             *pooled,  # the first one's padding turns 28x28 into 32x32
             nn.Flatten(),
-            nn.Linear(16 * 5 * 5, 120),
+            nn.Linear(16 * ((height // 2 - 4) // 2) * ((width // 2 - 4) // 2), 120),  # 16 * 5 * 5 for 28x28
             nn.ReLU(),
             nn.Linear(120, 84),
             nn.ReLU(),
-            nn.Linear(84, 10),
+            nn.Linear(84, num_classes),
         )
         if initial == "glorot":
             for parameter in self.parameters():
@@ -73,6 +84,6 @@ class LeNet5(nn.Module):
                     nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
+        """Return logits, float32 `(N, classes)`, of images, float32 `(N, channels, height, width)`."""
         logits: Tensor = self.layers(images)
         return logits

@@ -16,6 +16,7 @@ from torch import nn
 
 from mnist_pipe import models, paths
 from mnist_pipe.atomic import read_json, verify_manifest, write_bytes, write_json, write_manifest
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.errors import CorruptDataError, PipelineError, one_line
 from mnist_pipe.models.temperature import TemperatureScaled
 from mnist_pipe.models.tta import ShiftAveraged
@@ -44,7 +45,7 @@ def load_model(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     verify_manifest(folder)
     card: dict[str, Any] = read_json(folder / paths.CARD)
     try:
-        model = models.build(card["model"], **card["model_params"])
+        model = models.build(card["model"], facts=Facts.of(card), **card["model_params"])
         model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
         model = for_inference(model, card=card)
     except (PipelineError, KeyError, RuntimeError) as error:
@@ -59,7 +60,7 @@ def for_inference(model: nn.Module, *, card: Mapping[str, Any]) -> nn.Module:
     """Return `model` in evaluation mode, with the test-time augmentation and the temperature that its card sets."""
     # Cards of version 0.1 call it test_shifts; without this name such a model would silently be scored wrongly.
     if card.get("test_time_augmentation", card.get("test_shifts")):
-        model = ShiftAveraged(model, background=-card["mean"] / card["std"])
+        model = ShiftAveraged(model, background=Facts.of(card).empty_pixel(card))
     if "temperature" in card:
         model = TemperatureScaled(model, temperature=card["temperature"])
     return model.eval()

@@ -13,6 +13,6 @@ class TemperatureScaled(nn.Module):
         self.model, self.temperature = model, temperature
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return calibrated logits, float32 `(N, 10)`, of images, float32 `(N, 1, 28, 28)`."""
+        """Return calibrated logits, float32 `(N, classes)`, of images, float32 `(N, channels, height, width)`."""
         logits: Tensor = self.model(images) / self.temperature
         return logits

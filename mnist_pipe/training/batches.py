@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mnist_pipe.data.facts import Background
 from mnist_pipe.data.splits import NormalizedSplit
 
 
@@ -19,10 +20,10 @@ class DeviceSplit:
     """A split as tensors on the device that trains or evaluates on it."""
 
     images: Tensor
-    """Images, float32 `(rows, 1, 28, 28)`, standardised."""
+    """Images, float32 `(rows, channels, height, width)`, standardised."""
     labels: Tensor
     """Labels, int64 `(rows,)`."""
-    background: float
+    background: Background
     """Value of an empty pixel after standardisation."""
 
     @property
@@ -30,9 +31,22 @@ class DeviceSplit:
         """Number of rows of the split."""
         return len(self.labels)
 
-    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def class_counts(self) -> Tensor:
+        """Number of rows of each class, int64 `(classes,)`, up to the last class that has rows."""
+        return torch.bincount(self.labels)
+
+    def epoch(
+        self, number: int, *, seed: int, batch_size: int, ranks: Ranks, balanced: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this worker's rows of each whole batch, in an order drawn from (seed, epoch); see `Batches.epoch`."""
-        order = torch.randperm(self.num_rows, generator=generators(seed, number)[0]).to(self.labels.device)
+        generator = generators(seed, number)[0]
+        if balanced:
+            chances = class_weights(self.class_counts)[self.labels].cpu()
+            order = torch.multinomial(chances, self.num_rows, replacement=True, generator=generator)
+        else:
+            order = torch.randperm(self.num_rows, generator=generator)
+        order = order.to(self.labels.device)
         for start in range(0, self.num_rows - batch_size + 1, batch_size):
             rows = order[start : start + batch_size][ranks.rank_slice]
             yield self.images[rows], self.labels[rows]
@@ -63,26 +77,42 @@ class Batches(Protocol):
         """Number of rows of the whole training split, over all workers."""
 
     @property
-    def background(self) -> float:
+    def background(self) -> Background:
         """Value of an empty pixel after standardisation."""
 
-    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def class_counts(self) -> Tensor:
+        """Number of rows of each class, int64 `(classes,)`, up to the last class that has rows."""
+
+    def epoch(
+        self, number: int, *, seed: int, batch_size: int, ranks: Ranks, balanced: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this worker's rows of each of the `num_rows // batch_size` whole batches of an epoch.
 
-        No row is in two batches or goes to two workers.
+        No row is in two batches or goes to two workers, unless the epoch is balanced.
 
         Args:
             number: the epoch, from 0.
             seed: the seed of the run.
             batch_size: rows of a batch over all workers.
             ranks: the rank of this worker.
+            balanced: draw the rows with replacement, each class equally often.
 
         Yields:
-            Images, float32 `(rows, 1, 28, 28)`, and labels, int64 `(rows,)`, as in `DeviceSplit`.
+            Images, float32 `(rows, channels, height, width)`, and labels, int64 `(rows,)`, as in `DeviceSplit`.
         """
 
 
 ALONE = Ranks()
+
+
+def class_weights(counts: Tensor) -> Tensor:
+    """Return the weight of a row of each class, float32 `(classes,)`: the inverse of the class's rows, 1 on average.
+
+    `counts` are the rows of each class, int64 `(classes,)`; a class without rows has the weight 0.
+    """
+    present = (counts > 0).sum()
+    return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 0.0).float()
 
 
 def to_device(split: NormalizedSplit, *, device: torch.device) -> DeviceSplit:
@@ -95,9 +125,9 @@ def to_device(split: NormalizedSplit, *, device: torch.device) -> DeviceSplit:
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         images = torch.from_numpy(split.images)
     return DeviceSplit(
-        images=images.to(device).unsqueeze(1),
+        images=images.to(device).view(-1, *split.facts.shape),
         labels=torch.tensor(split.labels, device=device, dtype=torch.int64),
-        background=-float(split.provenance["mean"]) / float(split.provenance["std"]),
+        background=split.facts.empty_pixel(split.provenance),
     )
 
 

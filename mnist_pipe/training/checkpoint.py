@@ -6,7 +6,7 @@ A checkpoint is stored as a model is (`models.saved`): safetensors, JSON and a m
 from __future__ import annotations
 
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mnist_pipe.atomic import read_json, sha256, verify_manifest, write_bytes, write_json, write_manifest
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.parquet import read_provenance
-from mnist_pipe.data.sources import SOURCES, Source
 from mnist_pipe.errors import CorruptDataError, one_line
 
 STATE = "state.safetensors"
@@ -55,7 +55,7 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
     """Load the checkpoint in `folder` into `model` and `optimizer`, and return its progress.
 
     Raises:
-        CorruptDataError: a file is missing or differs from the manifest, or the weights fit another architecture.
+        CorruptDataError: a file is missing or differs from the manifest, or fits another architecture or optimizer.
     """
     verify_manifest(folder)
     tensors = safetensors.torch.load_file(folder / STATE)
@@ -69,11 +69,18 @@ def load_state(folder: Path, *, model: nn.Module, optimizer: torch.optim.Optimiz
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            like = parameters[int(index)]
+            _, number, key = name.split(".", 2)
+            state.setdefault(int(number), {})[key] = tensor
+    if any(index >= len(parameters) for index in state):
+        got = f"one of parameter {max(state)}"
+        rule = f"be of the optimizer's {len(parameters)} parameters"
+        raise CorruptDataError.invalid(folder / STATE, "the optimizer's state", rule, got=got)
+    for index, values in state.items():
+        like = parameters[index]
+        for key, value in values.items():
             # A fused optimizer iterates over parameter and state side by side in memory, so their layouts must agree.
-            same = tensor.shape == like.shape
-            state.setdefault(int(index), {})[key] = torch.empty_like(like).copy_(tensor) if same else tensor
+            if isinstance(value, Tensor) and value.shape == like.shape:
+                values[key] = torch.empty_like(like).copy_(value)
     # The caller builds the parameter groups from the same recipe; only the state that training changes is restored.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     progress: dict[str, Any] = record["progress"]
@@ -101,8 +108,7 @@ def model_card(
 ) -> dict[str, Any]:
     """Return the card of a trained model: architecture, recipe, data and metrics.
 
-    The same run gives the same bytes, so the card holds no time and no host name. The names of the classes and the
-    rule for pictures are those of the data set in SOURCES; a data set that is not there has numbers, and resizes.
+    The same run gives the same bytes, so the card holds no time and no host name.
 
     Args:
         recipe: `Recipe.to_dict()` of the run.
@@ -112,7 +118,6 @@ def model_card(
         tta: whether the model is to be loaded with test-time augmentation.
     """
     provenance = read_provenance(data["train"])
-    source = SOURCES.get(provenance["dataset"]) or Source(title="", citation="")
     settings = {key: value for key, value in recipe.items() if key not in ("model", "model_params")}
     return {
         "model": recipe["model"],
@@ -122,14 +127,19 @@ def model_card(
         "dataset": provenance["dataset"],
         "mean": provenance["mean"],
         "std": provenance["std"],
-        "labels": list(source.labels),
-        "picture": source.picture,
+        **Facts.of(provenance).to_dict(),
         "data_sha256": {split: sha256(path) for split, path in data.items()},
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "metrics": {key: metrics[key] for key in ("validation_accuracy", "validation_loss")},
         "versions": {
             "python": platform.python_version(),
-            "mnist_pipe": version("mnist-pipe"),
-            **{package: version(package) for package in ("torch", "numpy")},
+            **{package: _version(package) for package in ("mnist_pipe", "torch", "numpy")},
         },
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout on PYTHONPATH, without an installation
+        return "not installed"

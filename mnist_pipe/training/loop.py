@@ -18,12 +18,14 @@ from torch.nn import functional as F
 
 from mnist_pipe import models
 from mnist_pipe.data import augment
+from mnist_pipe.data.facts import MNIST, Background, Facts
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.models import numerics
 from mnist_pipe.models.forward import ROWS_AT_ONCE, chunks, forward
 from mnist_pipe.training import ema, optimizers
-from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks, derived_seed, generators
+from mnist_pipe.training.batches import ALONE, Batches, DeviceSplit, Ranks, class_weights, derived_seed, generators
 from mnist_pipe.training.recipe import Recipe
+from mnist_pipe.training.recorded import recorded
 from mnist_pipe.training.schedules import SCHEDULES
 
 
@@ -46,18 +48,26 @@ class Position:
 START = Position()
 
 
-def new_run(recipe: Recipe, *, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Return the model and its optimizer at step 0; the same seed gives the same weights on every machine."""
+def new_run(recipe: Recipe, *, device: torch.device, facts: Facts = MNIST) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the model and its optimizer at step 0; the same seed gives the same weights on every machine.
+
+    Args:
+        recipe: the model, its arguments, the optimizer and the seed.
+        device: the device of the weights.
+        facts: the shape of the images and the classes.
+    """
     numerics.choose_kernels()
     numerics.keep_memory()
     torch.manual_seed(recipe.seed)
-    model = models.build(recipe.model, **recipe.model_params)
+    model = models.build(recipe.model, facts=facts, **recipe.model_params)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizers.build(
         recipe.optimizer, model, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+        if "capturable" in group:  # the others can be recorded as they are
+            group["capturable"] = device.type == "cuda"
     return model, optimizer
 
 
@@ -82,7 +92,7 @@ class Learner(Protocol):
         """Run one optimizer step on this worker's rows of a batch, and return their summed metrics.
 
         Args:
-            images: float32 `(rows, 1, 28, 28)`.
+            images: float32 `(rows, channels, height, width)`.
             labels: int64 `(rows,)`.
             moves: these rows of the result of `draw`, float32 `(rows, 3)`, or None.
             batch: what the step must know about the whole batch.
@@ -99,10 +109,12 @@ class Batch:
 
     size: int
     """Number of rows over all workers."""
-    multiplier: float
-    """Factor by which the schedule multiplies the peak learning rate at this step."""
-    background: float
+    multiplier: float | Tensor
+    """Factor by which the schedule multiplies the peak learning rate at this step; a tensor `()` if it is recorded."""
+    background: Background
     """Value of an empty pixel after standardisation."""
+    class_weights: Tensor | None = None
+    """Weight of the loss of a row of each class, float32 `(classes,)`; None if all have 1."""
 
 
 class Network:
@@ -144,7 +156,11 @@ class Network:
             logits = self._model(images).float()
         log_probabilities = logits.log_softmax(1)
         likely = F.nll_loss(log_probabilities, labels)
-        loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
+        if batch.class_weights is None:
+            loss = likely.lerp(-log_probabilities.mean(), recipe.label_smoothing)
+        else:
+            rows = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing, reduction="none")
+            loss = (rows * batch.class_weights[labels]).mean()
         # DDP averages the gradients over the workers, whose shares may differ by a row. With this weight the average is
         # the mean over the rows of the whole batch. For equal shares the weight is exactly 1.
         weighted = loss * (len(labels) * self._ranks.size / batch.size)
@@ -187,9 +203,11 @@ def epochs(
     schedule = SCHEDULES[recipe.schedule]
     batch_size = min(recipe.batch_size, training.num_rows)
     num_steps = training.num_rows // batch_size
+    weights = class_weights(training.class_counts) if recipe.balance == "weights" else None
+    balanced = recipe.balance == "sampling"
     for epoch in range(start.epoch, recipe.num_epochs):
         torch.manual_seed(derived_seed(recipe.seed, epoch))  # for layers that draw, such as dropout
-        batches = training.epoch(epoch, seed=recipe.seed, batch_size=batch_size, ranks=ranks)
+        batches = training.epoch(epoch, seed=recipe.seed, batch_size=batch_size, ranks=ranks, balanced=balanced)
         sums = torch.zeros(*learner.shape, 3, device=learner.device, dtype=torch.float64)
         first_step = start.step if epoch == start.epoch else 0
         if first_step and ranks.rank == 0:
@@ -203,10 +221,12 @@ def epochs(
                 size=batch_size,
                 multiplier=schedule((epoch * num_steps + step) / (recipe.num_epochs * num_steps)),
                 background=training.background,
+                class_weights=weights,
             )
             mine = None if moves is None else moves[step * batch_size : (step + 1) * batch_size][ranks.rank_slice]
             # The sums stay on the device, so that no step waits for a transfer to the CPU.
-            sums += learner.step(images, labels, moves=mine, batch=batch)
+            with numerics.products(recipe.precision, learner.device):
+                sums += learner.step(images, labels, moves=mine, batch=batch)
             if step + 1 < num_steps:
                 after_step(partial(_position, epoch, step + 1, sums, ranks))
         sums = ranks.all_reduce(sums).cpu()
@@ -250,7 +270,9 @@ def train(
     Raises:
         DivergedError: the loss of an epoch is not finite.
     """
-    learner = Network(recipe, model=model, optimizer=optimizer, ranks=ranks)
+    learner: Learner = Network(recipe, model=model, optimizer=optimizer, ranks=ranks)
+    if ranks.size == 1:
+        learner = recorded(learner)
     for epoch, metrics in epochs(learner, recipe, training=training, start=start, ranks=ranks, after_step=after_step):
         train_loss, train_accuracy = metrics.tolist()
         with ema.averaged(optimizer):
@@ -281,7 +303,7 @@ def progress_line(metrics: dict[str, float], *, num_epochs: int) -> str:
 def evaluate(model: nn.Module, data: DeviceSplit, *, ranks: Ranks = ALONE) -> tuple[float, float]:
     """Return mean negative log-likelihood in nats and accuracy in [0, 1] over all workers' rows.
 
-    The forward pass is in float32, without autocast.
+    The forward pass is in float32: without autocast and without TF32.
     """
     images, labels = data.images[ranks.rank_slice], data.labels[ranks.rank_slice]
     sums = torch.zeros(3, device=labels.device, dtype=torch.float64)
@@ -295,9 +317,9 @@ def _score(outputs: Tensor, labels: Tensor) -> Tensor:
     """Return float64 `(3,)`: summed negative log-likelihood in nats, number of correct rows, and number of rows.
 
     Args:
-        outputs: logits, float32 `(rows, 10)`.
+        outputs: logits, float32 `(rows, classes)`.
         labels: int64 `(rows,)`.
     """
     loss = F.cross_entropy(outputs, labels, reduction="sum")
     correct = (outputs.argmax(1) == labels).sum()
-    return torch.stack([loss, correct, torch.tensor(len(labels), device=labels.device)]).double()
+    return torch.stack([loss, correct, torch.full_like(correct, len(labels))]).double()

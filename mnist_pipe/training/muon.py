@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
@@ -31,64 +32,69 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
-    x: Tensor = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(NUM_ITERATIONS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x: Tensor = (wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).reshape(-1, *wide.shape[-2:])
+    for _ in range(NUM_ITERATIONS):  # each sum is part of a product, because a GPU waits for the launches
+        gram = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.view(wide.shape)
     return x if matrix.shape[-2] <= matrix.shape[-1] else x.mT
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.SGD):
     """Optimizer that applies Muon to every hidden weight of `model`, and Nesterov SGD to the other parameters.
 
-    The rate of SGD is `SGD_RATIO` times that of Muon.
+    Muon's update takes the place of the gradient, and SGD without momentum subtracts it. The rate of the other
+    parameters is `SGD_RATIO` times that of Muon.
     """
 
     def __init__(self, model: nn.Module, *, lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
         weights = [p for p in model.parameters() if p.ndim > 1]
-        output = weights[-1:]  # the classifier's rows are templates, not directions of a hidden space
         vectors = [p for p in model.parameters() if p.ndim <= 1]
+        hidden = {
+            "params": weights[:-1],
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "orthogonal": True,
+            "smoothing": momentum,
+            "decoupled_weight_decay": True,  # the key that torch.optim.AdamW uses
+        }
+        others = {"lr": SGD_RATIO * lr, "momentum": 0.9, "nesterov": True}
         groups = [
-            {
-                "params": weights[:-1],
-                "lr": lr,
-                "momentum": momentum,
-                "weight_decay": weight_decay,
-                "orthogonal": True,
-                "decoupled_weight_decay": True,  # the key that torch.optim.AdamW uses
-            },
-            {
-                "params": output,
-                "lr": SGD_RATIO * lr,
-                "momentum": 0.9,
-                "weight_decay": weight_decay,
-                "orthogonal": False,
-            },
-            {"params": vectors, "lr": SGD_RATIO * lr, "momentum": 0.9, "weight_decay": 0.0, "orthogonal": False},
+            hidden,
+            # The classifier's rows are templates, not directions of a hidden space.
+            {"params": weights[-1:], "weight_decay": weight_decay, **others},
+            {"params": vectors, **others},
         ]
-        # Stacked weights are those of many models, `(models, ...)`; see `vmapped`.
-        super().__init__([group for group in groups if group["params"]], {"stacked": False})
+        super().__init__([group for group in groups if group["params"]], lr=lr, fused=True)
+        for group in self.param_groups:
+            group.setdefault("orthogonal", False)
+            group["stacked"] = False  # or weights of many models, `(models, ...)`; see `vmapped`
+
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        """Update each parameter from its gradient, which it changes; one without a gradient stays as it is."""
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                self._replace_gradients(group)
+        super().step(closure)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Update each parameter from its gradient; a parameter without a gradient stays as it is."""
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                buffer, gradient = state["momentum_buffer"], parameter.grad
-                if group["orthogonal"]:
-                    buffer.lerp_(gradient, 1 - group["momentum"])
-                    matrix = gradient.lerp(buffer, group["momentum"]).flatten(2 if group["stacked"] else 1)
-                    scale = math.sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
-                    update = orthogonalize(matrix).mul_(scale).view(parameter.shape)
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                else:
-                    gradient = gradient.add(parameter, alpha=group["weight_decay"])
-                    buffer.mul_(group["momentum"]).add_(gradient)
-                    update = gradient.add(buffer, alpha=group["momentum"])
-                parameter.add_(update, alpha=-group["lr"])
+    def _replace_gradients(self, group: dict[str, Any]) -> None:
+        """Replace the gradients of a group of hidden weights by Muon's updates at a rate of 1."""
+        gradients, buffers = [], []
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+            buffers.append(state["momentum_buffer"])
+        if not gradients:
+            return
+        # Nesterov momentum: each call, whose name is of another use, is one `lerp_` of all tensors of a list.
+        get_ema_multi_avg_fn(group["smoothing"])(buffers, gradients, None)  # type: ignore[no-untyped-call]
+        get_ema_multi_avg_fn(1 - group["smoothing"])(gradients, buffers, None)  # type: ignore[no-untyped-call]
+        for gradient in gradients:
+            matrix = gradient.flatten(2 if group["stacked"] else 1)
+            scale = math.sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
+            torch.mul(orthogonalize(matrix).reshape(gradient.shape), scale, out=gradient)

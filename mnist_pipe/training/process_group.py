@@ -21,7 +21,6 @@ from ray.train.torch import TorchConfig
 TIMEOUT = timedelta(seconds=60)
 """The wait for a hung worker; Ray's default is 1800 s."""
 _SHUTDOWN_SECONDS = 5.0  # Ray's default is 30 s, lost if a worker of the group hangs
-_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 class _NodeBackend(Backend):  # type: ignore[misc]
@@ -70,8 +69,7 @@ def _listen() -> tuple[str, int, int]:
 def _join(*, backend: str, address: str, port: int, world_size: int, world_rank: int, listener: int | None) -> None:
     """Join the group whose store is at `address:port`; rank 0 serves it on the file descriptor `listener`."""
     if interface := _interface(ray.util.get_node_ip_address()):
-        for variable in _INTERFACES:
-            os.environ.setdefault(variable, interface)
+        os.environ.update(interfaces(interface))
     store = dist.TCPStore(  # type: ignore[attr-defined]
         address,
         port,
@@ -82,6 +80,15 @@ def _join(*, backend: str, address: str, port: int, world_size: int, world_rank:
         wait_for_workers=False,
     )
     dist.init_process_group(backend, store=store, rank=world_rank, world_size=world_size, timeout=TIMEOUT)
+
+
+def interfaces(default: str) -> dict[str, str]:
+    """Return the variables that name the interface of gloo and of NCCL: what the environment has, or the default.
+
+    NCCL skips only `lo` and `docker*`, so that it may take another interface on each node, and hang.
+    """
+    gloo = os.environ.get("GLOO_SOCKET_IFNAME", default)
+    return {"GLOO_SOCKET_IFNAME": gloo, "NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", gloo)}
 
 
 def _leave() -> None:

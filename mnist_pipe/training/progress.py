@@ -15,6 +15,8 @@ import ray
 from ray.train import Checkpoint, UserCallback
 from ray.util.queue import Queue
 
+from mnist_pipe.cluster.metrics import Exporter
+
 _NOTICE_SECONDS = 15.0
 """Time without workers, in seconds, after which `Progress.on_wait` reports that the run waits for nodes."""
 
@@ -36,6 +38,33 @@ class Progress:
 
     def on_wait(self) -> None:
         """Handle a wait of the run for workers; other jobs may occupy the nodes."""
+
+
+class Exported(Progress):
+    """Progress that exports each epoch as Ray's metrics, and passes every event on."""
+
+    def __init__(self, progress: Progress, *, exporter: Exporter, num_images: int) -> None:
+        self._progress, self._exporter, self._num_images = progress, exporter, num_images
+        self._began = time.monotonic()
+
+    def on_start(self, addresses: list[str]) -> None:
+        """Measure the first epoch from here."""
+        self._began = time.monotonic()
+        self._progress.on_start(addresses)
+
+    def on_epoch(self, metrics: dict[str, float]) -> None:
+        """Export the epoch; one that a restarted run completes counts as a whole."""
+        seconds, self._began = time.monotonic() - self._began, time.monotonic()
+        self._exporter.epoch(metrics, num_images=self._num_images, seconds=seconds)
+        self._progress.on_epoch(metrics)
+
+    def on_save(self, position: dict[str, Any]) -> None:
+        """Pass the event on."""
+        self._progress.on_save(position)
+
+    def on_wait(self) -> None:
+        """Pass the event on."""
+        self._progress.on_wait()
 
 
 class Forward(UserCallback):  # type: ignore[misc]  # Ray exports no types

@@ -30,6 +30,7 @@ from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.cluster.ray_session import Scale, attempts, check_code, check_storage
 from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.data.splits import NormalizedSplit
@@ -39,7 +40,7 @@ from mnist_pipe.training import checkpoint, sync_batchnorm
 from mnist_pipe.training.batches import Batches, Ranks, to_device
 from mnist_pipe.training.loop import START, DivergedError, Position, new_run, progress_line, train
 from mnist_pipe.training.process_group import NodeConfig
-from mnist_pipe.training.progress import Forward, Listener, Progress
+from mnist_pipe.training.progress import Exported, Forward, Listener, Progress
 from mnist_pipe.training.recipe import Recipe
 from mnist_pipe.training.streaming import Shards, Stream
 
@@ -102,6 +103,8 @@ def fit(
         raise InputError.invalid("train", "batch_size", rule, got=recipe.batch_size, fix=fix)
     is_local = scale.max_workers == 0
     resume_from = None if is_local else restore(storage, name=name, into=state)
+    num_images = training.num_rows if isinstance(training, Shards) else len(training.labels)
+    progress = Exported(progress, exporter=Exporter(stage="train", run=name), num_images=num_images)
     rows = training if isinstance(training, Shards) else ray.put(training)
     validation_rows = ray.put(validation)
     del training, validation  # Ray's object store holds them, so this process need not
@@ -125,7 +128,8 @@ def fit(
                 num_workers=_num_workers(scale),
                 use_gpu=scale.use_gpu,
                 resources_per_worker={"CPU": scale.cpus_per_worker, **({"GPU": 1} if scale.use_gpu else {})},
-                placement_strategy="SPREAD",
+                # Gradients cross the network once a step: on GPUs that takes longer than the step itself.
+                placement_strategy="PACK" if scale.use_gpu else "SPREAD",
                 elastic_resize_monitor_interval_s=20,
             ),
             run_config=RunConfig(
@@ -229,11 +233,13 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     config["events"].put(("worker", (ranks.rank, ranks.size, ray.util.get_node_ip_address())))
     training: Batches
     if isinstance(config["training"], Shards):
+        facts = config["training"].facts
         training = Stream(config["training"], num_epochs=recipe.num_epochs, device=device)
     else:
-        training = to_device(ray.get(config["training"]), device=device)
+        split = ray.get(config["training"])
+        facts, training = split.facts, to_device(split, device=device)
     validation = to_device(ray.get(config["validation"]), device=device)
-    model, optimizer = new_run(recipe, device=device)
+    model, optimizer = new_run(recipe, device=device, facts=facts)
     # Ray's dashboard shows what a worker prints as the log of its actor.
     print_line = partial(
         print, f"{context.get_experiment_name()}, worker {ranks.rank + 1} of {ranks.size}:", flush=True
@@ -243,7 +249,7 @@ def _worker(config: dict[str, Any]) -> dict[str, Any]:
     print_line(f"training {recipe.model} with {recipe.optimizer} from epoch {len(history) + 1}")
     parallel: torch.nn.Module = model
     if ranks.size > 1:
-        sync_batchnorm.synchronize(model, device=device)
+        sync_batchnorm.synchronize(model)
         # No broadcast is needed: with synchronised batch norm, every worker's buffers are already the same.
         parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 

@@ -42,8 +42,10 @@ class Recipe:
     """Largest random shift along each axis, in pixels."""
     average_decay: float = 0.0
     """Decay per step of the exponential moving average of the weights; 0 disables it and keeps the last weights."""
+    balance: str = "none"
+    """What makes up for classes with few rows: `none`, `weights` of the loss or `sampling` of the rows."""
     precision: str = "auto"
-    """Precision of the forward pass in training: `auto`, `float32` or `bfloat16`."""
+    """Precision of the products of a training step: `auto`, `float32`, `tf32` or `bfloat16`."""
     seed: int = 0
     """Seed of the weights and of every random draw in training."""
 

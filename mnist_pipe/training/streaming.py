@@ -24,9 +24,9 @@ from torch import Tensor
 
 from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.data import parquet, splits
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.parquet import RowGroup
-from mnist_pipe.data.splits import SIDE
-from mnist_pipe.errors import CorruptDataError
+from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.training.batches import Ranks
 
 BUFFER_ROWS = 32_768
@@ -35,7 +35,7 @@ _VERIFIERS = 8
 _MAX_PARTS = 8  # parts of an epoch: a lost reader starts its part again, so a part must not be the whole epoch
 
 Arrays = tuple[NDArray[np.float32], NDArray[np.uint8]]
-"""Images, float32 `(rows, 28, 28)`, standardised, and labels, uint8 `(rows,)`."""
+"""Images, float32, as in `NormalizedSplit`, and labels, uint8 `(rows,)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,8 @@ class Shards:
     """Provenance of the data as in `NormalizedSplit`, taken from the first file."""
     filesystem: fs.FileSystem | None
     """File system of the files, or None for the local disk."""
+    class_counts: tuple[int, ...]
+    """Number of rows of each class."""
     node: str | None
     """Id of the Ray node whose disk holds the files, or None if every node can read them."""
 
@@ -55,6 +57,11 @@ class Shards:
     def num_rows(self) -> int:
         """Number of rows of all files together."""
         return sum(group.num_rows for group in self.groups)
+
+    @property
+    def facts(self) -> Facts:
+        """Facts about the data set."""
+        return Facts.of(self.provenance)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +81,28 @@ def shards(location: str | Path, *, filesystem: fs.FileSystem | None = None) -> 
 
     Raises:
         InputError: there is no such file, or the folder has no Parquet file.
-        CorruptDataError: `splits.read_normalized` would refuse a file, or the files come from different data sets or
-            are standardised with different means or standard deviations.
+        CorruptDataError: `splits.read_normalized` would refuse a file, or the files come from different data sets, have
+            other shapes or classes, or are standardised with different means or standard deviations.
         UnavailableError: the file system does not answer.
     """
     files = parquet.parquet_files(location, filesystem=filesystem)
     provenances = [splits.check_normalized(file, filesystem=filesystem) for file in files]
     for file, provenance in zip(files, provenances, strict=True):
-        for key in ("dataset", "mean", "std"):
+        for key in ("dataset", "mean", "std", "shape", "labels"):
             if provenance.get(key) != provenances[0].get(key):
                 rule = f"be {provenances[0].get(key)} as in {files[0]}"
                 raise CorruptDataError.invalid(file, key, rule, got=provenance.get(key))
     with ThreadPoolExecutor(_VERIFIERS) as threads:
-        list(threads.map(partial(splits.verify_normalized, filesystem=filesystem), files))
+        counts = list(threads.map(partial(splits.verify_normalized, filesystem=filesystem), files))
     groups = [group for file in files for group in parquet.row_groups(file, filesystem=filesystem)]
     node = None if filesystem else ray.get_runtime_context().get_node_id()
-    return Shards(groups=groups, provenance=provenances[0], filesystem=filesystem, node=node)
+    return Shards(
+        groups=groups,
+        provenance=provenances[0],
+        filesystem=filesystem,
+        class_counts=tuple(np.sum(counts, axis=0).tolist()),
+        node=node,
+    )
 
 
 def plan(groups: Sequence[RowGroup], *, seed: int, epoch: int, batch_size: int, ranks: Ranks) -> list[Piece]:
@@ -118,8 +131,9 @@ class Buffer:
     One buffer serves all epochs, because new memory is slow to touch.
     """
 
-    def __init__(self, num_rows: int) -> None:
-        self._images = np.empty((num_rows, SIDE, SIDE), dtype=np.float32)
+    def __init__(self, num_rows: int, *, shape: tuple[int, ...]) -> None:
+        """Make room for `num_rows` images of the shape `Facts.array_shape`."""
+        self._images = np.empty((num_rows, *shape), dtype=np.float32)
         self._labels = np.empty(num_rows, dtype=np.uint8)
         self.num_rows = num_rows
 
@@ -135,7 +149,7 @@ class Buffer:
             random: the generator that draws the rows.
 
         Yields:
-            Images, float32 `(batch_size, 28, 28)`, and labels, uint8 `(batch_size,)`, both copies.
+            Images, float32 `(batch_size, ...)`, and labels, uint8 `(batch_size,)`, both copies.
         """
         rest: Arrays | None = None
 
@@ -171,21 +185,33 @@ class Stream:
         self, source: Shards, *, num_epochs: int, device: torch.device, buffer_rows: int = BUFFER_ROWS
     ) -> None:
         self.num_rows = source.num_rows
-        self.background = -float(source.provenance["mean"]) / float(source.provenance["std"])
+        self._facts = source.facts
+        self.background = self._facts.empty_pixel(source.provenance)
         self._source, self._num_epochs, self._device = source, num_epochs, device
-        self._buffer = Buffer(min(buffer_rows, self.num_rows))
+        self._buffer = Buffer(min(buffer_rows, self.num_rows), shape=self._facts.array_shape)
         self._next_epoch = -1
         self._chunks: Iterator[Arrays] = iter(())
 
-    def epoch(self, number: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[tuple[Tensor, Tensor]]:
+    @property
+    def class_counts(self) -> Tensor:
+        """Number of rows of each class, int64 `(classes,)`."""
+        return torch.tensor(self._source.class_counts, device=self._device)
+
+    def epoch(
+        self, number: int, *, seed: int, batch_size: int, ranks: Ranks, balanced: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield this worker's rows of each whole batch of an epoch; see `Batches.epoch`.
 
         The draws depend on the seed, the epoch and the ranks, and not on what was read before.
 
         Raises:
+            InputError: the epoch is to be balanced, which streamed rows cannot be.
             CorruptDataError: a page does not match its checksum.
             UnavailableError: the file system does not answer.
         """
+        if balanced:
+            rule = "be none or weights where train.data is stream, which reads every row once"
+            raise InputError.invalid("train", "balance", rule, got="sampling")
         if number != self._next_epoch:
             self._chunks = self._begin(number, seed=seed, batch_size=batch_size, ranks=ranks)
         self._next_epoch = number + 1
@@ -193,14 +219,14 @@ class Stream:
         share = len(range(ranks.rank, batch_size, ranks.size))
         chunks = _first_rows(self._chunks, sum(piece.stop - piece.start for piece in pieces))
         if share > self._buffer.num_rows:
-            self._buffer = Buffer(share)
+            self._buffer = Buffer(share, shape=self._facts.array_shape)
         for images, labels in self._buffer.shuffle(
             chunks,
             batch_size=share,
             num_batches=self.num_rows // batch_size,
             random=np.random.default_rng([seed, number, ranks.rank]),
         ):
-            yield self._on_device(images).unsqueeze(1), self._on_device(labels).long()
+            yield self._on_device(images).view(-1, *self._facts.shape), self._on_device(labels).long()
         for _ in chunks:  # the next epoch starts after the rows that fill no whole batch
             pass
 
@@ -223,7 +249,7 @@ class Stream:
                 )
 
         for block in read_in_order(parts, read, node=source.node, sharers=ranks.size):
-            yield from splits.normalized_rows(block)
+            yield from splits.normalized_rows(block, facts=self._facts)
 
     def _on_device(self, values: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(values)

@@ -1,7 +1,8 @@
 """Synchronised batch norm: statistics over the batch of all workers, on any backend.
 
-`torch.nn.SyncBatchNorm` does not accept CPU tensors. Without synchronisation, two workers would each normalise by the
-statistics of half of the batch, so their run would differ from the run of one worker.
+`torch.nn.SyncBatchNorm` does not accept CPU tensors, and on a GPU each layer waits for the device three times. Without
+synchronisation, two workers would each normalise by the statistics of half of the batch, so their run would differ
+from the run of one worker.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class _Normalize(torch.autograd.Function):
         """
         count = values.numel() // values.shape[1]
         squares = torch.linalg.vector_norm(values, dim=(0, 2, 3)).square()
-        total = torch.cat([values.sum((0, 2, 3)), squares, values.new_tensor([count])])
+        total = torch.cat([values.sum((0, 2, 3)), squares, values.new_full((1,), count)])
         dist.all_reduce(total)
         sums, squares, count_all = total[: len(weight)], total[len(weight) : -1], total[-1]
         mean = sums / count_all
@@ -106,11 +107,8 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         return result
 
 
-def synchronize(model: nn.Module, *, device: torch.device) -> nn.Module:
+def synchronize(model: nn.Module) -> nn.Module:
     """Return `model` with every batch norm synchronised; its parameters and buffers stay the same objects."""
-    if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
-        return converted
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.BatchNorm2d:

@@ -1,4 +1,4 @@
-"""Ray Tune callbacks that write TensorBoard's files and the ledger while the trials of a search run."""
+"""Ray Tune callbacks that write TensorBoard's files and the ledger and export metrics while a search runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ray.tune.logger import TBXLoggerCallback
 
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ledger import Ledger
+from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.tuning.ledger import TrialRecord
 from mnist_pipe.tuning.space import config_of
 from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
@@ -60,6 +61,35 @@ class Curves(TBXLoggerCallback):  # type: ignore[misc]
             super().log_trial_end(curve, failed)
 
 
+class Epochs(tune.Callback):  # type: ignore[misc]
+    """Callback that exports each epoch of each proposal as Ray's metrics.
+
+    It runs in the driver, whose process lives as long as the search, so that a trial takes no longer.
+    """
+
+    def __init__(self, exporter: Exporter, *, num_images: int, known: Collection[str]) -> None:
+        self._exporter, self._num_images, self._known = exporter, num_images, frozenset(known)
+
+    def on_trial_result(
+        self,
+        iteration: int,  # noqa: ARG002
+        trials: list[Any],  # noqa: ARG002
+        trial: Any,
+        result: dict[str, Any],
+        **_: Any,
+    ) -> None:
+        """Export the epoch of each proposal of `trial`; one that the ledger knows was not trained now."""
+        proposals = proposals_of(trial.config)
+        for proposal, metrics in zip(proposals, result.get(MEMBERS, [result]), strict=True):
+            is_new = digest(config_of(proposal)) not in self._known
+            self._exporter.epoch(
+                metrics,
+                trial=proposal["trial"],
+                num_images=self._num_images if is_new else 0,
+                seconds=result["time_this_iter_s"],
+            )
+
+
 class Recorder(tune.Callback):  # type: ignore[misc]
     """Callback that collects the trials as they end, and writes each new one to the ledger."""
 
@@ -78,11 +108,11 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._seconds: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without `on_trial`, which may hold a thread.
+        """Return nothing: Ray Tune pickles its callbacks into a file of its own, which nothing here reads.
 
-        Ray Tune pickles its callbacks into a file of its own, which nothing here reads.
+        The state grows with the number of trials, and `on_trial` may hold a thread, which cannot be pickled.
         """
-        return {**vars(self), "_on_trial": None}
+        return {}
 
     def on_trial_result(
         self,
@@ -112,8 +142,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
         self._end(trial, failed=True)
 
     def _end(self, trial: Any, *, failed: bool) -> None:
+        address, seconds = self._addresses.pop(trial.trial_id, ""), self._seconds.pop(trial.trial_id, 0.0)
         for member, proposal in enumerate(proposals_of(trial.config)):
-            history = self._histories.get((trial.trial_id, member), [])
+            history = self._histories.pop((trial.trial_id, member), [])
             diverged = bool(history and history[-1].get("diverged"))
             num_epochs = proposal.get("num_epochs", self._num_epochs)
             ended = bool(history and history[-1]["epoch"] >= num_epochs)
@@ -124,9 +155,9 @@ class Recorder(tune.Callback):  # type: ignore[misc]
                     status=status,
                     config=config_of(proposal),
                     history=history,
-                    address=self._addresses.get(trial.trial_id, ""),
+                    address=address,
                     ended_at=time.time(),
-                    seconds=self._seconds.get(trial.trial_id, 0.0),
+                    seconds=seconds,
                 )
             )
 

@@ -13,7 +13,13 @@ from mnist_pipe.tuning.trial import METRIC
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord:
     """Return the trial with the highest validation accuracy; ties go to the lower validation loss, then the earlier."""
-    return max(records, key=lambda r: (r.score, -r.history[-1]["validation_loss"] if r.score >= 0 else 0.0, -r.trial))
+    return max(records, key=rank)
+
+
+def rank(record: TrialRecord) -> tuple[float, float, int]:
+    """Return the sort key by which the best trial is the largest."""
+    loss = record.history[-1]["validation_loss"] if record.score >= 0 else 0.0
+    return record.score, -loss, -record.trial
 
 
 def ledger_of(name: str, *, storage: Storage) -> Ledger[TrialRecord]:

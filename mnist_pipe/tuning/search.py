@@ -1,7 +1,7 @@
-"""Hyper-parameter search with Ray Tune: Optuna proposes trials, ASHA stops weak ones, and a ledger records them.
+"""Hyper-parameter search with Ray Tune: Optuna proposes trials, a scheduler stops weak ones, and a ledger records them.
 
-With `random` and `fifo`, no proposal and no trial's length depends on another trial. All proposals are then drawn at
-once, and those of one shape train together if that is faster; see `vmapped`.
+With `random` or `grid`, and `fifo`, no proposal and no trial's length depends on another trial. All proposals are then
+drawn at once, and those of one shape train together if that is faster; see `vmapped`.
 
 The ledger is one JSON file for each trial, written to the storage as soon as the trial ends. When a killed search runs
 again, Optuna draws the same proposals (same seed), and a trial that is in the ledger reports its recorded epochs at
@@ -12,30 +12,42 @@ which is a pickle written in place, is not needed.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import optuna
 import ray
 import torch
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from mnist_pipe.atomic import digest
+from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.cluster.ray_session import Cluster, attempts, check_storage
 from mnist_pipe.cluster.storage import Storage, hidden_credentials
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.fingerprint import code_version
 from mnist_pipe.params.schema import Precision, RecipeParams, SearchParams
-from mnist_pipe.tuning.callbacks import Curves, Recorder, folder_of
+from mnist_pipe.tuning import schedulers
+from mnist_pipe.tuning.callbacks import Curves, Epochs, Recorder, folder_of
+from mnist_pipe.tuning.journal import Journal
 from mnist_pipe.tuning.ledger import TrialRecord, ledger_of
-from mnist_pipe.tuning.space import config_of, propose, start_points
-from mnist_pipe.tuning.trial import METRIC, PACK, Trial, proposals_of, trial_recipe
+from mnist_pipe.tuning.samplers import SAMPLERS
+from mnist_pipe.tuning.space import PACK, config_of, grid, propose, start_points
+from mnist_pipe.tuning.trial import METRIC, Trial, proposals_of, trial_recipe
 from mnist_pipe.tuning.vmapped import packs
+
+TRIALS_A_RUN = 1000
+"""Number of trials after which a search starts Ray Tune anew: Tune looks at all trials of a run for each new one, and
+keeps them in memory. The sampler goes on; a scheduler compares the trials of one run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +87,8 @@ def search(
     """Run the search and return every trial in the order of the proposals.
 
     On a cluster that grows, `max_concurrent_trials: auto` runs as many trials as the cluster has room for at every
-    moment. With one trial at a time the result is the same in every run. With more, the decisions of ASHA and TPE
-    depend on the order in which trials happen to report.
+    moment. With one trial at a time the result is the same in every run. With more, the decisions of a scheduler and
+    of a sampler that learns depend on the order in which trials happen to report.
 
     Args:
         params: the section `search` of params.yaml; `training` is already limited to its `train_rows`.
@@ -84,8 +96,8 @@ def search(
         training: the rows that every trial trains on.
         validation: the rows that every trial is scored on.
         session: the cluster, the storage of the ledger, and the search's name there.
-        points: the first proposals, by Optuna's names of the dimensions; by default the recipe, if it lies inside the
-            space.
+        points: the first proposals, by Optuna's names of the dimensions; by default those of the grid, or else the
+            recipe, if it lies inside the space.
         on_trial: called as each trial ends.
 
     Raises:
@@ -99,8 +111,10 @@ def search(
     num_threads = max(1, min(min(available.nodes), available.num_cpus // (concurrent or 1)))
     num_processes = available.num_gpus if on_gpu else available.num_cpus // num_threads
     ledger = ledger_of(name, storage=storage)
-    known = {digest(record.config): record for record in ledger.read()}
-    recorder = Recorder(ledger, num_epochs=params.num_epochs, known=known.keys(), on_trial=on_trial)
+    ended = ledger.read()
+    known = {digest(record.config): record for record in ended}
+    exporter = Exporter(stage="search", run=name)
+    epochs = Epochs(exporter, num_images=len(training.labels), known=known.keys())
     # Optuna would log a line for every trial beside the one that this project prints.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe = defaults.recipe.model_dump()
@@ -112,61 +126,78 @@ def search(
         "models": dict(defaults.models),
         "precision": defaults.precision,
         "num_threads": num_threads,
+        # Not what torch sees: without a GPU of its own, a process sees those of the others.
+        "device": "cuda" if on_gpu else "cpu",
         "code": code_version(),
     }
+    sampler = SAMPLERS[params.algorithm]
     if points is None:
-        points = start_points(recipe, space=params.space)
-    if params.algorithm == "random" and params.scheduler == "fifo":
+        points = _grid(params, recipe=recipe) if sampler.is_grid else start_points(recipe, space=params.space)
+    if sampler.is_grid:
+        params = params.model_copy(update={"num_trials": len(points)})
+    runs: list[dict[str, Any]] = []
+    """What each run of Tune takes its trials from."""
+    if not sampler.learns and params.scheduler == "fifo":
         proposals = draw(params, recipe=recipe, points=points)
-        together = _packs(proposals, shared, on_gpu=on_gpu, num_processes=num_processes)
-        param_space = {PACK: tune.grid_search(together)}
-        sampling: dict[str, Any] = {"num_samples": 1}
+        together = _packs(proposals, shared, on_gpu=on_gpu, num_processes=num_processes, facts=training.facts)
+        for start in range(0, len(together), TRIALS_A_RUN):
+            found = together[start : start + TRIALS_A_RUN]
+            runs.append({"param_space": {PACK: tune.grid_search(found)}, "sampling": {"num_samples": 1}})
     else:
-        param_space = {}
-        sampling = {
-            "num_samples": params.num_trials,
-            "search_alg": OptunaSearch(
-                space=partial(propose, space=params.space, recipe=recipe),
-                points_to_evaluate=list(map(dict, points)),
-                sampler=_sampler(params),
-                metric=METRIC,
-                mode="max",
-            ),
-        }
+        searcher = OptunaSearch(
+            space=partial(propose, space=params.space, recipe=recipe),
+            points_to_evaluate=list(map(dict, points)),
+            sampler=sampler.build(params.seed),
+            metric=METRIC,
+            mode="max",
+        )
+        for start in range(0, params.num_trials, TRIALS_A_RUN):
+            num_samples = min(TRIALS_A_RUN, params.num_trials - start)
+            runs.append({"param_space": {}, "sampling": {"num_samples": num_samples, "search_alg": searcher}})
+    journal = Journal(name, storage=storage, space=params.space, recipe=recipe, known=ended)
+
+    def end(record: TrialRecord) -> None:
+        exporter.trial(record.trial, status=record.status)
+        journal.add(record)
+        on_trial(record)
+
+    recorder = Recorder(ledger, num_epochs=params.num_epochs, known=known.keys(), on_trial=end)
     named = type(name, (Trial,), {})  # Ray's dashboard shows the class's name as the name of its actors
     trainable = tune.with_parameters(named, training=training, validation=validation, **shared)
     del training, validation  # Ray's object store holds them, so this process need not
-    tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
-        tune_config=tune.TuneConfig(
-            metric=METRIC,
-            mode="max",
-            max_concurrent_trials=concurrent,
-            reuse_actors=True,  # a new process for each trial would import torch again
-            scheduler=_scheduler(params),
-            trial_dirname_creator=lambda trial: folder_of(proposals_of(trial.config)[0]),
-            **sampling,
-        ),
-        param_space=param_space,
-        run_config=tune.RunConfig(
-            name=f"{name}.{len(attempts(storage, name))}",
-            storage_filesystem=storage.filesystem,
-            storage_path=storage.path("ray"),
-            # Ray's default is 0, which loses the trial with its node; restart it from its first epoch instead.
-            failure_config=tune.FailureConfig(max_failures=3),
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is the result of a search
-            callbacks=[Curves(), recorder],
-            verbose=0,
-        ),
-    )
     if concurrent is None:
         # One pending trial for each process that may be starting, and one for the next process that becomes free;
         # Tune's default is 1.
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(num_processes + 1)
     # Tune would copy the credentials into each trial's runtime environment, which Ray logs and shows in its dashboard.
     # Every node of a cluster has its own credentials.
-    with hidden_credentials():
-        tuner.fit()
+    with journal, hidden_credentials(), _numpy_seeded(params.seed), warnings.catch_warnings():
+        # Tune takes a sampler that computes for a second, as GP does, for a training in the wrong place.
+        warnings.filterwarnings("ignore", message="Define-by-run function passed")
+        for run in runs:
+            tune.Tuner(
+                tune.with_resources(trainable, {"cpu": 1, "gpu": 1} if on_gpu else {"cpu": num_threads}),
+                tune_config=tune.TuneConfig(
+                    metric=METRIC,
+                    mode="max",
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,  # a new process for each trial would import torch again
+                    scheduler=schedulers.build(params),
+                    trial_dirname_creator=lambda trial: folder_of(proposals_of(trial.config)[0]),
+                    **run["sampling"],
+                ),
+                param_space=run["param_space"],
+                run_config=tune.RunConfig(
+                    name=f"{name}.{len(attempts(storage, name))}",
+                    storage_filesystem=storage.filesystem,
+                    storage_path=storage.path("ray"),
+                    # Ray's default is 0, which loses the trial with its node; restart it from its first epoch instead.
+                    failure_config=tune.FailureConfig(max_failures=3),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is the result
+                    callbacks=[Curves(), epochs, recorder],
+                    verbose=0,
+                ),
+            ).fit()
     if not any(record.score >= 0 for record in recorder.records):
         statuses = " or ".join(sorted({record.status for record in recorder.records}))
         what = f"all {len(recorder.records)} trials {statuses}" if statuses else "no trial ended"
@@ -178,7 +209,7 @@ def draw(
     params: SearchParams, *, recipe: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return all proposals of a search whose proposals depend on no result; `points` come first."""
-    study = optuna.create_study(sampler=_sampler(params))
+    study = optuna.create_study(sampler=SAMPLERS[params.algorithm].build(params.seed))
     for point in points:
         study.enqueue_trial(dict(point))
     trials = [study.ask() for _ in range(params.num_trials)]
@@ -186,10 +217,22 @@ def draw(
     return [{**trial.params, **values} for trial, values in zip(trials, own, strict=True)]
 
 
-def _sampler(params: SearchParams) -> optuna.samplers.BaseSampler:
-    if params.algorithm == "random":
-        return optuna.samplers.RandomSampler(params.seed)
-    return optuna.samplers.TPESampler(seed=params.seed)
+def _grid(params: SearchParams, *, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the first `num_trials` points of the grid, in an order that the seed shuffles."""
+    points = grid(recipe, space=params.space, num_points=params.grid_points)
+    random.Random(params.seed).shuffle(points)
+    return points[: params.num_trials]
+
+
+@contextmanager
+def _numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator for the duration of the block; HyperBand draws each trial's bracket from it."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
@@ -199,14 +242,13 @@ def _concurrent_trials(wanted: int | str, *, available: Cluster) -> int | None:
     return None if available.grows else max(1, available.num_gpus)
 
 
-def _scheduler(params: SearchParams) -> TrialScheduler:
-    if params.scheduler == "fifo":
-        return _Fifo()
-    return _Asha(time_attr="epoch", max_t=params.num_epochs, grace_period=1, reduction_factor=params.reduction_factor)
-
-
 def _packs(
-    proposals: Sequence[dict[str, Any]], shared: Mapping[str, Any], *, on_gpu: bool, num_processes: int
+    proposals: Sequence[dict[str, Any]],
+    shared: Mapping[str, Any],
+    *,
+    on_gpu: bool,
+    num_processes: int,
+    facts: Facts,
 ) -> list[list[dict[str, Any]]]:
     """Return the packs of proposals that train together, in the order of the first proposal of each.
 
@@ -214,30 +256,10 @@ def _packs(
     """
     new = [proposal for proposal in proposals if digest(config_of(proposal)) not in shared["known"]]
     recipes = [trial_recipe(proposal, shared) for proposal in new]
-    find = partial(packs, recipes, num_processes=num_processes)
-    if on_gpu:  # only a process that holds a GPU can read statuses much memory it has
+    find = partial(packs, recipes, num_processes=num_processes, facts=facts)
+    if on_gpu:  # only a process that holds a GPU can read how much memory it has
         found = ray.get(ray.remote(num_gpus=1)(lambda: find(device=torch.device("cuda"))).remote())
     else:
         found = find(device=torch.device("cpu"))
     known = [[proposal] for proposal in proposals if proposal not in new]
     return sorted(known + [[new[index] for index in pack] for pack in found], key=lambda pack: pack[0]["trial"])
-
-
-class _NewestFirst(TrialScheduler):  # type: ignore[misc]
-    """Scheduler that gives a free process to the newest pending trial.
-
-    Tune would choose the oldest pending trial. For that trial, a process may already be starting on a node that joined,
-    and Tune would end that process. If trials are shorter than such a start, the node would never be used.
-    """
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        pending = [trial for trial in tune_controller.get_trials() if trial.status == trial.PENDING]
-        return pending[-1] if pending else None
-
-
-class _Fifo(_NewestFirst, FIFOScheduler):  # type: ignore[misc]
-    """FIFO scheduler, which lets every trial train to its end."""
-
-
-class _Asha(_NewestFirst, AsyncHyperBandScheduler):  # type: ignore[misc]
-    """ASHA scheduler, which stops the trials that fall behind."""

@@ -7,18 +7,28 @@ drawn only if that choice is made.
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mnist_pipe import models
+from mnist_pipe.errors import InputError
 from mnist_pipe.params.schema import SEARCHED, Space
 from mnist_pipe.training.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     import optuna
 
+PACK = "pack"
+"""Key of a Tune config that holds the proposals that train together."""
+MAX_GRID = 100_000
+"""Largest number of points of a grid, all of which are in memory; no search has more trials."""
 ALWAYS_SHOWN = ("model", "optimizer", "learning_rate")
 """Fields that the table of trials always has, whether they are searched or not."""
 
@@ -41,9 +51,22 @@ class Dimension:
     def draw(self, trial: optuna.Trial) -> Any:
         """Return the value that Optuna suggests."""
         if self.by == "choice":
-            values = {_known_to_optuna(value): value for value in self.domain}
-            return values[trial.suggest_categorical(self.name, list(values))]
+            return self.known(trial.suggest_categorical(self.name, list(map(known_to_optuna, self.domain))))
         return trial.suggest_float(self.name, *self.domain, log=self.by == "log")
+
+    def known(self, value: Any) -> Any:
+        """Return the value of the domain that Optuna knows as `value`."""
+        return {known_to_optuna(one): one for one in self.domain}[value] if self.by == "choice" else value
+
+    def values(self, num: int) -> list[Any]:
+        """Return what a grid tries, as Optuna knows it: every choice, or `num` evenly spaced values of the range."""
+        if self.by == "choice":
+            return [known_to_optuna(value) for value in self.domain]
+        low, high = self.domain
+        if num == 1:
+            return [math.sqrt(low * high) if self.by == "log" else (low + high) / 2]
+        spaced = np.geomspace if self.by == "log" else np.linspace
+        return sorted(set(spaced(low, high, num).tolist()))  # `[low, low]` has one value
 
     def holds(self, value: Any) -> bool:
         """Return whether `value` can be drawn."""
@@ -65,6 +88,37 @@ def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in proposal.items() if key in SEARCHED}
 
 
+def number_of(config: Mapping[str, Any]) -> int:
+    """Return the number of the trial, or of the first of a pack, that a Tune config holds."""
+    return int(config.get(PACK, [config])[0]["trial"])
+
+
+def grid(recipe: Mapping[str, Any], *, space: Space, num_points: int) -> list[dict[str, Any]]:
+    """Return every combination of values by Optuna's names, with `num_points` values of each range.
+
+    A combination has only the dimensions that its choices have, so that none occurs twice.
+
+    Raises:
+        InputError: there are more than `MAX_GRID` combinations.
+    """
+
+    def extend(point: dict[str, Any], config: dict[str, Any], depth: int) -> Iterator[dict[str, Any]]:
+        dimension = next(islice(_dimensions(space, recipe=recipe, config=config), depth, None), None)
+        if dimension is None:
+            yield point
+            return
+        for value in dimension.values(num_points):
+            chosen = copy.deepcopy(config)
+            _set(chosen, dimension, dimension.known(value))
+            yield from extend({**point, dimension.name: value}, chosen, depth + 1)
+
+    points = list(islice(extend({}, {}, 0), MAX_GRID + 1))
+    if len(points) > MAX_GRID:
+        fix = "lower search.grid_points or name fewer values"
+        raise InputError.invalid("search.space", "the grid", f"have at most {MAX_GRID:,} points", got="more", fix=fix)
+    return points
+
+
 def start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, Any]]:
     """Return the recipe as the only first point, by Optuna's names, or no point if it lies outside the space."""
     point = {}
@@ -76,7 +130,7 @@ def start_points(recipe: Mapping[str, Any], *, space: Space) -> list[dict[str, A
         value = list(value) if isinstance(value, tuple) else value  # the default of an argument may be a tuple
         if not dimension.holds(value):
             return []
-        point[dimension.name] = _known_to_optuna(value)
+        point[dimension.name] = known_to_optuna(value)
     return [point]
 
 
@@ -91,6 +145,21 @@ def row(config: Mapping[str, Any], *, space: Space, recipe: Mapping[str, Any]) -
         elif field in space or field in ALWAYS_SHOWN:
             cells[field] = config.get(field, recipe[field])
     return cells
+
+
+def columns(space: Space, *, recipe: Mapping[str, Any]) -> dict[str, Dimension]:
+    """Return, by column of `row`, a dimension with every value that a trial of the search may have there."""
+    found: dict[str, Dimension] = {}
+    choices = {
+        name: space.get(name, [recipe[name]]) for name in ("model", *(h.each for h in SEARCHED.values() if h.each))
+    }
+    for config in (dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())):
+        for one in _dimensions(space, recipe=recipe, config=config):
+            name = f"{one.field}.{one.argument}" if one.argument else one.field
+            both = [*(found[name].domain if name in found else ()), *one.domain]
+            merged = [value for index, value in enumerate(both) if value not in both[:index]]
+            found[name] = replace(one, domain=merged if one.by == "choice" else [min(both), max(both)])
+    return found
 
 
 def _dimensions(space: Space, *, recipe: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[Dimension]:
@@ -123,6 +192,6 @@ def _set(config: dict[str, Any], dimension: Dimension, value: Any) -> None:
         config[dimension.field] = value
 
 
-def _known_to_optuna(value: Any) -> Any:
+def known_to_optuna(value: Any) -> Any:
     """Return `value` in a type that Optuna accepts as a choice: a list becomes JSON text."""
     return json.dumps(value) if isinstance(value, list) else value

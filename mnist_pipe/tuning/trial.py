@@ -18,12 +18,10 @@ from mnist_pipe.cluster.ray_session import check_code
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.loop import DivergedError, new_run, progress_line, train
 from mnist_pipe.training.recipe import Recipe, recipe_of
-from mnist_pipe.tuning.space import config_of
+from mnist_pipe.tuning.space import PACK, config_of
 from mnist_pipe.tuning.vmapped import train_pack
 
 METRIC = "validation_accuracy"
-PACK = "pack"
-"""Key of a Tune config that holds the proposals that train together."""
 MEMBERS = "members"
 """Key of a pack's reported result that holds the metrics of each member."""
 
@@ -59,7 +57,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         check_code(shared["code"])
         torch.set_num_threads(shared["num_threads"])
         self._shared = shared
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(shared["device"])
         self._training = to_device(shared["training"], device=self._device)
         self._validation = to_device(shared["validation"], device=self._device)
         self._start(config)
@@ -103,7 +101,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _train(self, proposal: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         recipe = trial_recipe(proposal, self._shared)
-        model, optimizer = new_run(recipe, device=self._device)
+        model, optimizer = new_run(recipe, device=self._device, facts=self._shared["training"].facts)
         for metrics in train(
             recipe, model=model, optimizer=optimizer, training=self._training, validation=self._validation
         ):
@@ -113,7 +111,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _train_together(self, proposals: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         recipes = [trial_recipe(proposal, self._shared) for proposal in proposals]
         num_epochs = recipes[0].num_epochs
-        epochs = train_pack(recipes, training=self._training, validation=self._validation, device=self._device)
+        epochs = train_pack(
+            recipes,
+            training=self._training,
+            validation=self._validation,
+            device=self._device,
+            facts=self._shared["training"].facts,
+        )
         for epoch, members in enumerate(epochs, start=1):
             reported = [_diverged(num_epochs) if metrics.get("diverged") else metrics for metrics in members]
             for print_line, metrics in zip(self._printers, reported, strict=True):

@@ -26,11 +26,12 @@ from pyarrow import fs
 from torch import nn
 
 from mnist_pipe.atomic import atomic_file, atomic_folder, check_new_or_empty
+from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.cluster.ordered_reader import read_in_order
 from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.data import parquet
+from mnist_pipe.data.facts import MNIST, Facts
 from mnist_pipe.data.parquet import RowGroup
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.errors import BusyError, InputError
 from mnist_pipe.inference import table
 from mnist_pipe.inference.classifier import Classifier
@@ -40,19 +41,11 @@ if TYPE_CHECKING:
     import ray.data
 
 
-RESULTS = pa.schema(
-    [
-        pa.field("prediction", pa.uint8(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),
-        pa.field(
-            "probabilities", pa.list_(pa.field("item", pa.float32(), nullable=False), NUM_CLASSES), nullable=False
-        ),
-    ]
-)
-"""The columns that replace `image` in the output: the digit, its probability, and the probabilities of 0 to 9."""
+RESULTS = ("prediction", "probability", "probabilities")
+"""The columns that replace the images in the output: the class, its probability, and those of all classes."""
 
 _SHARD_ROWS = 250_000
-_BLOCK_ROWS = 10_000  # small compared with the input, so that every actor has work
+_BLOCK_ROWS = 10_000  # of MNIST's size; small compared with the input, so that every actor has work
 _ACTORS_PER_READER = 10  # one reader decodes 300,000 rows a second
 _MODEL_KEY = b"mnist_pipe_model"
 _MAX_WAIT_SECONDS = 10.0  # how long to wait for a CPU or GPU of a busy cluster
@@ -74,11 +67,12 @@ class Scored:
 def score(location: str | Path, output: Path, *, model: Classifier, filesystem: fs.FileSystem | None = None) -> Scored:
     """Predict every row of the Parquet files at `location` and write the results to the folder `output`.
 
-    Each row is a `(28, 28)` image. The column `image` holds it as 784 bytes, as lists of 784 numbers, or as a PNG or
-    JPEG, which may be the field `bytes` of a struct; or 784 columns hold a pixel each. These grey levels are
-    standardised with the mean and standard deviation in the model's card. The column may also be float32,
-    `fixed_size_binary[3136]`, which this project standardised with the same two numbers. The output has all other
-    columns, followed by `RESULTS`, and keeps the order of the rows. It is written whole or not at all.
+    Each row is an image of the shape that the model takes. The column `image` holds its pixels as bytes or lists of
+    numbers, or a picture, which may be the field `bytes` of a struct; or there is a column for each pixel. In colour
+    the channels of a pixel stand beside each other, but in this project's own files and in lists of three lists. These
+    grey levels are standardised with the mean and standard deviation in the model's card. The column may also be
+    float32, which this project standardised with the same numbers. The output has all other columns, followed by
+    `RESULTS`, and keeps the order of the rows. It is written whole or not at all.
 
     Args:
         location: a Parquet file, or a folder of them.
@@ -87,7 +81,8 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
         filesystem: the file system of `location`; None is this machine's.
 
     Raises:
-        InputError: the input does not exist, has other columns or no rows, or the output exists.
+        InputError: the input does not exist, has no rows or other columns, or images of another shape or classes than
+            the model's, or the output exists.
         CorruptDataError: a page does not match its checksum, a pixel or a logit is not finite.
         UnavailableError: the file system does not answer.
         BusyError: every CPU or GPU of the cluster is in use.
@@ -96,24 +91,35 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
     check_new_or_empty(output)
     found = table.examine(location, filesystem=filesystem)
     _check_names(found, found.groups[0].file)
-    if not found.is_raw:
+    if found.is_ours:
+        _check_provenance(found, model, filesystem=filesystem)
+    found.check(model.facts)
+    if not found.is_raw(model.facts):
         _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
     with connected("score") as available, atomic_folder(output) as folder:
         scored = _scored(found, model, available=available, filesystem=filesystem)
         first = next(scored)
         start_seconds = time.perf_counter() - started
-        tag = json.dumps({"model": model.name, "content_sha256": model.content_sha256})
-        num_rows, accuracy = _write(folder, chain([first], scored), tag=tag)
+        tag = json.dumps({"model": model.name, "content_sha256": model.content_sha256, "labels": model.labels})
+        exporter = Exporter(stage="score")
+        num_rows, accuracy = _write(folder, _counted(chain([first], scored), exporter), tag=tag)
         seconds = time.perf_counter() - started
     return Scored(num_rows=num_rows, seconds=seconds, start_seconds=start_seconds, accuracy=accuracy)
 
 
 def _check_names(found: Table, location: object) -> None:
-    for name in RESULTS.names:
+    for name in RESULTS:
         if name in found.schema.names:
-            rule = f"have a unique name other than {', '.join(RESULTS.names)}"
+            rule = f"have a unique name other than {', '.join(RESULTS)}"
             raise InputError.invalid(location, "every column", rule, got=repr(name), fix="rename it")
+
+
+def _check_provenance(found: Table, model: Classifier, *, filesystem: fs.FileSystem | None) -> None:
+    """Check that files of this project have the images and classes that the model was trained with."""
+    for file in sorted({group.file for group in found.groups}):
+        own = Facts.of(parquet.read_provenance(file, filesystem=filesystem))
+        model.facts.check_same(own, where=file, whose="the model's")
 
 
 def _check_mean_and_std(
@@ -140,12 +146,14 @@ def _scored(
 
     kind = "GPU" if available.num_gpus else "CPU"
     num_rows = sum(group.num_rows for group in found.groups)
-    num_actors = min(_num_free(kind), -(-num_rows // _BLOCK_ROWS))
+    facts, is_raw = model.facts, found.is_raw(model.facts)
+    block_rows = max(1, _BLOCK_ROWS * MNIST.num_values // facts.num_values)
+    num_actors = min(_num_free(kind), -(-num_rows // block_rows))
 
     def with_scores(dataset: ray.data.Dataset) -> ray.data.Dataset:
         return dataset.map_batches(
             _Scorer,
-            fn_constructor_args=(model.network, dict(model.card), found.is_raw),
+            fn_constructor_args=(model.network, dict(model.card), is_raw),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=0 if kind == "GPU" else 1,
@@ -155,11 +163,12 @@ def _scored(
 
     return read_in_order(
         [(group,) for group in found.groups],
-        partial(found.read, filesystem=filesystem),
+        partial(found.read, facts=facts, filesystem=filesystem),
         node=None if filesystem else ray.get_runtime_context().get_node_id(),
         then=with_scores,
-        readers=min(len(found.groups), num_actors if kind == "GPU" else 1 + num_actors // _ACTORS_PER_READER),
-        block_bytes=_BLOCK_ROWS * PIXELS * (1 if found.is_raw else 4),
+        # Beside GPUs, the CPUs have nothing else to do.
+        readers=min(len(found.groups), available.num_cpus if kind == "GPU" else 1 + num_actors // _ACTORS_PER_READER),
+        block_bytes=block_rows * facts.num_values * (1 if is_raw else 4),
     )
 
 
@@ -173,11 +182,6 @@ def _num_free(kind: str) -> int:
     return free
 
 
-def _images(rows: pa.Table, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return the column `image` of `rows` as `(rows, 28, 28)` of `dtype`."""
-    return parquet.column_values(rows, "image", dtype, PIXELS).reshape(-1, SIDE, SIDE)
-
-
 class _Scorer:
     """The predictor of blocks of rows; each actor has one instance."""
 
@@ -189,18 +193,33 @@ class _Scorer:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return `rows` with `RESULTS` in place of the column `image`."""
         if self._is_raw:
-            probabilities = self._classifier.probabilities(_images(rows, np.dtype(np.uint8)))
+            probabilities = self._classifier.probabilities(self._images(rows, np.dtype(np.uint8)))
         else:
-            probabilities = self._classifier.probabilities_of_standardised(_images(rows, np.dtype("<f4")))
-        digits = probabilities.argmax(1)
+            probabilities = self._classifier.probabilities_of_standardised(self._images(rows, np.dtype("<f4")))
+        kind = pa.list_(pa.field("item", pa.float32(), nullable=False), probabilities.shape[1])
         results = [
-            pa.array(digits.astype(np.uint8)),
+            pa.array(probabilities.argmax(1).astype(np.uint8)),
             pa.array(probabilities.max(1)),
-            pa.FixedSizeListArray.from_arrays(probabilities.ravel(), type=RESULTS.field("probabilities").type),
+            pa.FixedSizeListArray.from_arrays(probabilities.ravel(), type=kind),
         ]
         carried = rows.drop_columns(["image"])
-        schema = pa.schema([*carried.schema, *RESULTS])
+        own = [pa.field(name, found.type, nullable=False) for name, found in zip(RESULTS, results, strict=True)]
+        schema = pa.schema([*carried.schema, *own])
         return pa.Table.from_arrays([*carried.columns, *results], schema=schema)
+
+    def _images(self, rows: pa.Table, dtype: np.dtype[Any]) -> NDArray[Any]:
+        facts = self._classifier.facts
+        return parquet.column_values(rows, "image", dtype, facts.num_values).reshape(-1, *facts.array_shape)
+
+
+def _counted(blocks: Iterable[pa.Table], exporter: Exporter) -> Iterator[pa.Table]:
+    """Yield the blocks, and export how many images each has and how many a second came since the one before it."""
+    began: float | None = None
+    for block in blocks:
+        now = time.perf_counter()
+        exporter.images(len(block), seconds=now - began if began is not None else 0.0)
+        began = now
+        yield block
 
 
 def _write(folder: Path, blocks: Iterable[pa.Table], *, tag: str) -> tuple[int, float | None]:

@@ -16,10 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mnist_pipe.data.facts import Facts, levels, standardise
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.models import forward, saved
-
-_SIDE = 28  # `data.splits.SIDE`; that module needs pyarrow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +53,10 @@ class Classifier:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         # Channels-last is 2.5 times as fast on a CPU as the default layout.
         self.network: nn.Module = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.grey_levels: NDArray[np.float32] = ((np.arange(256) / 255 - card["mean"]) / card["std"]).astype(np.float32)
-        """Standardised value of each grey level, `(256,)`, as `normalize` computes it."""
+        self.facts = Facts.of(card)
+        """Shape of the images, names of the classes, and how a picture becomes an image."""
+        self.levels: NDArray[np.float32] = levels(card["mean"], card["std"])
+        """Standardised value of each level, `(channels, 256)`, as `normalize` computes it."""
 
     @classmethod
     def load(cls, folder: Path, *, name: str = "", content_sha256: str = "") -> Classifier:
@@ -70,17 +71,12 @@ class Classifier:
     @property
     def labels(self) -> list[str]:
         """Names of the classes."""
-        return list(self.card.get("labels") or map(str, range(10)))
-
-    @property
-    def picture(self) -> str:
-        """Rule by which a picture becomes an image, one of `data.images.RULES`."""
-        # Cards of version 0.1 name no rule; every picture was then taken for a digit, whatever the data set.
-        is_of_digits = self.card.get("dataset", "mnist") in ("mnist", "digits")
-        return str(self.card.get("picture") or ("digit" if is_of_digits else "resize"))
+        return list(self.facts.labels)
 
     def predict(self, images: NDArray[np.uint8]) -> Predictions:
-        """Classify grey images, uint8 `(N, 28, 28)`, light on dark, as the images of the data set are.
+        """Classify images made as those of the data set were: for MNIST uint8 `(N, 28, 28)`, light on dark.
+
+        In colour, images are `(N, 3, height, width)`.
 
         Raises:
             InputError: the array has another shape or dtype.
@@ -105,7 +101,7 @@ class Classifier:
         return self.probabilities_of_standardised(self._standardised(images))
 
     def probabilities_of_standardised(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the same for images that are standardised already, float32 `(N, 28, 28)`.
+        """Return the same for images that are standardised already, float32 in the shape of `predict`'s.
 
         Raises:
             CorruptDataError: a logit is not finite.
@@ -117,24 +113,27 @@ class Classifier:
         return probabilities
 
     def saliency(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return how strongly each pixel moves the winning logit: |gradient|, float32 `(28, 28)`, scaled to [0, 1].
+        """Return how strongly each pixel moves the winning logit: |gradient|, float32 `(height, width)`, in [0, 1].
 
-        The gradient is taken with respect to the standardised image (Simonyan et al. 2014, section 3).
+        The gradient is taken with respect to the standardised image, and its largest channel counts (Simonyan et al.
+        2014, section 3).
 
         Args:
-            image: uint8 `(28, 28)`.
+            image: one of the images of `predict`.
 
         Raises:
             InputError: the array has another shape or dtype.
         """
-        pixels = torch.tensor(self._standardised(image[np.newaxis]), device=self.device).unsqueeze(1).requires_grad_()
+        standardised = torch.tensor(self._standardised(image[np.newaxis]), device=self.device)
+        pixels = standardised.view(-1, *self.facts.shape).requires_grad_()
         self.network(pixels).max().backward()
         assert pixels.grad is not None
-        strength: NDArray[np.float32] = pixels.grad.abs()[0, 0].cpu().numpy()
+        strength: NDArray[np.float32] = pixels.grad.abs()[0].amax(0).cpu().numpy()
         return strength / max(float(strength.max()), 1e-12)
 
     def _standardised(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (_SIDE, _SIDE):
+        shape = self.facts.array_shape
+        if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != shape:
             got = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-            raise InputError.invalid("images", "the array", f"be uint8 (N, {_SIDE}, {_SIDE})", got=got)
-        return self.grey_levels.take(images, mode="clip")
+            raise InputError.invalid("images", "the array", f"be uint8 (N, {', '.join(map(str, shape))})", got=got)
+        return standardise(images, self.levels)

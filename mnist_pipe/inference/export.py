@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import atomic_file, atomic_folder, check_new_or_empty, write_bytes, write_json, write_manifest
-from mnist_pipe.data import splits
-from mnist_pipe.data.splits import SIDE
+from mnist_pipe.data import sources, splits
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.hardware import num_cpus
 from mnist_pipe.inference import registered
@@ -88,17 +87,18 @@ def export(output: Path, *, kind: Format, root: Path, model: str | None = None) 
 def write_onnx(path: Path, classifier: Classifier) -> None:
     """Write `classifier` to `path` as one ONNX model.
 
-    Its input `images` is uint8 `(N, 28, 28)`, light on dark, its output `probabilities` float32 `(N, classes)`, for any
+    Its input `images` is uint8, as for `Classifier.predict`, its output `probabilities` float32 `(N, classes)`, for any
     N. Its metadata has the `labels` of the classes as JSON, and the `name`, `version` and `content_sha256` of the
     registered version.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
+    two = torch.zeros((2, *classifier.facts.array_shape), dtype=torch.uint8)  # a batch of one would fix the batch size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's exporter uses a name that torch deprecates
         program = torch.onnx.export(
             _Probabilities(classifier).eval(),
-            (torch.zeros((2, SIDE, SIDE), dtype=torch.uint8),),  # a batch of one would fix the batch size
+            (two,),
             input_names=[IMAGES],
             output_names=[PROBABILITIES],
             dynamic_shapes=({0: torch.export.Dim("N")},),
@@ -120,7 +120,7 @@ def compare(path: Path, classifier: Classifier, *, images: NDArray[np.uint8]) ->
     Args:
         path: the ONNX model.
         classifier: the model that it was written from.
-        images: uint8 `(N, 28, 28)`, at least one.
+        images: uint8, as for `Classifier.predict`, at least one.
 
     Raises:
         CorruptDataError: a difference exceeds `MAX_DIFFERENCE`, or the most probable class differs.
@@ -155,7 +155,7 @@ def _check_packages() -> None:
 
 
 def _test_images(path: Path, *, card: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Return the images of the raw test split in `path`, uint8 `(N, 28, 28)`.
+    """Return the images of the raw test split in `path`, uint8.
 
     Raises:
         InputError: it is of another data set than the model with this card.
@@ -164,7 +164,9 @@ def _test_images(path: Path, *, card: Mapping[str, Any]) -> NDArray[np.uint8]:
     split = splits.read_raw(path)
     found, expected = split.provenance["dataset"], card["dataset"]
     if found != expected:
-        rule, fix = f"be {expected}, which the model was trained on", f"run: dvc exp run -S ingest.dataset={expected}"
+        again = f"run: dvc exp run -S ingest.dataset={expected}"
+        fix = again if expected in sources.SOURCES else "set ingest as it was, then run: dvc repro"
+        rule = f"be {expected}, which the model was trained on"
         raise InputError.invalid(path, "dataset", rule, got=found, fix=fix)
     return split.images
 
@@ -175,11 +177,14 @@ class _Probabilities(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.network = copy.deepcopy(classifier.network).cpu()
-        self.register_buffer("grey_levels", torch.from_numpy(classifier.grey_levels).unsqueeze(1))
+        self.shape = classifier.facts.shape
+        self.register_buffer("levels", torch.from_numpy(classifier.levels).unsqueeze(2))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return probabilities, float32 `(N, classes)`, of grey levels, uint8 `(N, 28, 28)`."""
-        pixels = F.embedding(images.int(), self.get_buffer("grey_levels")).movedim(3, 1)
+        """Return probabilities, float32 `(N, classes)`, of images, uint8, as for `Classifier.predict`."""
+        channels = images.view(-1, *self.shape).int().unbind(1)
+        levels = self.get_buffer("levels")
+        pixels = torch.cat([F.embedding(one, own).movedim(3, 1) for one, own in zip(channels, levels, strict=True)], 1)
         probabilities: Tensor = self.network(pixels).softmax(1)
         return probabilities
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from mnist_pipe.data.images import Box, examine
 from mnist_pipe.data.pictures import SUFFIXES, Picture, read_picture
+from mnist_pipe.data.sizing import enough
 from mnist_pipe.errors import InputError, PipelineError
 from mnist_pipe.inference import registered
 from mnist_pipe.inference.classifier import Classifier
@@ -29,7 +30,7 @@ class Prediction:
     label: str
     """Name of the most probable class, or `UNSURE` if its probability is below the smallest confidence."""
     number: int
-    """The most probable class, 0 to 9, whether sure or not."""
+    """The most probable class, a number from 0 on, whether sure or not."""
     probability: float
     """The probability of the most probable class."""
     probabilities: dict[str, float]
@@ -82,7 +83,7 @@ def classify(
     A picture is read when the iterator reaches it.
 
     Args:
-        pictures: PNG or JPEG files; a folder stands for those directly in it, by name, and `-` for one picture from
+        pictures: picture files; a folder stands for those directly in it, by name, and `-` for one picture from
             standard input.
         root: the project's root.
         model: `NAME@ALIAS` or `NAME/VERSION`; None is the champion of the data set that was registered last.
@@ -98,7 +99,7 @@ def classify(
 
 
 def files(pictures: Iterable[Path]) -> Iterator[Path | PipelineError]:
-    """Yield each picture, and for a folder the PNG and JPEG files directly in it, sorted by name.
+    """Yield each picture, and for a folder those directly in it, sorted by name.
 
     For a folder without any, or one that cannot be read, yield the exception. Hidden files are left out.
     """
@@ -110,7 +111,7 @@ def files(pictures: Iterable[Path]) -> Iterator[Path | PipelineError]:
             yield InputError.invalid(path, "the path", "be readable", got=error.strerror)
             continue
         if not found:
-            yield InputError.invalid(path, "the folder", "hold a PNG or JPEG file", got="none")
+            yield InputError.invalid(path, "the folder", "hold a picture", got="none")
         yield from found
 
 
@@ -125,8 +126,8 @@ def _read(path: Path | PipelineError, classifier: Classifier, *, min_confidence:
         source = sys.stdin.buffer.read(_MAX_STDIN_BYTES + 1) if path == STDIN else path
         if isinstance(source, bytes) and len(source) > _MAX_STDIN_BYTES:
             raise InputError.invalid(path, "the content", f"have at most {_MAX_STDIN_BYTES} bytes", got="more")
-        picture = read_picture(source, name=str(path))
-        digits, doubt = examine(picture, rule=classifier.picture)
+        picture = read_picture(source, name=str(path), enough=enough(classifier.facts))
+        digits, doubt = examine(picture, facts=classifier.facts)
     except InputError as error:
         return error
     found = classifier.predict(np.stack([digit.image for digit in digits]))

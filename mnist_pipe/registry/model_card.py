@@ -9,8 +9,10 @@ from typing import Any
 import jinja2
 
 from mnist_pipe import paths
+from mnist_pipe.data.facts import Facts, listed
 from mnist_pipe.data.sources import SOURCES
 from mnist_pipe.errors import CorruptDataError, one_line
+from mnist_pipe.evaluation import markdown
 from mnist_pipe.registry.runs import flatten
 
 _TEMPLATE = Path(__file__).with_suffix(".md")
@@ -36,13 +38,16 @@ def render(name: str, *, card: Mapping[str, Any], evaluation: Mapping[str, Any],
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"plain": markdown.plain, "code": markdown.code, "listed": listed}  # MLflow's page shows it
     try:
-        source = SOURCES.get(card["dataset"])
+        source, facts = SOURCES.get(card["dataset"]), Facts.of(card)
         return environment.get_template(_TEMPLATE.name).render(
             name=name,
             title=source.title if source else card["dataset"],
             citation=source.citation if source else "",
-            labels=card.get("labels") or [str(number) for number in range(10)],
+            licence=source.licence if source else "",
+            facts=facts,
+            images=f"(N, {', '.join(map(str, facts.array_shape))})",
             card=card,
             recipe=flatten({"model": card["model"], **card["model_params"], **card["recipe"]}),
             evaluation=evaluation,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 class RegisteredClassifier(PythonModel):  # type: ignore[misc]
-    """Model from grey images, uint8 `(N, 28, 28)`, to probabilities, float32 `(N, classes)`."""
+    """Model from images, uint8 `(N, height, width)` or in colour `(N, 3, height, width)`, to probabilities, float32."""
 
     def load_context(self, context: Any) -> None:  # noqa: ARG002
         """Load the weights beside this file, after checking them against their manifest."""

@@ -12,11 +12,12 @@ import numpy as np
 
 import mnist_pipe
 from mnist_pipe.atomic import MANIFEST, read_json
+from mnist_pipe.data.facts import Facts
 
 MODEL_CARD = "README.md"
 _CODE = Path(__file__).with_name("model_code.py")
-_MODULES = ("__init__.py", "atomic.py", "command_line.py", "errors.py", "inference/__init__.py",
-            "inference/classifier.py", "models",
+_MODULES = ("__init__.py", "atomic.py", "command_line.py", "data/__init__.py", "data/facts.py", "errors.py",
+            "inference/__init__.py", "inference/classifier.py", "models",
             "params", "paths.py", "waiting.py")  # fmt: skip
 """What `inference.classifier` imports of this package; a test loads a version where nothing else is."""
 _REQUIREMENTS = ("mlflow", "numpy", "pydantic", "safetensors", "torch")
@@ -35,12 +36,13 @@ def write_version(folder: Path, candidate: Path, *, card: dict[str, Any], text: 
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    one = np.zeros((1, 28, 28), np.uint8)
-    one[0, 4:24, 13:15] = 255
-    num_classes = len(card.get("labels", range(10)))
+    facts = Facts.of(card)
+    one = np.zeros((1, *facts.array_shape), np.uint8)
+    height, width = facts.shape[1:]
+    one[..., height // 7 : height - height // 7, width // 2 - 1 : width // 2 + 1] = 255  # as a 1 is
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *one.shape[1:]))]),
-        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, num_classes))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, facts.num_classes))]),
     )
     with tempfile.TemporaryDirectory() as temporary:
         mlflow.pyfunc.save_model(

@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import MANIFEST, digest, read_json, verify_manifest, write_json
+from mnist_pipe.data.facts import Facts
+from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import CorruptDataError, PipelineError
 from mnist_pipe.evaluation.predictions import read_predictions
+from mnist_pipe.experiment import Experiment, checkout_of
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import gates, pyfunc, succession, versions
 from mnist_pipe.registry.runs import (
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 
+EXPERIMENT, BASELINE = "dvc.experiment", "dvc.baseline"
+"""Tags of a version and its run: the DVC experiments that made it, and the commit from which the last one started."""
 _PREDICTIONS = "predictions"
 _END_OF_FRONT_MATTER = "\n---\n"
 
@@ -60,7 +65,7 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
         params: the limits of the gates.
 
     Raises:
-        InputError: `name` is not a valid name.
+        InputError: `name` is not a valid name, or its champion has other classes or another shape of images.
         CorruptDataError: the candidate differs from its manifest, or the champion's files are missing or damaged.
         UnavailableError: the store does not answer.
     """
@@ -73,13 +78,14 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
             _log_files(client, candidate, client.get_run(model.run_id), root=root)
 
         def judge(champion: RegisteredModel | None) -> list[gates.Gate]:
+            opponent = _opponent(client, champion, root=root) if champion else None
+            if opponent:
+                _check_facts(Facts.of(read_json(candidate.folder / paths.CARD)), champion=opponent, name=name)
             return gates.judge(
-                read_predictions(candidate.predictions),
-                content_sha256=content,
-                champion=_opponent(client, champion, root=root) if champion else None,
-                params=params,
+                read_predictions(candidate.predictions), content_sha256=content, champion=opponent, params=params
             )
 
+        promotes = candidate.experiment is None or candidate.experiment.in_workspace or params.promote == "always"
         champion = versions.aliased(client, name, CHAMPION)
         decisions = judge(champion)  # before anything is written, because the champion's files may be damaged
         if model is None:
@@ -90,16 +96,23 @@ def register(candidate: Candidate, *, root: Path, name: str, params: RegisterPar
                 champion, decisions = seat.champion, judge(seat.champion)
             _tag_gates(client, model, decisions)
             is_champion = model == champion
-            promoted = not is_champion and all(gate.passed for gate in decisions)
+            promoted = promotes and not is_champion and all(gate.passed for gate in decisions)
             if not promoted or succession.succeed(client, name, seat, model):
                 break
+        if candidate.experiment:
+            _tag_experiment(client, model, candidate.experiment)
         previous = versions.aliased(client, name, PREVIOUS)
     return Registration(
         name=name,
         version=model.version,
         alias=CHAMPION if promoted or is_champion else None,
         promoted=promoted,
-        reason=gates.reason(decisions, promoted=promoted, is_champion=is_champion),
+        reason=gates.reason(
+            decisions,
+            promoted=promoted,
+            is_champion=is_champion,
+            experiment=candidate.experiment.name if candidate.experiment and not promotes else None,
+        ),
         content_sha256=content,
         gates=decisions,
         previous=previous.version if previous else None,
@@ -248,18 +261,51 @@ def _tag_gates(client: MlflowClient, model: RegisteredModel, decisions: Sequence
         at_most_twice(partial(client.set_model_version_tag, model.name, str(model.version), key, value))
 
 
+def _tag_experiment(client: MlflowClient, model: RegisteredModel, experiment: Experiment) -> None:
+    """Add the experiment to those that made the version, as tags of the version and of its run.
+
+    Experiments that differ in later stages only have the same candidate, and so the same version.
+    """
+    known = client.get_run(model.run_id).data.tags.get(EXPERIMENT, "")
+    names = ", ".join(dict.fromkeys([*filter(None, known.split(", ")), experiment.name]))
+    for key, value in ((EXPERIMENT, names), (BASELINE, experiment.baseline)):
+        at_most_twice(partial(client.set_tag, model.run_id, key, value))
+        at_most_twice(partial(client.set_model_version_tag, model.name, str(model.version), key, value))
+
+
 def check_champion(root: Path) -> None:
-    """Check, before a model is trained, that the champion with which it will be compared can be read.
+    """Check, before a model is trained, that the champion with which it will be compared can be read and compared.
 
     Raises:
+        InputError: it has other classes or another shape of images than the training split.
         CorruptDataError: its files are missing or damaged.
     """
     try:
-        name = str(read_json(root / paths.REGISTRATION)["name"])
+        name = str(read_json(checkout_of(root) / paths.REGISTRATION)["name"])
     except (PipelineError, LookupError, TypeError):
         return  # nothing was registered here
-    if is_own_store(root) and (champion := versions.champion(name, root=root)):
+    if not is_own_store(root):
+        return
+    if champion := versions.champion(name, root=root):
         _opponent(None, champion, root=root)
+    try:
+        provenance = read_provenance(root / paths.TRAINING_SPLITS["train"])
+    except PipelineError:
+        return  # the stage says what is wrong with its input
+    if champion := versions.champion(f"{provenance['dataset']}{versions.CLASSIFIER}", root=root):
+        _check_facts(Facts.of(provenance), champion=_opponent(None, champion, root=root), name=champion.name)
+
+
+def _check_facts(facts: Facts, *, champion: gates.Champion, name: str) -> None:
+    """Check that a champion has the classes and the shape of images of the data that a candidate is made of.
+
+    Two data sets never share a name: their models cannot be compared, and whoever uses the alias expects its classes.
+
+    Raises:
+        InputError: it has others.
+    """
+    other, fix = Facts.of(champion.predictions.provenance), "give these data a name of their own with ingest.name"
+    facts.check_same(other, where=f"{name}@{CHAMPION}", whose="the data's", fix=fix)
 
 
 def _opponent(client: MlflowClient | None, model: RegisteredModel, *, root: Path) -> gates.Champion:
@@ -291,6 +337,8 @@ class Candidate:
     """Metrics of each epoch of its training."""
     trained: tuple[float, float] | None = None
     """Start and end of its training, in seconds since the epoch; None if they are unknown."""
+    experiment: Experiment | None = None
+    """The DVC experiment that made it, if one did."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
         experiment: the name of the MLflow experiment.
         trials: `{"trial": 3, "status": "stopped", "config": {..}, "history": [{"epoch": 1, "train_loss": ..}, ..],
             "ended_at": 1700000000.0, "seconds": 2.5}` for each trial; seconds are wall-clock seconds, since the epoch.
+            A run of the search's final has a text, `3-seed-1`, as `trial`, and counts as no trial.
         root: the project's root.
         search_id: identifies the search, among others of the same experiment.
 
@@ -43,11 +44,24 @@ def log_search(experiment: str, trials: Sequence[Mapping[str, Any]], *, root: Pa
         missing = [trial for trial in trials if _is_missing(children.get(str(trial["trial"])))]
         for trial in missing:
             _log_trial(client, parent, trial, child=children.get(str(trial["trial"])))
-        scores = [trial["history"][-1]["validation_accuracy"] for trial in trials if _has_ended(trial)]
-        summary = {"num_trials": len(trials), **({"best_validation_accuracy": max(scores)} if scores else {})}
+        own = [trial for trial in trials if isinstance(trial["trial"], int)]
+        scores = [trial["history"][-1]["validation_accuracy"] for trial in own if _has_ended(trial)]
+        summary = {"num_trials": len(own), **({"best_validation_accuracy": max(scores)} if scores else {})}
         log_metrics(client, parent, params={}, history=[(summary, 0)])
         client.set_terminated(parent.info.run_id)
     return len(missing)
+
+
+def run_of(experiment: str, *, root: Path, search_id: str) -> str | None:
+    """Return the id of the run of a search that was logged, or None if there is none.
+
+    Raises:
+        UnavailableError: the store does not answer.
+    """
+    with open_store(root) as client:
+        known = client.get_experiment_by_name(experiment)
+        runs = find_runs(client, known.experiment_id, f"tags.search = '{search_id}'") if known else []
+    return next((run.info.run_id for run in runs if "trial" not in run.data.tags), None)
 
 
 class SearchLog:

@@ -4,11 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import socket
 import time
 from collections.abc import Callable
 
+from mnist_pipe.errors import InputError
+from mnist_pipe.params.loader import LOOPBACK
+from mnist_pipe.params.schema import ServeParams
+from mnist_pipe.waiting import within
+
 VARIABLE = "MNIST_PIPE_SERVE_TOKEN"
 """Environment variable with the token; without it the token is in `.state/secrets/serve`."""
+_LOOKUP_SECONDS = 3.0
+
+
+def check_options(params: ServeParams) -> None:
+    """Check what `--host` and `--port` may have changed, before Ray is imported, which takes seconds.
+
+    Raises:
+        InputError: the port is no port, the host has no address, or one that other machines reach needs no token.
+    """
+    if not 1 <= params.port <= 65_535:
+        raise InputError.invalid("--port", "the port", "be from 1 to 65535", got=params.port)
+    if not params.require_token and params.host not in LOOPBACK:
+        rule = f"be {' or '.join(LOOPBACK)} while serve.require_token is false"
+        raise InputError.invalid("--host", "the address", rule, got=params.host)
+    try:
+        within(_LOOKUP_SECONDS, lambda: socket.getaddrinfo(params.host, params.port))
+    except (OSError, UnicodeError) as error:  # TimeoutError is an OSError
+        raise InputError.invalid("--host", "the host", "have an address", got=params.host) from error
 
 
 def digest(token: str) -> str:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from mnist_pipe import command_line
 from mnist_pipe.cluster.ray_session import connected
-from mnist_pipe.errors import InputError, UnavailableError
+from mnist_pipe.errors import UnavailableError
 from mnist_pipe.local.services import SECRETS
 from mnist_pipe.local.services.program import secret
-from mnist_pipe.params.loader import LOOPBACK
 from mnist_pipe.params.schema import ServeParams
 from mnist_pipe.serving import access, deployment
 
@@ -26,12 +25,11 @@ def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, sto
         stop: whether to stop an endpoint instead.
 
     Raises:
-        InputError: an option is invalid, there is no such model, or no Ray runs that `detach` or `stop` needs.
+        InputError: there is no such model, or no Ray runs that `detach` or `stop` needs.
         UnavailableError: there is no champion yet, the port is taken, or the endpoint does not answer.
         CorruptDataError: the model's files are damaged.
         BusyError: an endpoint runs already.
     """
-    check_options(params)
     if detach or stop:
         _check_ray("--stop" if stop else "--detach")
     if stop:
@@ -48,19 +46,6 @@ def run(root: Path, *, params: ServeParams, model: str | None, detach: bool, sto
         with deployment.started(spec, root=root, params=params, token=token) as url:
             _print(url, spec=spec, login=login, end="Ctrl-C or SIGTERM")
             deployment.watch(command_line.show, url=url, token=token, seconds=params.poll_seconds)
-
-
-def check_options(params: ServeParams) -> None:
-    """Check what `--host` and `--port` may have changed.
-
-    Raises:
-        InputError: the port is no port, or a host that other machines reach needs no token.
-    """
-    if not 1 <= params.port <= 65_535:
-        raise InputError.invalid("--port", "the port", "be from 1 to 65535", got=params.port)
-    if not params.require_token and params.host not in LOOPBACK:
-        rule = f"be {' or '.join(LOOPBACK)} while serve.require_token is false"
-        raise InputError.invalid("--host", "the address", rule, got=params.host)
 
 
 def _check_ray(option: str) -> None:

@@ -36,6 +36,8 @@ class Served:
             "accuracy": self.accuracy,
             "dataset": self.classifier.card.get("dataset"),
             "labels": self.classifier.labels,
+            "shape": list(self.classifier.facts.array_shape),
+            "resize": self.classifier.facts.resize,
         }
 
 
@@ -108,14 +110,14 @@ def _load(found: RegisteredModel, *, root: Path) -> Served:
         UnavailableError: the registry does not answer.
     """
     classifier = registered.load(f"{found.name}/{found.version}", root=root)
-    random = np.random.default_rng(0)
+    random, image = np.random.default_rng(0), classifier.facts.array_shape
     for size in _PROBES:
-        classifier.probabilities(random.integers(0, 256, (size, 28, 28), dtype=np.uint8))
-    labels, shape = len(classifier.labels), classifier.probabilities(np.zeros((1, 28, 28), np.uint8)).shape
+        classifier.probabilities(random.integers(0, 256, (size, *image), dtype=np.uint8))
+    labels, shape = len(classifier.labels), classifier.probabilities(np.zeros((1, *image), np.uint8)).shape
     if shape != (1, labels):
         rule = f"answer one image with {labels} probabilities"
         raise CorruptDataError.invalid(f"{found.name}/{found.version}", "the model", rule, got=shape)
-    classifier.saliency(np.zeros((28, 28), np.uint8))
+    classifier.saliency(np.zeros(image, np.uint8))
     return Served(classifier=classifier, model=found, accuracy=_accuracy(found, root=root))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ray import serve
 from ray.serve.metrics import Counter, Gauge, Histogram
 
+from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.inference.classifier import Predictions
 from mnist_pipe.params.schema import ServeParams
 from mnist_pipe.serving import web
@@ -45,6 +46,7 @@ class Metrics:
             "mnist_pipe_confidence", "Probability of the predicted class.", boundaries=_CONFIDENCE
         )
         self._version = Gauge("mnist_pipe_model_version", "Version of the registered model that serves.")
+        self._exporter = Exporter(stage="serve")
 
     def request(self, *, status: int, seconds: float) -> None:
         """Record a finished request."""
@@ -53,6 +55,7 @@ class Metrics:
 
     def batch(self, found: Predictions) -> None:
         """Record what the network predicted at once."""
+        self._exporter.images(len(found.labels))
         self._batch.observe(len(found.labels))
         for name, number in Tally(found.labels).items():
             self._classes.inc(number, tags={"name": name})
@@ -125,7 +128,7 @@ class Endpoint:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work)
 
     async def classify(self, images: NDArray[np.uint8]) -> tuple[Served, Predictions]:
-        """Classify images, uint8 `(N, 28, 28)`, together with those of requests that came at the same time."""
+        """Classify images together with those of requests that came at the same time."""
         found: tuple[Served, Predictions] = await self._batched(images)
         return found
 

@@ -6,19 +6,22 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-_IMAGE = {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 255}}}
+from mnist_pipe.serving.bodies import JSON, PICTURES, RAW
+
+_ARRAYS = "whole numbers from 0 to 255, one image or many, in the shape that GET /model has"
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/png": {"schema": {"type": "string", "format": "binary"}},
-            "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": {"type": "object", "properties": {"images": {"type": "array", "items": _IMAGE}}},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURES},
+            JSON: {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": {"type": "array"}}},
+                    "description": f"{_ARRAYS}, as nested lists",
+                },
             },
-            "application/octet-stream": {
-                "schema": {"type": "string", "format": "binary", "description": "784 bytes an image, row by row"}
-            },
+            RAW: {"schema": {"type": "string", "format": "binary", "description": f"{_ARRAYS}, as bytes"}},
         },
     }
 }
@@ -39,9 +42,9 @@ class Prediction(BaseModel):
     name: str | None = Field(description="name of that class")
     probability: float = Field(description="probability of the most probable class")
     probabilities: list[float] = Field(description="probabilities of all classes; they sum to 1")
-    seen: str = Field(description="the 28 x 28 grey pixels that the network saw, light on dark, row by row, in base64")
+    seen: str = Field(description="the image that the network saw, in the shape of GET /model, as bytes in base64")
     saliency: str | None = Field(
-        default=None, description="if asked for: how strongly each pixel moves the answer, 28 x 28 bytes in base64"
+        default=None, description="if asked for: how strongly each pixel moves the answer, a byte each, in base64"
     )
 
 
@@ -60,6 +63,8 @@ class Model(Version):
     accuracy: float | None = Field(description="accuracy on the test split, as registered")
     dataset: str | None
     labels: list[str] = Field(description="names of the classes, in the order of the probabilities")
+    shape: list[int] = Field(description="height and width of an image, in colour with the channels before them")
+    resize: str = Field(description="how an image is made of a picture: digit_box, fit or stretch")
     problem: str | None = Field(description="why the version that the alias names does not serve, if it does not")
 
 

@@ -40,7 +40,7 @@ class Answers(Protocol):
     """What stands behind the interface: the model, and the metrics."""
 
     async def classify(self, images: NDArray[np.uint8]) -> tuple[Served, Predictions]:
-        """Classify images, uint8 `(N, 28, 28)`, and return the model that did it with its predictions."""
+        """Classify images as `Images.pixels` has them, and return the model that did it with its predictions."""
 
     async def saliency(self, served: Served, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         """Return `Classifier.saliency` of each image."""
@@ -78,7 +78,7 @@ def build(answers: Answers, *, params: ServeParams, token_sha256: str) -> FastAP
     guards = [Depends(bearer), Depends(admit)]  # the first is for the OpenAPI document alone
     app = FastAPI(
         title="mnist-pipe",
-        description="Predictions of a registered model for images of 28 x 28 grey pixels.",
+        description="Predictions of a registered model for pictures and arrays of pixels.",
         docs_url=None,  # FastAPI's own pages load their scripts from another host
         redoc_url=None,
         lifespan=lambda _: answers.running(),
@@ -113,8 +113,8 @@ def build(answers: Answers, *, params: ServeParams, token_sha256: str) -> FastAP
             )
         content_type = _content_type(request)
         body = await _body(request, max_bytes=params.max_body_bytes)
-        rule = answers.state()[0].classifier.picture
-        read = partial(bodies.read_images, body, content_type, max_images=params.max_images, rule=rule)
+        facts = answers.state()[0].classifier.facts
+        read = partial(bodies.read_images, body, content_type, max_images=params.max_images, facts=facts)
         images, doubt = read() if content_type == bodies.RAW else await answers.prepare(read)
         served, found = await answers.classify(images)
         maps = await answers.saliency(served, images) if saliency else None

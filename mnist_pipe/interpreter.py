@@ -7,9 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from mnist_pipe import experiment
 from mnist_pipe.errors import UnavailableError
-
-_OWN = Path(".venv")
 
 
 def enter(module: str) -> None:
@@ -23,7 +22,8 @@ def enter(module: str) -> None:
     """
     if importlib.util.find_spec("psutil") is not None:
         return
-    if Path(sys.prefix).resolve() == _OWN.resolve() or not (_OWN / "bin/python").exists():
+    own = experiment.checkout_of(Path.cwd()) / ".venv"
+    if Path(sys.prefix).resolve() == own.resolve() or not (own / "bin/python").exists():
         fix = "run: make .venv/.run, or put the Python of the project's environment first on PATH"
         raise UnavailableError.missing("psutil", state="is not installed", where=sys.executable, fix=fix)
-    os.execv(_OWN / "bin/python", [str(_OWN / "bin/python"), "-m", module, *sys.argv[1:]])
+    os.execv(own / "bin/python", [str(own / "bin/python"), "-m", module, *sys.argv[1:]])

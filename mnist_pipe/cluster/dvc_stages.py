@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 import operator
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,33 +26,36 @@ class Stage:
     """The input files and folders, without code: a worker uses its own copy of the same version."""
     outputs: tuple[Path, ...]
     """The output files and folders: outs, metrics and plots."""
+    code: tuple[Path, ...]
+    """The modules and folders of code that the stage depends on."""
 
 
 def read(root: Path) -> dict[str, Stage]:
-    """Return the stages under `root` by name; those of the studies also run in `root`, and their names differ.
+    """Return the stages of the pipeline and of the studies by name; the names of all differ.
 
-    A folder outside `root`, which `ingest.folder` may name, is no input: a worker reads its own.
+    A path outside `root` or in a bucket, which `ingest.path` may name, is no input: a worker reads its own.
     """
-    stages = {
-        name: content
+    stages = [
+        (file.parent, name, content)
         for file in paths.DVC_FILES
         if (root / file).exists()
         for name, content in YAML(typ="safe").load(root / file)["stages"].items()
-    }
+    ]
     return {
         name: Stage(
             inputs=tuple(
                 path
-                for path in (Path(_resolved(entry, root)) for entry in content.get("deps", ()))
-                if not (_is_code(path) or path.is_absolute() or ".." in path.parts)
+                for path in (_below(folder, _resolved(entry, root)) for entry in content.get("deps", ()))
+                if not (_is_code(path) or path.is_absolute() or ".." in path.parts or ":" in path.parts[0])
             ),
+            code=tuple(path for path in (_below(folder, entry) for entry in content.get("deps", ())) if _is_code(path)),
             outputs=tuple(
-                Path(next(iter(entry)) if isinstance(entry, dict) else entry)
+                _below(folder, next(iter(entry)) if isinstance(entry, dict) else entry)
                 for kind in ("outs", "metrics", "plots")
                 for entry in content.get(kind, ())
             ),
         )
-        for name, content in stages.items()
+        for folder, name, content in stages
     }
 
 
@@ -70,9 +74,9 @@ def verify_inputs(stage: str, root: Path) -> None:
             continue
         file, name, expected = written[path]
         if (found := md5_of(root / path)) != expected:
-            target = name if file.parent == Path() else f"{file.with_suffix('.yaml')}:{name}"
+            dvc = "dvc" if file.parent == Path() else f"dvc --cd {file.parent}"
             rule = f"be {expected[:12]}, as {file} records"
-            fix = f"run: mnist-pipe doctor --fix, then: dvc repro --single-item --force {target}"
+            fix = f"run: mnist-pipe doctor --fix, then: {dvc} repro --single-item --force {name}"
             raise CorruptDataError.invalid(path, "md5", rule, got=found[:12], fix=fix)
 
 
@@ -91,7 +95,13 @@ def _outputs(root: Path, file: Path) -> list[tuple[Path, str, str]]:
     if not (root / file).exists():
         return []
     stages = YAML(typ="safe").load(root / file).get("stages", {})
-    return [(Path(out["path"]), name, out["md5"]) for name, lock in stages.items() for out in lock.get("outs", ())]
+    outs = [(name, out) for name, lock in stages.items() for out in lock.get("outs", ())]
+    return [(_below(file.parent, out["path"]), name, out["md5"]) for name, out in outs]
+
+
+def _below(folder: Path, path: str) -> Path:
+    """Return a path of the DVC project in `folder` as a path from the root, which may lie outside of it."""
+    return Path(os.path.normpath(folder / path))
 
 
 def _resolved(entry: str, root: Path) -> str:

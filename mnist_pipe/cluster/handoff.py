@@ -25,6 +25,7 @@ from mnist_pipe.atomic import write_json
 from mnist_pipe.cluster import dvc_stages
 from mnist_pipe.cluster.storage import VARIABLE, Storage, open_uri
 from mnist_pipe.errors import CorruptDataError, UnavailableError, message_and_code
+from mnist_pipe.experiment import is_clone
 
 REQUEST = "MNIST_PIPE_REQUEST"
 """The environment variable with the request of a run on a worker: `<storage>/runs/<name>/<attempt>`."""
@@ -64,7 +65,8 @@ def upload_request(stage: str, root: Path, *, name: str, storage: Storage) -> Re
     """
     data = dvc_stages.read(root)[stage]
     # The report shows the duration of each stage, which only the client knows.
-    timings = [paths.TIMINGS] if stage in ("register", "report") and (root / paths.TIMINGS).exists() else []
+    knows = not is_clone(root) and (root / paths.TIMINGS).exists()  # an experiment has its own
+    timings = [paths.TIMINGS] if stage in ("register", "report") and knows else []
     files = [*_files(root, data.inputs), paths.PARAMS, paths.DVC_FILES[0], *timings]
     revision, dirty = lineage.source_revision(root)
     request = Request(

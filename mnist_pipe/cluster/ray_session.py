@@ -6,18 +6,26 @@ This module does not import torch, because that takes longer than joining Ray.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.job_config import JobConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mnist_pipe import hardware
 from mnist_pipe.cluster.storage import VARIABLE, Storage
 from mnist_pipe.errors import UnavailableError, one_line
 from mnist_pipe.fingerprint import code_version
 
+IMAGES_PER_GPU = 1024
+"""The images of a batch that each GPU gets at least, if `auto` chooses the number of workers.
+
+With fewer, a step waits for its launches and its exchange of gradients, and several GPUs are slower than one.
+"""
+_PROBE_SECONDS = 60.0  # the wait for a node that imports torch
 _OBJECT_STORE_BYTES = 500_000_000
 """The size of a local object store: the data set is 172 MB as float32, while Ray's default is 30 % of the RAM."""
 
@@ -28,11 +36,14 @@ class Cluster:
 
     num_cpus: int
     num_gpus: int
+    """The number of GPUs that can have a worker, which needs a CPU of the same node too."""
     nodes: tuple[int, ...]
     """The number of CPUs of each node that has at least one."""
     grows: bool
     """Whether nodes may join and leave: the cluster was running before, and all nodes reach a shared storage."""
     address: str
+    job_url: str = ""
+    """URL of this process's job on Ray's dashboard; empty if there is no dashboard."""
 
 
 _SETTINGS = {
@@ -43,6 +54,8 @@ _SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # with verbose=0, Tune prints nothing
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # TensorBoard's is added explicitly; nothing reads CSV and JSON
+    # Tune would write a snapshot of all its trials every ten seconds or more, which takes longer the more there are.
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted search resumes from the ledger, so it need not save
 }
 
@@ -54,7 +67,7 @@ def connected(name: str) -> Iterator[Cluster]:
     Ray's dashboard lists the block as the job `name`.
 
     Raises:
-        UnavailableError: the cluster does not answer.
+        UnavailableError: the cluster does not answer, or torch cannot use the GPUs that Ray counts on one of its nodes.
     """
     # Workers log to files, which the dashboard shows; progress is reported through callbacks such as `on_epoch`.
     options = {
@@ -76,25 +89,62 @@ def connected(name: str) -> Iterator[Cluster]:
         context = ray.init(
             address="local",
             include_dashboard=False,
+            num_gpus=hardware.num_gpus(),
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
             **options,
         )
     try:
         grows = address != "local" and bool(os.environ.get(VARIABLE))
-        resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        nodes = tuple(int(node["CPU"]) for node in resources if node.get("CPU", 0) >= 1)
+        nodes, num_gpus = usable(ray.nodes())
+        if num_gpus and address != "local":
+            _check_gpus(ray.nodes())
         # On a single machine no node can be preempted, so the watcher, one more process, is not started.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", str(int(grows or len(nodes) > 1)))
         yield Cluster(
             num_cpus=sum(nodes),
-            num_gpus=int(sum(node.get("GPU", 0) for node in resources)),
+            num_gpus=num_gpus,
             nodes=nodes,
             grows=grows,
             address=str(context.address_info["address"]),
+            job_url=_job_url(context.dashboard_url),
         )
     finally:
         ray.shutdown()
+
+
+def usable(nodes: Iterable[Mapping[str, Any]]) -> tuple[tuple[int, ...], int]:
+    """Return the number of CPUs of each living node that has one, and the number of GPUs that can have a worker.
+
+    Args:
+        nodes: the result of `ray.nodes()`.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    cpus = tuple(int(resources["CPU"]) for resources in alive if resources.get("CPU", 0) >= 1)
+    return cpus, sum(int(min(resources.get("GPU", 0), resources.get("CPU", 0))) for resources in alive)
+
+
+def _check_gpus(nodes: Iterable[Mapping[str, Any]]) -> None:
+    """Check that on each node torch can use the GPUs that Ray counts there; the check needs none of its resources."""
+    probe = ray.remote(num_cpus=0)(hardware.check_gpus_of_ray)
+    found = {
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            int(node["Resources"]["GPU"]), where=node["NodeManagerAddress"]
+        ): node["NodeManagerAddress"]
+        for node in nodes
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
+    }
+    for result, node in found.items():
+        try:
+            ray.get(result, timeout=_PROBE_SECONDS)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayError) as error:
+            raise UnavailableError.unreachable(f"the node {node}", where="Ray", cause=one_line(error)) from error
+
+
+def _job_url(dashboard: str | None) -> str:
+    return f"http://{dashboard}/#/jobs/{ray.get_runtime_context().get_job_id()}" if dashboard else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +157,12 @@ class Scale:
     """The largest number of workers. Above `min_workers` the run is elastic: it adapts when a node leaves or joins."""
     use_gpu: bool
     cpus_per_worker: int
+    """The number of CPUs of each worker, which has as many threads."""
     num_nodes: int
-    """The number of nodes of the cluster, over which the workers are spread."""
+    """The number of nodes of the cluster, over which workers without a GPU are spread."""
 
 
-def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str) -> Scale:
+def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu: bool | str, batch_size: int) -> Scale:
     """Return the number and kind of the workers of a training on the cluster.
 
     If nodes may join and leave, `auto` is elastic down to one worker, and the upper bound of a range may exceed what
@@ -119,13 +170,15 @@ def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu
 
     Args:
         available: the cluster.
-        num_workers: a number, a range `[low, high]`, or `auto`: one worker on every GPU or, without GPUs, one on every
-            node, with all of its CPUs; 0 is this process.
+        num_workers: a number, a range `[low, high]`, or `auto`: as many GPUs as have `IMAGES_PER_GPU` of a batch
+            each, at least one; without GPUs, one worker on every node, with all of its CPUs. 0 is this process.
         use_gpu: whether each worker has a GPU; `auto` uses GPUs if there are any.
+        batch_size: the number of images of a batch over all workers, each of which needs one.
     """
     gpu = available.num_gpus > 0 if use_gpu == "auto" else bool(use_gpu)
     if num_workers == "auto":
-        most = available.num_gpus if gpu else len(available.nodes)
+        most = min(available.num_gpus, max(1, batch_size // IMAGES_PER_GPU)) if gpu else len(available.nodes)
+        most = min(most, batch_size)
         least = 1 if available.grows else most
     else:
         least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)

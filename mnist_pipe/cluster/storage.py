@@ -1,13 +1,14 @@
-"""The shared storage of a cluster: a directory that all nodes mount, or an S3 bucket, through one interface.
+"""The shared storage of a cluster: a directory that all nodes mount, or a bucket of S3, Google or Azure.
 
 `MNIST_PIPE_STORAGE` names it; if it is unset, everything stays under `.state/`. Credentials come from the environment
-alone (the usual AWS_* variables; AWS_ENDPOINT_URL for S3-compatible stores) and are in no value of this module, so that
-they reach no log, no flow run's parameters and no pickle.
+alone (the usual AWS_* variables; AWS_ENDPOINT_URL for S3-compatible stores; where Google's and Azure's libraries look)
+and are in no value of this module, so that they reach no log, no flow run's parameters and no pickle.
 
     objects/<sha256>       inputs and outputs of remote runs, each content once
     runs/<run>/            the request of a remote run, and its outputs
     ray/<run>/             Ray's checkpoints and the curves of Ray Tune
     trials/<run>/<n>.json  the finished trials of a search, from which it resumes
+    optuna/journal.log     the trials of all searches, for optuna-dashboard
     studies/<run>/         the finished runs of a study, from which it resumes
 """
 
@@ -18,6 +19,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,14 +33,33 @@ from pyarrow import fs
 from mnist_pipe import paths
 from mnist_pipe.atomic import atomic_file, sha256
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError, one_line, public_url, without_credentials
-from mnist_pipe.waiting import announced
+from mnist_pipe.waiting import LIMIT_SECONDS, announced
 
 VARIABLE = "MNIST_PIPE_STORAGE"
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
-_S3 = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9._=-]+)*)/?")
+_BUCKET, _PREFIX = r"([a-z0-9][a-z0-9._-]{1,61}[a-z0-9])", r"((?:/[A-Za-z0-9._=-]+)*)/?"
+_S3 = re.compile(rf"s3://{_BUCKET}{_PREFIX}")
+_CLOUD = re.compile(rf"(?:gs://{_BUCKET}|abfss://{_BUCKET}@[a-z0-9]{{3,24}}\.dfs\.core\.windows\.net){_PREFIX}")
+_GOOGLE_SECONDS = 90  # of retries, as S3's are
 _S3_ATTEMPTS = 12  # about 90 s with the standard back-off, so that a run survives a storage outage of 30 s
 _S3_SECONDS = 10.0  # of silence, for each attempt
 _CHECK_SECONDS = 5.0
+_CLOUD_CHECK = """
+import sys
+from pyarrow import fs
+uri, key, missing = sys.argv[1:]
+try:
+    filesystem, root = fs.FileSystem.from_uri(uri)
+    if filesystem.get_file_info(root.partition("/")[0]).type != fs.FileType.Directory:
+        sys.exit(int(missing))
+    if key:
+        with filesystem.open_output_stream(f"{root}/{key}") as stream:
+            stream.write(b"x")
+        filesystem.delete_file(f"{root}/{key}")
+except OSError as error:
+    sys.exit(str(error))
+"""
+_MISSING = 4  # its exit code if there is no such bucket
 _CHUNK_BYTES = 1 << 20
 
 
@@ -55,12 +77,20 @@ class Storage:
         """Return the path of `key` in `filesystem`."""
         return f"{self.root}/{key}"
 
+    def local(self, key: str) -> Path | None:
+        """Return the file of `key`, or None if the storage is a bucket."""
+        return None if "://" in self.uri else Path(self.path(key))
+
     def check(self, *, write: bool = True) -> None:
-        """Check within seconds, without retries of S3, that the storage is reachable and, with `write`, writable.
+        """Check within seconds, with few retries, that the storage is reachable and, with `write`, writable.
 
         Raises:
             UnavailableError: the bucket, directory or host does not exist, or permission is denied.
         """
+        if _CLOUD.fullmatch(self.uri):
+            with announced(f"{self.uri}, the storage of {VARIABLE}"):
+                _check_cloud(self.uri, write=write)
+            return
         place = self.root.split("/")[0] if _is_s3(self.uri) else self.root
         filesystem = _S3FileSystem(attempts=1, seconds=_CHECK_SECONDS) if _is_s3(self.uri) else self.filesystem
         kind = "bucket" if _is_s3(self.uri) else "directory"
@@ -98,10 +128,13 @@ class Storage:
         return None if content is None else json.loads(content)
 
     def names(self, key: str) -> list[str]:
-        """Return the sorted names of the files and folders in the folder `key`, none if it does not exist."""
+        """Return the sorted names of the files and folders in the folder `key`, none if it does not exist.
+
+        What a writer has not finished, or had not when it was killed, has no name.
+        """
         with _reporting(self.uri):
             found = self.filesystem.get_file_info(fs.FileSelector(self.path(key), allow_not_found=True))
-        return sorted(info.base_name for info in found)
+        return sorted(info.base_name for info in found if not _is_temporary(info.base_name))
 
     def put(self, path: Path) -> str:
         """Store the file under its SHA-256, unless it is stored already, and return the SHA-256."""
@@ -148,20 +181,21 @@ class Storage:
 
     def remove(self, key: str) -> None:
         """Delete the folder `key` and its content, if it exists."""
-        if self.names(key):
-            with _reporting(self.uri):
+        with _reporting(self.uri):
+            if self.filesystem.get_file_info(fs.FileSelector(self.path(key), allow_not_found=True)):
                 self.filesystem.delete_dir(self.path(key))
 
     @contextmanager
     def _writing(self, key: str) -> Iterator[Any]:
-        """Yield a stream whose content becomes `key` when complete: S3 does so itself, a directory needs a rename."""
+        """Yield a stream whose content becomes `key` when complete: a bucket does so, a folder needs a rename."""
         path = self.path(key)
-        if _is_s3(self.uri):
+        if self.local(key) is None:
             with self.filesystem.open_output_stream(path) as stream:
                 yield stream
             return
-        self.filesystem.create_dir(path.rpartition("/")[0])
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        folder, _, name = path.rpartition("/")
+        self.filesystem.create_dir(folder)
+        temporary = f"{folder}/.{name}.{uuid.uuid4().hex}.tmp"  # what a kill leaves, `atomic.remove_leftovers` finds
         try:
             with self.filesystem.open_output_stream(temporary) as stream:
                 yield stream
@@ -175,14 +209,17 @@ def project_storage(root: Path) -> Storage:
     """Return the storage that MNIST_PIPE_STORAGE names; if it is unset, `.state/` under the project's root.
 
     Raises:
-        InputError: the variable holds neither `s3://bucket[/prefix]` nor an absolute directory.
+        InputError: the variable holds neither the address of a bucket nor an absolute directory.
     """
     uri = os.environ.get(VARIABLE) or str((root / paths.STATE).resolve())
     return open_uri(uri)
 
 
 def open_uri(uri: str) -> Storage:
-    """Return the storage at `s3://bucket[/prefix]` or an absolute directory, without connecting to it.
+    """Return the storage at the address of a bucket or an absolute directory, without connecting to it.
+
+    A bucket is `s3://bucket[/prefix]`, `gs://bucket[/prefix]` or
+    `abfss://container@account.dfs.core.windows.net[/prefix]`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -192,14 +229,20 @@ def open_uri(uri: str) -> Storage:
     ({'stage': 'train'}, ['train-abc'], None)
 
     Raises:
-        InputError: `uri` has neither form.
+        InputError: `uri` has none of these forms.
     """
     if match := _S3.fullmatch(uri):
         bucket, prefix = match.groups()
         return Storage(uri=uri.rstrip("/"), filesystem=_connect(_S3_ATTEMPTS), root=bucket + prefix)
+    if _CLOUD.fullmatch(uri):
+        filesystem, root = fs.FileSystem.from_uri(_bounded(uri, seconds=_GOOGLE_SECONDS))
+        return Storage(uri=uri.rstrip("/"), filesystem=filesystem, root=root.rstrip("/"))
     if not Path(uri).is_absolute():
-        rule = "be s3://bucket/prefix, without credentials, or an absolute directory"
-        fix = "put credentials into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        rule = (
+            "be s3://bucket/prefix, gs://bucket/prefix or abfss://container@account.dfs.core.windows.net/prefix, "
+            "without credentials, or an absolute directory"
+        )
+        fix = "put credentials into the environment, as AWS_ACCESS_KEY_ID"
         raise InputError.invalid(VARIABLE, "the address", rule, got=repr(without_credentials(uri)), fix=fix)
     folder = str(Path(uri))
     return Storage(uri=folder, filesystem=fs.LocalFileSystem(), root=folder)
@@ -280,8 +323,37 @@ def _connect(attempts: int) -> fs.FileSystem:
     return _S3FileSystem(attempts=attempts)
 
 
+def _is_temporary(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".tmp")
+
+
 def _is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
+
+
+def _bounded(uri: str, *, seconds: float) -> str:
+    """Return the address with a bound of Google's retries, a quarter of an hour by default; Azure's are few."""
+    return f"{uri}?retry_limit_seconds={seconds:g}" if uri.startswith("gs://") else uri
+
+
+def _check_cloud(uri: str, *, write: bool) -> None:
+    """Check a bucket of Google or Azure in a process of its own.
+
+    Arrow catches some exceptions of Azure's library and not those of its credentials, which end the process; and
+    neither library bounds the time that the search for credentials takes.
+    """
+    key = f"check-{uuid.uuid4().hex}" if write else ""
+    program = [sys.executable, "-I", "-c", _CLOUD_CHECK, _bounded(uri, seconds=_CHECK_SECONDS), key, str(_MISSING)]
+    try:
+        done = subprocess.run(program, capture_output=True, timeout=LIMIT_SECONDS - _CHECK_SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise UnavailableError.unreachable(uri, where=VARIABLE, cause=f"no reply in {error.timeout:g} s") from None
+    if done.returncode == _MISSING:
+        raise UnavailableError.missing(f"the bucket {uri}", where=VARIABLE, fix="create the bucket")
+    if done.returncode:
+        printed = done.stderr.decode(errors="replace")
+        cause = re.sub(r"(?s)^.*(?:what\(\):|with a last message of)| error_info=.*|See Azure::Core.*", "", printed)
+        raise UnavailableError.unreachable(uri, where=VARIABLE, cause=one_line(cause))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 On one machine the dashboards are those of the local services. On a cluster their addresses come from the environment
 variables that Prefect, Ray and MLflow read themselves and, if one is not set, from the Prefect variable that
-`mnist-pipe deploy` writes. TensorBoard always runs on this machine and reads the storage.
+`mnist-pipe deploy` writes. TensorBoard and optuna-dashboard always run on this machine and read the storage.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,7 +24,7 @@ from mnist_pipe.errors import (
     without_credentials,
 )
 from mnist_pipe.local import configuration, http_probe, services
-from mnist_pipe.local.services import PROGRAMS, Service, State
+from mnist_pipe.local.services import PROGRAMS, Service, State, optuna_dashboard, prometheus
 
 PUBLISHED = "mnist_pipe_dashboards"
 """Prefect variable with the URLs of the other dashboards: {"ray": "http://..:8265", "mlflow": "http://..:5000"}."""
@@ -42,20 +42,27 @@ class Page:
     """URL that only the holder of the credentials may read; `check` requests it."""
     authorization: str = field(repr=False)
     """Value of the HTTP Authorization header; empty if there are no credentials."""
+    redirects: bool = False
+    """Whether `url` sends a browser on to another path, so that `check` requests only `probe`."""
 
 
 def check(root: Path) -> dict[str, Page | PipelineError]:
     """Request every dashboard with its credentials and return, by name, its page or the error.
 
-    The names are prefect, ray, tensorboard and mlflow. TensorBoard and a local MLflow server are started if they do not
-    run yet.
+    The names are prefect, ray, tensorboard, mlflow; optuna if the extra `dashboards` is installed; and prometheus if
+    RAY_PROMETHEUS_HOST is set, or if it is installed and a local Ray runs. TensorBoard, optuna-dashboard and local
+    servers of MLflow and Prometheus are started if they do not run yet.
     """
     root = root.resolve()
     found: dict[str, Page | PipelineError] = {}
     for name, find in _PAGES.items():
+        if name == "optuna" and not optuna_dashboard.is_installed():
+            continue
         try:
             page = find(root)
-            for url in (page.url, page.probe):
+            if page is None:
+                continue
+            for url in (page.probe,) if page.redirects else (page.url, page.probe):
                 _get(url, page)
             found[name] = page
         except PipelineError as error:
@@ -110,6 +117,12 @@ def _tensorboard(root: Path) -> Page:
     return _local(service)
 
 
+def _optuna(root: Path) -> Page:
+    optuna_dashboard.fetch(root)
+    [service] = services.up(root, names=("optuna",))
+    return replace(_local(service), redirects=True)
+
+
 def _mlflow(root: Path) -> Page:
     variable = "MLFLOW_TRACKING_URI"
     address = os.environ.get(variable) or _published("mlflow", variable=variable)
@@ -134,11 +147,29 @@ def _mlflow(root: Path) -> Page:
     )
 
 
-_PAGES: dict[str, Callable[[Path], Page]] = {
+def _prometheus(root: Path) -> Page | None:
+    if address := os.environ.get(prometheus.HOST):
+        url, credentials = _address(address, where=prometheus.HOST)
+        return Page(
+            url=url,
+            login=f"user and password: {prometheus.HOST}" if credentials else "no password",
+            probe=f"{url}/{PROGRAMS['prometheus'].probe}",
+            authorization=http_probe.basic(credentials) if credentials else "",
+            redirects=True,
+        )
+    if prometheus.program() is None or services.status(root)["ray"][0] is not State.RUNNING:
+        return None
+    [service] = services.up(root, names=("prometheus",))
+    return replace(_local(service), redirects=True)
+
+
+_PAGES: dict[str, Callable[[Path], Page | None]] = {
     "prefect": _prefect,
     "ray": _ray,
     "tensorboard": _tensorboard,
+    "optuna": _optuna,
     "mlflow": _mlflow,
+    "prometheus": _prometheus,
 }
 
 

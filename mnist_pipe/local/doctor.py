@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from mnist_pipe import paths
+from mnist_pipe import hardware, paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.errors import PipelineError, UnavailableError, public_url
 from mnist_pipe.fingerprint import PACKAGE
 from mnist_pipe.local import configuration, dvc_files, services
-from mnist_pipe.local.services import State, prefect_server, process, ray_head
+from mnist_pipe.local.services import State, prefect_server, process, prometheus, ray_head
 
 PYTHON = (3, 11)
+"""Oldest version of Python, as in pyproject.toml."""
 FREE_BYTES = 2_000_000_000
 """Minimum free disk space, in bytes: 0.2 GB for a run, the rest for Ray's sessions, MLflow and a second data set."""
 OPEN_FILES = 1024
@@ -121,8 +122,8 @@ def check_cache(root: Path) -> str:
 
 
 def _python(root: Path) -> str:
-    if sys.version_info[:2] != PYTHON:
-        rule, fix = f"be {'.'.join(map(str, PYTHON))}", "remove .venv and run: make run PYTHON=/path/to/python3.11"
+    if sys.version_info[:2] < PYTHON:
+        rule, fix = f"be {'.'.join(map(str, PYTHON))} or newer", "remove .venv and run: make run"
         raise UnavailableError.invalid(sys.executable, "Python", rule, got=platform.python_version(), fix=fix)
     if foreign := _foreign_packages(os.environ.get("PYTHONPATH", "")):
         rule = "not hide this environment's packages"
@@ -169,12 +170,16 @@ def _packages(root: Path) -> str:
     return f"{len(pinned)} packages pinned, none differs" if pinned else f"no {_LOCK} to compare with"
 
 
+def _gpu(_: Path) -> str:
+    return hardware.check_gpus()
+
+
 def _params(root: Path) -> str:
     from mnist_pipe import preflight
 
     params = preflight.load_params(root / paths.PARAMS)
     preflight.check_params(params)
-    preflight.check_folder(params, root=root)
+    preflight.check_own(params, root=root)
     return f"{paths.PARAMS} is valid"
 
 
@@ -244,6 +249,13 @@ def _services(root: Path) -> str:
     return ", ".join(f"{name} {state}" for name, (state, _) in found.items())
 
 
+def _metrics(_: Path) -> str:
+    found = prometheus.program()
+    if found is None:
+        return f"Ray's metrics are not recorded: Prometheus is not installed; on Debian: {prometheus.INSTALL}"
+    return f"{found} records Ray's metrics once `mnist-pipe dashboards` has started it"
+
+
 def _storage(root: Path) -> str:
     if not os.environ.get(storage.VARIABLE):
         return f"{storage.VARIABLE} is not set: everything stays in {paths.STATE}"
@@ -280,6 +292,7 @@ def _open_files(_: Path) -> str:
 CHECKS: dict[str, Callable[[Path], str]] = {
     "python": _python,
     "packages": _packages,
+    "gpu": _gpu,
     "params": _params,
     "folder": _writable,
     "temporary": _temporary,
@@ -291,6 +304,7 @@ CHECKS: dict[str, Callable[[Path], str]] = {
     "dvc's objects": dvc_files.check_objects,
     "ports": _ports,
     "services": _services,
+    "metrics": _metrics,
     "settings": _settings,
     "storage": _storage,
     "registry": _registry,

@@ -11,12 +11,16 @@ from __future__ import annotations
 import configparser
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from mnist_pipe import paths
 from mnist_pipe.atomic import locked, write_bytes
-from mnist_pipe.errors import CorruptDataError, InputError, one_line
-from mnist_pipe.paths import DVC_LOCKS, DVC_RWLOCK, KEPT_LOCKS
+from mnist_pipe.errors import BusyError, CorruptDataError, InputError, one_line
+from mnist_pipe.paths import DVC_LOCKS, DVC_RWLOCKS, KEPT_LOCKS
 
 _FIX = "run: mnist-pipe doctor --fix"
 
@@ -30,14 +34,38 @@ def keep(root: Path) -> None:
             write_bytes(root / KEPT_LOCKS / lock, content)
 
 
+def forget_the_dead(root: Path) -> None:
+    """Remove what killed commands have left in DVC's record of who reads and writes what.
+
+    DVC removes the record of a killed reader only when it writes what that one read, so that each kill would add some.
+    """
+    for path in (root / name for name in DVC_RWLOCKS):
+        if not path.exists():
+            continue
+        with suppress(BusyError, OSError), locked(path.with_name("rwlock.lock"), purpose="DVC's record"):
+            if not _is_rwlock(content := _content(path)):
+                continue
+            record = json.loads(content)
+            readers = {name: list(filter(_lives, users)) for name, users in record.get("read", {}).items()}
+            writers = {name: user for name, user in record.get("write", {}).items() if _lives(user)}
+            left = {"read": {name: users for name, users in readers.items() if users}, "write": writers}
+            if left != {"read": {}, "write": {}, **record}:
+                write_bytes(path, json.dumps(left).encode())
+
+
+def _lives(user: Any) -> bool:
+    return psutil.pid_exists(int(user["pid"]))
+
+
 def damaged(root: Path) -> Iterator[CorruptDataError]:
     """Yield the error of each damaged file, which takes a few milliseconds."""
     for lock in DVC_LOCKS:
         content = _content(root / lock)
         if (root / lock).exists() and not _is_whole(content):
             yield CorruptDataError.invalid(lock, "the file", "be whole", got=f"{len(content)} bytes", fix=_FIX)
-    if (root / DVC_RWLOCK).exists() and not _is_rwlock(content := _content(root / DVC_RWLOCK)):
-        yield CorruptDataError.invalid(DVC_RWLOCK, "the file", "be DVC's JSON", got=f"{len(content)} bytes", fix=_FIX)
+    for path in DVC_RWLOCKS:
+        if (root / path).exists() and not _is_rwlock(content := _content(root / path)):
+            yield CorruptDataError.invalid(path, "the file", "be DVC's JSON", got=f"{len(content)} bytes", fix=_FIX)
 
 
 def check(root: Path) -> str:
@@ -51,7 +79,7 @@ def check(root: Path) -> str:
     for lock in DVC_LOCKS:
         if (root / lock).exists() and not _is_lock(_content(root / lock)):
             raise CorruptDataError.invalid(lock, "the file", "be DVC's YAML", got="other text", fix=_FIX)
-    found = [str(path) for path in (*DVC_LOCKS, DVC_RWLOCK) if (root / path).exists()]
+    found = [str(path) for path in (*DVC_LOCKS, *DVC_RWLOCKS) if (root / path).exists()]
     return f"{', '.join(found)} valid" if found else "no lock file"
 
 
@@ -109,9 +137,10 @@ def repair(root: Path) -> Iterator[str]:
             else:
                 (root / lock).unlink()
                 yield f"{lock}: removed, as there is no copy; dvc repro runs every stage again"
-        if (root / DVC_RWLOCK).exists() and not _is_rwlock(_content(root / DVC_RWLOCK)):
-            (root / DVC_RWLOCK).unlink()
-            yield f"{DVC_RWLOCK}: removed; DVC writes it anew"
+        for path in DVC_RWLOCKS:
+            if (root / path).exists() and not _is_rwlock(_content(root / path)):
+                (root / path).unlink()
+                yield f"{path}: removed; DVC writes it anew"
         for path in altered(root):
             path.unlink()
             yield f"{path}: removed, as its bytes had changed"

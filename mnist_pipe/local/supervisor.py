@@ -28,7 +28,7 @@ import psutil
 
 from mnist_pipe import command_line
 from mnist_pipe.errors import message_and_code
-from mnist_pipe.paths import DVC_RWLOCK
+from mnist_pipe.paths import DVC_RWLOCKS
 
 GRACE_SECONDS = 3.5
 """Time from the first signal to SIGKILL, in seconds; a stage must have ended within 5 s."""
@@ -119,7 +119,8 @@ def _is_dvc_gone(parent: int) -> bool:
     if "DVC_STAGE" not in os.environ:
         return False
     try:
-        writers = {record["pid"] for record in json.loads(DVC_RWLOCK.read_bytes())["write"].values()}
+        records = [json.loads(path.read_bytes())["write"] for path in DVC_RWLOCKS if path.exists()]
+        writers = {record["pid"] for written in records for record in written.values()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False  # the file is DVC's own, so that it may be damaged or of another version
     return bool(writers) and parent not in writers

@@ -1,9 +1,10 @@
-"""Start, find and stop the local services, which listen on loopback only and, except TensorBoard, require a secret.
+"""Start, find and stop the local services, which listen on loopback only and require a secret where their program can.
 
 `mnist-pipe up` starts the services that a stage connects to, Prefect and Ray; `mnist-pipe dashboards` starts those that
-only display results, TensorBoard and MLflow. A service is a module of this package and an entry of `PROGRAMS`. No
-module here imports prefect, ray or mlflow. Each service runs in its own session, so that it outlives the shell and
-never gets its Ctrl-C, and is recorded in `.state/services.json`, so that only services started here are ever stopped.
+only display results, TensorBoard, optuna-dashboard, MLflow and Prometheus. A service is a module of this package and an
+entry of `PROGRAMS`. No module here imports prefect, ray or mlflow. Each service runs in its own session, so that it
+outlives the shell and never gets its Ctrl-C, and is recorded in `.state/services.json`, so that only services started
+here are ever stopped.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
 
-from mnist_pipe import atomic, paths
+from mnist_pipe import atomic, command_line, paths
 from mnist_pipe.errors import BusyError, UnavailableError
-from mnist_pipe.local.services import mlflow_server, prefect_server, process, ray_head, tensorboard
+from mnist_pipe.local.http_probe import LOOPBACK
+from mnist_pipe.local.services import (
+    mlflow_server,
+    optuna_dashboard,
+    prefect_server,
+    process,
+    prometheus,
+    ray_head,
+    tensorboard,
+)
 from mnist_pipe.local.services.environment import (
     QUIET,
     environment,
@@ -51,7 +61,9 @@ PROGRAMS: dict[str, Program] = {
     "prefect": prefect_server.PROGRAM,
     "ray": ray_head.PROGRAM,
     "tensorboard": tensorboard.PROGRAM,
+    "optuna": optuna_dashboard.PROGRAM,
     "mlflow": mlflow_server.PROGRAM,
+    "prometheus": prometheus.PROGRAM,
 }
 JOINED = ("prefect", "ray")  # the services that a stage connects to
 START_SECONDS = 120.0  # a first start on a busy two-core machine takes about 20 s
@@ -59,6 +71,7 @@ START_SECONDS = 120.0  # a first start on a busy two-core machine takes about 20
 _LOCK = paths.STATE / "services.lock"
 _LAUNCHES = 3  # another program can take the chosen port before the service binds it
 _TAIL_LINES = 12
+_MISSED = 3  # probes of 3 s, one second apart; with the grace period of a stage that is ended, less than 20 s
 
 
 def up(root: Path, *, names: Sequence[str] = JOINED) -> list[Service]:
@@ -127,13 +140,33 @@ def status(root: Path) -> dict[str, tuple[State, Service | None]]:
     return found
 
 
-def lost(joined: Sequence[Service]) -> UnavailableError | None:
-    """Return the error of the first service in `joined` that does not run any more, or None."""
-    for service in joined:
-        if not process.is_running(service):
-            state, fix = "was stopped while this stage used it", "run: mnist-pipe up && dvc repro"
-            return UnavailableError.missing(service.name, state=state, where=service.log, fix=fix)
-    return None
+def lost(joined: Sequence[Service]) -> Callable[[], UnavailableError | None]:
+    """Return a function, to be called every second, that returns the error of a service that was lost, or None.
+
+    A service in `joined` is lost when it does not run any more, and Ray also when it does not answer several times in a
+    row: its clients would wait without end for a head that is frozen. A machine that was asleep misses one answer.
+    """
+    missed = 0
+
+    def find_error() -> UnavailableError | None:
+        nonlocal missed
+        for service in joined:
+            if not process.is_running(service):
+                state, fix = "was stopped while this stage used it", "run: mnist-pipe up && dvc repro"
+                return UnavailableError.missing(service.name, state=state, where=service.log, fix=fix)
+        head = next((service for service in joined if service.name == "ray"), None)
+        if head is None or process.speaks_http2(LOOPBACK, head.port):
+            missed = 0
+            return None
+        missed += 1
+        if missed == 1:
+            command_line.show(f"waiting for {head.address}, the Ray that this stage uses", error=True)
+        if missed < _MISSED:
+            return None
+        cause, fix = f"no reply to {missed} probes", "run: mnist-pipe down && mnist-pipe up && dvc repro"
+        return UnavailableError.unreachable(head.address, where=head.log, cause=cause, fix=fix)
+
+    return find_error
 
 
 def joined(root: Path) -> list[Service]:

@@ -30,12 +30,13 @@ _TICK_SECONDS = 0.02  # the kernel counts the time since the start of the machin
 
 
 def spawn(root: Path, command: Sequence[str], *, env: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:
-    """Start a program of this virtual environment that outlives the shell and never gets its Ctrl-C."""
+    """Start a program that outlives the shell and never gets its Ctrl-C: a path, or one of this virtual environment."""
     with suppress(OSError):  # a disk without locks, or a process that outlived an earlier start
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    program = Path(sys.executable).with_name(command[0])
+    if not Path(command[0]).is_absolute():
+        command = [sys.executable, str(Path(sys.executable).with_name(command[0])), *command[1:]]
     return subprocess.Popen(
-        [sys.executable, str(program), *command[1:]],
+        command,
         cwd=root,
         env=env,
         stdin=subprocess.DEVNULL,

@@ -164,7 +164,7 @@ class Service:
     port: int
     """Port for clients."""
     address: str
-    """Value for PREFECT_API_URL or RAY_ADDRESS; for TensorBoard and MLflow, the location that they display."""
+    """Value for PREFECT_API_URL or RAY_ADDRESS; for the others, the location that they display."""
     url: str
     """URL of the dashboard."""
     secret: str
@@ -194,7 +194,7 @@ class Launch:
     """The command, ports and environment of one start of a service, on ports that are free now."""
 
     command: list[str]
-    """Name of a program of the virtual environment, followed by its arguments."""
+    """Path of a program, or name of one of the virtual environment, followed by its arguments."""
     port: int
     """Port for clients."""
     dashboard_port: int | None = None

@@ -7,12 +7,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mnist_pipe import hardware
 from mnist_pipe.local import http_probe
 from mnist_pipe.local.http_probe import LOOPBACK
+from mnist_pipe.local.services import prometheus
 from mnist_pipe.local.services.process import free_port
 from mnist_pipe.local.services.program import Launch, Program, Service, flags, new_folder, secret
 
 PORT, DASHBOARD_PORT, CLIENT_PORT = 6379, 8265, 10001
+_METRIC_PORTS = {"AUTOSCALER_METRIC_PORT": 44217, "DASHBOARD_METRIC_PORT": 44317}
 """First ports to try."""
 OBJECT_STORE_BYTES = 10**9
 """Size of Ray's object store, in bytes, into which all splits of MNIST fit four times.
@@ -52,6 +55,7 @@ def _short_folder(variable: str) -> dict[str, str]:
 
 
 def _plan(root: Path) -> Launch:
+    hardware.check_gpus()
     port, dashboard_port = free_port(PORT), free_port(DASHBOARD_PORT)
     # A folder within the project may be too long. A new one cannot collide with that of another checkout or user.
     folder = new_folder()
@@ -65,6 +69,7 @@ def _plan(root: Path) -> Launch:
         "--min-worker-port": 0,
         "--max-worker-port": 0,
         "--include-dashboard": "true",
+        "--num-gpus": hardware.num_gpus(),
         "--object-store-memory": OBJECT_STORE_BYTES,
         "--temp-dir": folder,
         "--log-color": "false",
@@ -75,7 +80,13 @@ def _plan(root: Path) -> Launch:
         port=port,
         dashboard_port=dashboard_port,
         address=f"{LOOPBACK}:{port}",
-        variables={**access(root), **_short_folder("TMPDIR")},  # Python's own sockets are in TMPDIR
+        variables={
+            **access(root),
+            **_short_folder("TMPDIR"),  # Python's own sockets are in TMPDIR
+            # Ray lists these two for Prometheus, which cannot scrape the port 0.
+            **{variable: str(free_port(first)) for variable, first in _METRIC_PORTS.items()},
+            **prometheus.ray_variables(root),
+        },
         unset=("RAY_ADDRESS", "RAY_AUTH_TOKEN"),
         folder=str(folder),
     )

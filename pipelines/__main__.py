@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import studies
-from mnist_pipe import command_line, interpreter, paths
+from mnist_pipe import command_line, experiment, interpreter, paths
 from mnist_pipe.errors import printable, unknown
 from pipelines import RESUMED, STAGES
 
@@ -32,6 +34,7 @@ def main() -> int:
 
 
 def _supervised(options: argparse.Namespace) -> int:
+    experiment.link_state(Path.cwd())
     interpreter.enter("pipelines")
     from mnist_pipe.local import supervisor
 
@@ -55,30 +58,39 @@ def run(stage: str, *, debug: bool = False) -> None:
     from mnist_pipe.cluster import dvc_stages, handoff
     from mnist_pipe.local import dvc_files, services, supervisor
 
-    root = Path.cwd()
+    root, belongs_to = Path.cwd(), experiment.current(Path.cwd())
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
     preflight.check_names(root)
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
     preflight.check_places(root, stage, on_cluster=on_cluster)
     if joined := services.joined(root):
-        # Prefect and Ray would wait for a minute or more for a server that was stopped.
-        supervisor.raise_when(lambda: services.lost(joined))
-    with atomic.locked(paths.STATE / "stage.lock", purpose="a stage"):
+        # Prefect and Ray would wait for minutes for a server that was stopped, and Ray without end for a frozen one.
+        supervisor.raise_when(services.lost(joined))
+    # Each stage uses the whole machine, so the stages of experiments run one after the other. By hand, a stage does not
+    # wait: DVC keeps two of its own processes from running the same stage, but not a user.
+    holder = f"({stage}{f' of experiment {belongs_to.name}' if belongs_to else ''})"
+    wait = "DVC_STAGE" in os.environ
+    with atomic.locked(paths.STATE / "stage.lock", purpose="a stage", holder=holder, wait=wait, limit_seconds=math.inf):
         started = time.monotonic()
         for folder in paths.WRITTEN:
             atomic.remove_leftovers(folder)
-        dvc_files.keep(root)
+        if not experiment.is_clone(root):  # DVC deletes a clone's lock files with it
+            dvc_files.keep(root)
+            dvc_files.forget_the_dead(root)
         if "DVC_STAGE" in os.environ:  # by hand, a stage may be run on files that DVC has not seen
             dvc_stages.verify_inputs(stage, root)
         name = handoff.run_name(stage, root, params=made_from)
         if stage in RESUMED:
             parameters["run_name"] = name
+        if stage == "ingest":
+            experiment.link_files(root, Path(parameters["params"]["path"]))
         if on_cluster:
             from pipelines.trigger import trigger
 
             trigger(stage, root, flow=deployed, parameters=parameters, name=name)
         else:
+            flow = load_flow(deployed)  # before the filters: its import makes Prefect's handler
             from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
             for handler in logging.getLogger().handlers:  # Prefect's console; the server still gets every record
@@ -88,7 +100,7 @@ def run(stage: str, *, debug: bool = False) -> None:
             # Heartbeats let a server's automations detect a dead run; DVC itself notices when this one dies. Their
             # thread would delay the end of the flow by up to 1 s.
             with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-                load_flow(deployed).with_options(flow_run_name=name)(**parameters)
+                flow.with_options(flow_run_name=name)(**parameters)
         timings.record(stage, seconds=time.monotonic() - started, root=root)
 
 
@@ -110,13 +122,22 @@ def _stage(stage: str, *, on_cluster: bool) -> tuple[str, dict[str, Any], Any]:
     if not on_cluster:
         preflight.check_params(params)
         if stage == "ingest":
-            preflight.check_folder(params, root=Path.cwd())
+            preflight.check_own(params, root=Path.cwd())
     if "models" in STAGES[stage]:
         recipe = params.recipes[params.recipe]
-        space = params.search.space.get("model_params")
-        models.check({**params.models, recipe.model: recipe.model_params}, space=space)
+        space, trained = params.search.space.get("model_params"), {recipe.model}
+        if stage == "search":
+            trained = set(params.search.space.get("model", [recipe.model]))
+        arguments = {**params.models, recipe.model: recipe.model_params}
+        models.check(arguments, space=space, trained=sorted(trained), facts=preflight.facts_of_data(Path.cwd()))
+        if doubt := preflight.doubt_about_validation(params, root=Path.cwd()):
+            command_line.show(f"warning: {doubt}", error=True)
     values = preflight.sections(params, STAGES[stage])
-    return stage, _parameters(values), values or params.model_dump(mode="json")
+    parameters = _parameters(values)
+    if stage == "register" and (belongs_to := experiment.current(Path.cwd())):
+        # Applied and reproduced, it must be another run than in the experiment, which the cluster would not repeat.
+        parameters["experiment"] = values["experiment"] = asdict(belongs_to)
+    return stage, parameters, values or params.model_dump(mode="json")
 
 
 def _study(stage: str) -> tuple[str, dict[str, Any], Any]:

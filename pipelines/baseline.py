@@ -22,8 +22,9 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
 
     recipe = Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
     cpu = torch.device("cpu")
-    training, validation = (to_device(read_normalized(path), device=cpu) for path in paths.TRAINING_SPLITS.values())
-    model, optimizer = loop.new_run(recipe, device=cpu)
+    splits = [read_normalized(path) for path in paths.TRAINING_SPLITS.values()]
+    training, validation = (to_device(split, device=cpu) for split in splits)
+    model, optimizer = loop.new_run(recipe, device=cpu, facts=splits[0].facts)
     *_, metrics = loop.train(recipe, model=model, optimizer=optimizer, training=training, validation=validation)
     card = checkpoint.model_card(recipe.to_dict(), model=model, metrics=metrics, data=paths.TRAINING_SPLITS)
     saved.save_model(paths.BASELINE, model, card=card)

@@ -129,7 +129,7 @@ def _score(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.inference import table
     from mnist_pipe.local import services, supervisor
 
-    if not options.input.startswith("s3://"):
+    if "://" not in options.input:
         table.examine(Path(options.input))  # before Ray and torch are imported, which takes seconds
     if (code := supervisor.run_supervised("pipelines.cli", options.arguments)) is not None:
         return code
@@ -139,7 +139,7 @@ def _score(root: Path, options: argparse.Namespace) -> int:
         from mnist_pipe.inference import batch, registered
 
         model = registered.load(options.model, root=root)
-        place = storage.open_uri(options.input) if options.input.startswith("s3://") else None
+        place = storage.open_uri(options.input) if "://" in options.input else None
         if place:
             place.check(write=False)
         done = batch.score(
@@ -175,10 +175,12 @@ def _export(root: Path, options: argparse.Namespace) -> int:
 def _serve(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services, supervisor
     from mnist_pipe.params import loader
+    from mnist_pipe.serving import access
 
     params = loader.load(root / paths.PARAMS, names=None).serve
     changed = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
     params = params.model_copy(update=changed)
+    access.check_options(params)
     grace = params.drain_seconds + 10  # Serve and Ray need a few seconds more to stop
     if (code := supervisor.run_supervised("pipelines.cli", options.arguments, grace_seconds=grace)) is not None:
         return code
@@ -271,7 +273,10 @@ COMMANDS: dict[str, tuple[Callable[[Path, argparse.Namespace], int], str]] = {
     "up": (_up, "start the local Prefect server and Ray head, with their dashboards"),
     "down": (_down, "stop what `up` started"),
     "status": (_status, "print the state of each service and how to log in"),
-    "dashboards": (_dashboards, "start TensorBoard and MLflow too, check every page, and print its URL and login"),
+    "dashboards": (
+        _dashboards,
+        "start the servers that only show results too, check every page, and print its URL and login",
+    ),
     "doctor": (_doctor, "check this machine and this checkout"),
     "deploy": (_deploy, "apply prefect.yaml to the Prefect server that PREFECT_API_URL names"),
     "predict": (_predict, "predict what PNG and JPEG pictures show with the registered champion"),
@@ -303,7 +308,7 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
             explanation = "first bring back the files of DVC that a kill or a full disk has left empty"
             command.add_argument("--fix", action="store_true", help=explanation)
         if name == "predict":
-            explanation = "a PNG or JPEG file, a folder of them, or - for one from standard input"
+            explanation = "a picture (PNG, JPEG, BMP, TIFF, WebP), a folder of them, or - for one from standard input"
             images = command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help=explanation)
             images.complete = file  # type: ignore[attr-defined]
             explanation = "print ? for a prediction whose probability is below P"
@@ -314,7 +319,9 @@ def _parser(*, file: object = None, folder: object = None) -> command_line.Parse
             explanation = "write the picture with boxes and labels; for exactly one picture"
             command.add_argument("--show", type=Path, metavar="FILE.png", help=explanation)
         if name == "score":
-            table = command.add_argument("input", metavar="INPUT.parquet", help="a file or a folder, here or at s3://")
+            table = command.add_argument(
+                "input", metavar="INPUT.parquet", help="a file or a folder, here or in a bucket"
+            )
             table.complete = file  # type: ignore[attr-defined]
         if name == "export":
             command.add_argument("--format", required=True, choices=("onnx", "safetensors"), help="of the model's file")

@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
+from mnist_pipe.evaluation import markdown
 from mnist_pipe.params.schema import EvaluateParams
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ Metrics = dict[str, Any]
 
 @flow
 def evaluate(params: EvaluateParams) -> None:
-    """Write the predictions, `reports/evaluation.json`, `reports/confusion.csv` and the plots."""
+    """Write the predictions, the metrics and the plots."""
     with workspace():
         by_split = {split: score_split(split, params) for split in SPLITS}
         evaluation = summarise(by_split, params)
@@ -38,7 +39,8 @@ def evaluate(params: EvaluateParams) -> None:
             f"baseline {baseline['accuracy']:.2%}"
         )
         get_run_logger().info(headline)
-        create_markdown_artifact(f"{headline}.", key="evaluation", description="Headline of the evaluation")
+        text = f"{markdown.plain(headline)}."
+        create_markdown_artifact(text, key="evaluation", description="Headline of the evaluation")
         create_table_artifact(evaluation["per_class"], key="per-class", description="Test split, by actual class")
 
 
@@ -83,17 +85,20 @@ def score_split(split: str, params: EvaluateParams) -> Metrics:
 
 @task
 def summarise(by_split: dict[str, Metrics], params: EvaluateParams) -> Metrics:
-    """Write `reports/evaluation.json` and `reports/confusion.csv`, and return the content of the former."""
+    """Write `reports/evaluation.json`, `metrics.json` and `confusion.csv`, and return the content of the first."""
+    import numpy as np
     import pandas as pd
 
     from mnist_pipe import atomic
+    from mnist_pipe.data.facts import Facts
     from mnist_pipe.data.parquet import read_provenance
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import read_predictions
 
     provenance = read_provenance(paths.NORMALIZED / "test.parquet")
     test = read_predictions(paths.PREDICTIONS / "test.parquet")
-    matrix = metrics.confusion_matrix(test.label, test.prediction)
+    facts = Facts.of(provenance)
+    matrix = metrics.confusion_matrix(test.label, test.prediction, num_classes=facts.num_classes)
     card = atomic.read_json(paths.CANDIDATE / paths.CARD)
     evaluation = {
         "dataset": provenance["dataset"],
@@ -113,12 +118,32 @@ def summarise(by_split: dict[str, Metrics], params: EvaluateParams) -> Metrics:
         "coverage": [
             asdict(one) for one in metrics.compute_coverage(test.probability, test.correct, thresholds=THRESHOLDS)
         ],
-        "per_class": [asdict(one) for one in metrics.compute_class_metrics(matrix)],
+        "per_class": [asdict(one) for one in metrics.compute_class_metrics(matrix, names=facts.labels)],
     }
     atomic.write_json(paths.EVALUATION, evaluation)
-    pairs = pd.DataFrame({"actual": test.label, "predicted": test.prediction})
+    atomic.write_json(paths.METRICS, _headline(evaluation))
+    names = np.array(facts.labels)
+    pairs = pd.DataFrame({"actual": names[test.label], "predicted": names[test.prediction]})
     atomic.write_bytes(paths.CONFUSION, pairs.to_csv(index=False, lineterminator="\n").encode())
     return evaluation
+
+
+def _headline(evaluation: Metrics) -> Metrics:
+    """Return the metrics that tell two runs apart, few enough for a line of a terminal."""
+    test, validation = evaluation["test"], evaluation["validation"]
+    low, high = test["interval"]
+    return {
+        "test": {
+            "accuracy": test["accuracy"],
+            "low": round(low, 5),
+            "high": round(high, 5),
+            "errors": test["num_rows"] - test["num_correct"],
+            "nll": round(test["nll"], 5),
+            "ece": round(test["calibration_error"], 5),
+        },
+        "validation": {"accuracy": validation["accuracy"]},
+        "baseline": {"accuracy": evaluation["baseline"]["test"]["accuracy"]},
+    }
 
 
 @task
@@ -132,24 +157,30 @@ def draw(params: EvaluateParams, uncalibrated: CalibrationBins) -> None:
     from mnist_pipe.evaluation.predictions import read_predictions
     from mnist_pipe.models import saved
 
-    test = read_predictions(paths.PREDICTIONS / "test.parquet")
-    matrix = metrics.confusion_matrix(test.label, test.prediction)
+    test, data = read_predictions(paths.PREDICTIONS / "test.parquet"), read_normalized(paths.SPLITS["test"])
+    names, shape = data.facts.labels, data.facts.shape
+    matrix = metrics.confusion_matrix(test.label, test.prediction, num_classes=len(names))
+    classes = metrics.compute_class_metrics(matrix, names=names)
     bins = metrics.calibration_bins(test.probability, test.correct, num_bins=params.num_calibration_bins)
     weights = next(p for p in saved.load_model(paths.BASELINE)[0].parameters() if p.ndim == 2)
-    plots.draw_confusion(paths.PLOTS / "confusion.png", matrix)
-    plots.draw_classes(paths.PLOTS / "classes.png", metrics.compute_class_metrics(matrix), confidence=params.confidence)
+    plots.draw_confusion(paths.PLOTS / "confusion.png", matrix, names=names)
+    plots.draw_classes(paths.PLOTS / "classes.png", classes, confidence=params.confidence)
     plots.draw_reliability(
         paths.PLOTS / "reliability.png", bins, uncalibrated=uncalibrated, confidence=params.confidence
     )
     plots.draw_coverage(paths.PLOTS / "coverage.png", test.probability, test.correct)
-    plots.draw_templates(paths.PLOTS / "templates.png", weights.detach().numpy().astype(np.float32))
+    templates = weights.detach().numpy().astype(np.float32)
+    plots.draw_templates(paths.PLOTS / "templates.png", templates, shape=shape, names=names)
     plots.draw_curves(paths.PLOTS / "curves.png", pd.read_csv(paths.CURVES))
-    plots.draw_search(paths.PLOTS / "search.png", pd.read_csv(paths.TRIALS))
+    trials = pd.read_csv(paths.TRIALS)
+    plots.draw_search(paths.PLOTS / "search.png", trials)
+    plots.draw_rates(paths.PLOTS / "rates.png", trials)
     plots.draw_mistakes(
         paths.PLOTS / "mistakes.png",
-        read_normalized(paths.NORMALIZED / "test.parquet").images,
+        data.images,
         labels=test.label,
         predictions=test.prediction,
         probabilities=test.probability,
         num_worst=params.num_worst_mistakes,
+        names=names,
     )

@@ -49,7 +49,7 @@ def push(folder: Path) -> None:
 
 @task
 def publish(folder: Path) -> str | None:
-    """Commit and push `dvc.lock` and the reports, and return the branch, or None if nothing has changed.
+    """Commit and push `dvc.lock` and the reports in Git, and return the branch, or None if nothing has changed.
 
     The branch is named after the digest of `dvc.lock`.
     """

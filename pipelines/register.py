@@ -14,9 +14,10 @@ from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.data.parquet import read_provenance
 from mnist_pipe.errors import BusyError
 from mnist_pipe.evaluation import markdown
+from mnist_pipe.experiment import Experiment
 from mnist_pipe.params.schema import RegisterParams
 from mnist_pipe.registry import model_card, registration, versions
-from pipelines import retries
+from pipelines import artifacts, retries
 
 VALIDATION = paths.PREDICTIONS / "validation.parquet"
 
@@ -31,7 +32,7 @@ def trace() -> dict[str, Any]:
 @task(
     retries=2, retry_delay_seconds=2, retry_condition_fn=retries.after(BusyError)
 )  # another writer may hold the database
-def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
+def record(params: RegisterParams, origin: dict[str, Any], experiment: Experiment | None) -> dict[str, Any]:
     """Register the candidate, move the alias if it passes, and write `reports/registration.json`."""
     import pandas as pd
 
@@ -49,6 +50,7 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
         ),
         curves=[{str(key): value for key, value in epoch.items()} for epoch in curves],
         trained=(training.ended_at - training.seconds, training.ended_at) if training else None,
+        experiment=experiment,
     )
     registered = registration.register(candidate, root=Path.cwd(), name=name, params=params)
     atomic.write_json(paths.REGISTRATION, asdict(registered))
@@ -56,16 +58,20 @@ def record(params: RegisterParams, origin: dict[str, Any]) -> dict[str, Any]:
 
 
 @flow
-def register(params: RegisterParams) -> None:
-    """Register the candidate and report the result of each gate."""
+def register(params: RegisterParams, experiment: Experiment | None = None) -> None:
+    """Register the candidate, which `experiment` made if it is not None, and report the result of each gate."""
     with workspace():
-        outcome = record(params, trace())
+        outcome = record(params, trace(), experiment)
         title = f"{outcome['name']} version {outcome['version']}"
+        model = versions.find(f"{outcome['name']}/{outcome['version']}", root=Path.cwd())
+        url = artifacts.mlflow_run(model.run_id, root=Path.cwd())
+        artifacts.link(url, key="mlflow-run", text=f"MLflow run of {title}")
         log, rows = get_run_logger(), []
         for gate in outcome["gates"]:
             verdict = "passed" if gate["passed"] else "failed"
-            rows.append((gate["name"], verdict, gate["text"]))
+            rows.append((gate["name"], verdict, markdown.plain(gate["text"])))
             log.info("gate %s %s: %s", gate["name"], verdict, gate["text"])
         log.info("%s: %s", title, outcome["reason"])
         table = markdown.table(("gate", "", ""), rows)
-        create_markdown_artifact(f"**{title}.** {outcome['reason']}\n\n{table}\n", key="gates", description=title)
+        text = f"**{title}.** {markdown.plain(outcome['reason'])}\n\n{table}\n"
+        create_markdown_artifact(text, key="gates", description=title)

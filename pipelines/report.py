@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
 
 from mnist_pipe import atomic, paths
+from mnist_pipe.cluster import handoff
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.errors import BusyError, InputError
 from mnist_pipe.evaluation.report import render_page
 from mnist_pipe.registry import registration, versions
-from pipelines import STAGES, retries
+from pipelines import STAGES, artifacts, retries
 
 
 @flow
@@ -20,6 +22,8 @@ def report() -> None:
     with workspace():
         write()
         attach()
+        if not os.environ.get(handoff.REQUEST):  # on a cluster the page is sent to the client, and its folder removed
+            artifacts.link(paths.REPORT.resolve().as_uri(), key="report", text="Report")
         get_run_logger().info(f"report: {paths.REPORT}")
 
 
@@ -41,4 +45,6 @@ def attach() -> None:
         get_run_logger().info("%s is not in this registry: the report is not attached to it", spec)
         return
     registration.log_report(model, root=Path.cwd(), page=paths.REPORT, plots=paths.PLOTS)
+    url = artifacts.mlflow_run(model.run_id, root=Path.cwd())
+    artifacts.link(url and f"{url}/artifacts", key="mlflow-run", text=f"MLflow run of {spec}, with this report")
     versions.champion(registered["name"], root=Path.cwd())  # kept, so that the first `mnist-pipe predict` is fast

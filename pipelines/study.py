@@ -1,4 +1,4 @@
-"""Stage `STUDY-runs`: compute a study's runs on all CPUs or GPUs of the machine or cluster.
+"""Stage `STUDY-runs`: compute a study's runs on all CPUs and GPUs of the machine or cluster.
 
 The package `studies` defines the runs and presents their results.
 """
@@ -49,18 +49,25 @@ def measure(study: str, params: dict[str, Any], name: str) -> dict[str, Any]:
 
     def compute(configs: Sequence[Config]) -> list[Run]:
         log.info("%s: computing %d runs", study, len(configs))
-        return run_all(chosen.run, configs, shared=splits, available=available, ledger=ledger, on_run=show)
+        return run_all(
+            chosen.run,
+            configs,
+            shared=splits,
+            available=available,
+            ledger=ledger,
+            on_gpu=chosen.on_gpu,
+            on_run=show,
+        )
 
     done: list[Run] = []
     with ray_session.connected(name) as available:
-        if chosen.tune:
-            done += chosen.tune(section, splits, available=available, storage=storage, name=name, log=log.info)
         if chosen.plan:
             done += compute(chosen.plan(section))
         if chosen.plan_from_results:
             done += compute(chosen.plan_from_results(section, done))
     conclusions = chosen.conclude(done, splits) if chosen.conclude else {}
     times = _times(done, num_cpus=available.num_cpus, num_gpus=available.num_gpus)
+    times["code"] = catalogue.code_of(study)
     if not num_known:
         times["wall_seconds"] = round(time.monotonic() - started, 1)
     folder = paths.STUDIES / study

@@ -13,6 +13,7 @@ from mnist_pipe import paths
 from mnist_pipe.cluster.handoff import workspace
 from mnist_pipe.cluster.storage import VARIABLE, Storage
 from mnist_pipe.params.schema import RecipeParams, TrainParams
+from pipelines import artifacts
 
 if TYPE_CHECKING:
     from mnist_pipe.training.streaming import Shards
@@ -39,15 +40,22 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
     from mnist_pipe.training.recipe import Recipe
 
     info, num_epochs = get_run_logger().info, recipe["num_epochs"]
+    shown = artifacts.Progress("train", total=num_epochs, description="Epochs that have ended")
 
     class Log(Progress):
-        """Writer of the run's progress to the flow's log."""
+        """Writer of the run's progress to the flow's log and, for editors that show it, to `reports/curves.csv`."""
+
+        def __init__(self) -> None:
+            self._history: list[dict[str, float]] = []
 
         def on_start(self, addresses: list[str]) -> None:
             info("%d worker%s: %s", len(addresses), "s" * (len(addresses) > 1), ", ".join(addresses))
 
         def on_epoch(self, metrics: dict[str, float]) -> None:
             info("%s", progress_line(metrics, num_epochs=num_epochs))
+            self._history.append(metrics)
+            _write_curves(self._history)
+            shown.show(int(metrics["epoch"]))
 
         def on_save(self, position: dict[str, Any]) -> None:
             info(
@@ -61,7 +69,8 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
 
     path, place = paths.TRAINING_SPLITS["train"], storage.project_storage(Path.cwd())
 
-    with ray_session.connected(run_name) as available:
+    with shown, ray_session.connected(run_name) as available:
+        artifacts.link(available.job_url, key="ray-job", text=f"Ray job {run_name}")
         preflight.check_workers(
             "train.num_workers",
             params.num_workers,
@@ -77,7 +86,12 @@ def fit(recipe: dict[str, Any], train_rows: int | None, params: TrainParams, run
             name=run_name,
             storage=place,
             state=state_of(run_name),
-            scale=ray_session.scale(available, num_workers=params.num_workers, use_gpu=params.use_gpu),
+            scale=ray_session.scale(
+                available,
+                num_workers=params.num_workers,
+                use_gpu=params.use_gpu,
+                batch_size=recipe["batch_size"],
+            ),
             progress=Log(),
         )
     return {"history": result.history, "num_workers": len(result.addresses)}
@@ -90,6 +104,15 @@ def _rows(path: Path, place: Storage) -> Shards:
     if not os.environ.get(VARIABLE):
         return streaming.shards(path)
     return streaming.shards(place.path(f"objects/{place.put(path)}"), filesystem=place.filesystem)
+
+
+def _write_curves(history: list[dict[str, float]]) -> None:
+    import pandas as pd
+
+    from mnist_pipe.atomic import atomic_file
+
+    with atomic_file(paths.CURVES) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False)
 
 
 def state_of(run_name: str) -> Path:
@@ -115,18 +138,17 @@ def write_candidate(
         num_workers: number of workers that trained, for the report.
         tta: whether the model is to be loaded with test-time augmentation.
     """
-    import pandas as pd
     import torch
 
-    from mnist_pipe.atomic import atomic_file, write_json
+    from mnist_pipe.atomic import write_json
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation.calibration import fit_temperature
     from mnist_pipe.models import forward, saved
     from mnist_pipe.training import checkpoint, ema, loop
     from mnist_pipe.training.recipe import Recipe
 
-    full = Recipe(**recipe)
-    model, optimizer = loop.new_run(full, device=torch.device("cpu"))
+    full, validation = Recipe(**recipe), read_normalized(paths.TRAINING_SPLITS["validation"])
+    model, optimizer = loop.new_run(full, device=torch.device("cpu"), facts=validation.facts)
     checkpoint.load_state(state_of(run_name), model=model, optimizer=optimizer)
     card = checkpoint.model_card(
         full.to_dict(),
@@ -135,13 +157,11 @@ def write_candidate(
         data=paths.TRAINING_SPLITS,
         tta=tta,
     )
-    validation = read_normalized(paths.TRAINING_SPLITS["validation"])
     with ema.averaged(optimizer):
         logits = forward.logits(saved.for_inference(model, card=card), validation.images)
         card["temperature"] = fit_temperature(logits, validation.labels)
         saved.save_model(paths.CANDIDATE, model, card=card)
-    with atomic_file(paths.CURVES) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
+    _write_curves(history)
     write_json(paths.TRAIN_REPORT, {**history[-1], "model": recipe["model"], "num_workers": num_workers})
 
 

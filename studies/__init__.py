@@ -2,7 +2,7 @@
 
 In each package, `runs.py` defines what is computed, `findings.py` how it is shown, and `study.py` puts the two together
 as `STUDY`. What was measured is stored beside them: `runs.json`, `times.json`, `table.csv` and the figures.
-`dvc repro studies/dvc.yaml:<study>` produces all of it.
+`dvc --cd studies repro <study>` produces all of it.
 """
 
 from __future__ import annotations

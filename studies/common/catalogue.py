@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
+import studies
 from mnist_pipe import paths
+from mnist_pipe.cluster import dvc_stages
 from mnist_pipe.errors import unknown
 from mnist_pipe.params import loader
 from mnist_pipe.params.schema import Section
@@ -44,6 +46,12 @@ def params_of(name: str, path: Path = paths.STUDY_PARAMS) -> Section:
     schema = create_model("StudyParams", __base__=Section, **sections)
     section: Section = getattr(loader.read(path, schema=schema), name)
     return section
+
+
+def code_of(study: str) -> dict[str, str]:
+    """Return the digest of each module that the stage which measures `study` depends on, by its path."""
+    root = Path(studies.__file__).parent.parent
+    return {path.as_posix(): dvc_stages.md5_of(root / path) for path in dvc_stages.read(root)[f"{study}-runs"].code}
 
 
 def _lecun1998() -> Study[Any]:

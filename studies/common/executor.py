@@ -1,4 +1,4 @@
-"""Execution of one function on many configurations, on Ray's CPUs or GPUs; each run is recorded as soon as it ends."""
+"""Execution of one function on many configurations, on Ray's CPUs and GPUs; each run is recorded as soon as it ends."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ def run_all(
     shared: Mapping[str, Any],
     available: Cluster,
     ledger: Ledger[Run],
+    on_gpu: Callable[[Config], bool] = lambda _: False,
     on_run: Callable[[Run], None] = lambda _: None,
 ) -> list[Run]:
-    """Return `compute(config, shared)` for each of `configs`, run on one CPU each, or on one GPU each if there are any.
+    """Return `compute(config, shared)` for each of `configs`, run on one CPU each, and a GPU if it computes on one.
 
     Runs start in the order given, so the longest should come first; they are returned in that order too. A run that is
     lost with its node starts again.
@@ -40,6 +41,7 @@ def run_all(
         shared: what all runs read; each node holds it in memory once.
         available: the CPUs, GPUs and nodes to run on.
         ledger: where runs are recorded; a run that it already has is not computed again.
+        on_gpu: whether a run computes on a GPU if there are any. From the others, every GPU of their node is hidden.
         on_run: called as each run ends, but not for those that `ledger` already has.
 
     Raises:
@@ -50,12 +52,15 @@ def run_all(
     known = {digest(run.config): run for run in ledger.read()}
     code = _version(compute)
     data = ray.put(dict(shared))
-    task = ray.remote(_timed).options(
-        num_cpus=1, num_gpus=min(1, available.num_gpus), max_retries=3, name=compute.__module__
-    )
-    open_runs = {
-        task.remote(compute, config, data, code=code): config for config in configs if digest(config) not in known
-    }
+    task = ray.remote(num_cpus=1, max_retries=3)(_timed)
+    # Ray leaves the variable alone for a task without a GPU, and torch would take the first one.
+    hidden = {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}}
+
+    def start(config: Config) -> Any:
+        kind = ({"num_gpus": 1} if on_gpu(config) else hidden) if available.num_gpus else {}
+        return task.options(name=compute.__module__, **kind).remote(compute, config, data, code=code)
+
+    open_runs = {start(config): config for config in configs if digest(config) not in known}
     while open_runs:
         (ended, *_), _ = ray.wait(list(open_runs))
         config = open_runs.pop(ended)

@@ -1,4 +1,4 @@
-"""The table of a study: what was published, what was measured here, and whether ours reaches the published number."""
+"""The table of a study: what was published, what was measured here, and whether ours reproduces what was published."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mnist_pipe.evaluation import markdown
+from studies.common import verdict
 from studies.common.published import PublishedResult
 
 LOWER_IS_BETTER = ("error", "loss", "rmse", "mae")
@@ -30,6 +31,8 @@ class Row:
     published: PublishedResult | None
     note: str = ""
     """What a reader must know of the row; `deterministic` if the method draws nothing and so has only one value."""
+    not_comparable: str = ""
+    """Why ours is knowingly another setting than the published one, or an empty string if it is not."""
 
     @property
     def mean(self) -> float:
@@ -53,17 +56,17 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the mean is as good as the published number, or as near as its decimals or the seeds can resolve."""
-        if self.published is None or self.difference is None:
-            return "not published"
-        behind = self.difference if self.is_error else -self.difference
-        if behind <= 0:
-            return "reached"
-        if behind <= 0.5 * 10**-self.published.decimals:
-            return "reached, as rounded"
-        if self.deviation is not None and behind <= 2 * self.deviation:
-            return "within two deviations"
-        return f"missed by {self._format(behind)}"
+        """One of the words of `verdict`, or an empty string if nothing was published to compare with."""
+        if self.published is None:
+            return ""
+        if self.not_comparable:
+            return verdict.NOT_COMPARABLE
+        return verdict.of_number(
+            self.values,
+            published=self.published.value,
+            decimals=self.published.decimals,
+            lower_is_better=self.is_error,
+        )
 
     def shown(self) -> str:
         """Return the mean and the standard deviation as text."""
@@ -74,7 +77,7 @@ class Row:
         return f"{value:.2f} %" if self.unit == "%" else f"{value:.4f}"
 
 
-COLUMNS = ("system", "variant", "measured", "published", "ours", "difference", "verdict", "note")
+COLUMNS = ("system", "variant", "measured", "published", "ours", "n", "difference", "verdict", "note")
 
 
 def cells(row: Row) -> tuple[str, ...]:
@@ -85,11 +88,14 @@ def cells(row: Row) -> tuple[str, ...]:
         row.system,
         row.variant,
         f"{name}, {setting}" if setting.startswith("epoch") else name,
-        "" if row.published is None else f"{row.published.value:g}{' %' if row.unit == '%' else ''}",
+        ""
+        if row.published is None
+        else f"{row.published.value:.{row.published.decimals}f}{' %' if row.unit == '%' else ''}",
         row.shown(),
+        str(len(row.values)),
         "" if row.difference is None else f"{row.difference:+.2f}" if row.unit == "%" else f"{row.difference:+.4f}",
         row.verdict,
-        row.note,
+        "; ".join(filter(None, (row.not_comparable, row.note))),
     )
 
 
@@ -102,6 +108,18 @@ def without_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def listed(parts: Sequence[str]) -> str:
     """Return the parts, of which there is at least one, as `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def counted(words: Sequence[str]) -> str:
+    """Return how often a claim got each verdict, as in `holds in 2 and is contradicted in 1 of 3`."""
+    verbs = {verdict.HOLDS: "holds", verdict.CONTRADICTED: "is contradicted", verdict.UNDECIDED: "is not decided"}
+    parts = [f"{verb} in {words.count(word)}" for word, verb in verbs.items() if word in words]
+    return f"{listed(parts)} of {len(words)}"
+
+
+def probability(p_value: float) -> str:
+    """Return a p-value as text, such as `p = 0.012` or `p < 0.0001`."""
+    return f"p = {p_value:.2g}" if p_value >= 0.0001 else "p < 0.0001"
 
 
 def csv(rows: Sequence[Row]) -> bytes:
@@ -119,6 +137,7 @@ def csv(rows: Sequence[Row]) -> bytes:
             "values": " ".join(f"{value:g}" for value in row.values),
             "difference": row.difference,
             "verdict": row.verdict,
+            "not_comparable": row.not_comparable,
             "note": row.note,
             "reference": row.published.reference if row.published else "",
         }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
 from mnist_pipe.params.schema import Epochs, Section
 from studies.common.fitting import Splits, pixels, whole
 from studies.common.ledger import Config, Result, Run
+from studies.common.packing import packed
 
 Array = NDArray[np.floating[Any]]
 _ROWS_AT_ONCE = 1000
@@ -36,10 +38,12 @@ class Params(Section):
     search_epochs: dict[str, Epochs]
     """Epochs after which the validation accuracy decides on a learning rate, by the name of the batch size."""
     learning_rates: dict[str, Annotated[list[Annotated[float, Field(gt=0, le=1000)]], Field(min_length=1)]]
-    """Learning rates that are tried, by the name of the batch size, with one seed each."""
+    """Learning rates that are tried, by the name of the batch size."""
+    num_search_seeds: Annotated[int, Field(ge=1, le=100)]
+    """Seeds with which each learning rate is tried."""
     final_fraction: Annotated[float, Field(gt=0, le=1)]
     """Share of the learning rate that is left at the end of a run whose rate decays."""
-    num_seeds: Annotated[int, Field(ge=1, le=100)]
+    num_seeds: Annotated[int, Field(ge=3, le=100)]
 
 
 def codes(encoding: str) -> NDArray[np.float64]:
@@ -57,9 +61,16 @@ ENCODINGS = ("one-hot", "binary", "ordinal")
 
 
 def plan(params: Params) -> list[Config]:
-    """Return the searches: for each batch size and encoding, every learning rate for a few epochs."""
+    """Return the searches: for each batch size and encoding, every learning rate and seed for a part of the epochs."""
+    seeds = range(params.num_search_seeds)
     return [
-        _config(params, size, encoding, "search", [[rate, "constant", 0] for rate in params.learning_rates[size]])
+        _config(
+            params,
+            size,
+            encoding,
+            "search",
+            [[rate, "constant", s] for rate in params.learning_rates[size] for s in seeds],
+        )
         for size in params.batch_sizes
         for encoding in ENCODINGS
     ]
@@ -81,10 +92,17 @@ def is_search(run: Run) -> bool:
 
 
 def best_rate(search: Run) -> float:
-    """Return the learning rate with the highest accuracy on the validation split; of equals, the lowest."""
-    members = zip(search.result["members"], search.config["members"], strict=True)
-    scored = [(metrics["validation_accuracy"][-1], -rate) for metrics, (rate, _, _) in members]
-    return float(-max(scored)[1])
+    """Return the learning rate with the highest mean accuracy on the validation split; of equals, the lowest."""
+    scores = search_scores(search)
+    return max(scores, key=lambda rate: (scores[rate], -rate))
+
+
+def search_scores(search: Run) -> dict[float, float]:
+    """Return the mean over seeds of the validation accuracy, in [0, 1], by learning rate."""
+    found: dict[float, list[float]] = {}
+    for metrics, (rate, _, _) in zip(search.result["members"], search.config["members"], strict=True):
+        found.setdefault(rate, []).append(metrics["validation_accuracy"][-1])
+    return {rate: fmean(values) for rate, values in found.items()}
 
 
 def _config(params: Params, size: str, encoding: str, phase: str, members: list[list[Any]]) -> Config:
@@ -105,6 +123,8 @@ def run(config: Config, splits: Splits) -> Result:
 
     The result has for each member a value before training and after each of the `epochs`: the `cost` on the training
     rows (equation 1), `train_accuracy`, and `validation_accuracy` of a search or `test_accuracy` of a final run.
+
+    The intermediate result is the `weights`: the arrays of `initial` after the last step.
     """
     searching = config["phase"] == "search"
     training = splits["train"] if searching else whole(splits)
@@ -139,7 +159,9 @@ def run(config: Config, splits: Splits) -> Result:
     members = [
         {name: [values[member] for values in found] for name, found in series.items()} for member in range(len(seeds))
     ]
-    return Result(metrics={"epochs": epochs, "members": members})
+    return Result(
+        metrics={"epochs": epochs, "members": members}, intermediate={"weights": [packed(values) for values in network]}
+    )
 
 
 def initial(seeds: Sequence[int], widths: Sequence[int]) -> list[Array]:

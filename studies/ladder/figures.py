@@ -13,17 +13,28 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from mnist_pipe.data.splits import NUM_CLASSES, PIXELS
+from mnist_pipe.data.splits import NUM_CLASSES, PIXELS, SIDE
 from mnist_pipe.evaluation import plots
 from studies.common.ledger import Run
+from studies.common.packing import unpacked
 from studies.common.study import Measured
-from studies.ladder.results import SIDES, is_linear, kinds_of, p_of, size_of, steps_of, values_of, weights_in_colour
-from studies.ladder.runs import by_name, is_moved, unpacked
+from studies.common.table import probability
+from studies.ladder.results import (
+    SIDES,
+    is_linear,
+    kinds_of,
+    size_of,
+    steps_of,
+    templates_of,
+    values_of,
+    weights_in_colour,
+)
+from studies.ladder.runs import SHOWN, SHOWN_PROTOTYPES, by_name, is_moved
 
 _PERCENT = FuncFormatter(lambda value, _: f"{value:g} %")
 
 
-def draw(folder: Path, measured: Measured) -> list[str]:
+def draw(folder: Path, measured: Measured) -> dict[str, str]:
     """Draw the ladder, the templates, two figures of where the models break, their sizes, and the regression."""
     done, conclusions = measured.runs, measured.conclusions
     classifiers = by_name(done, task="classify")
@@ -33,20 +44,34 @@ def draw(folder: Path, measured: Measured) -> list[str]:
     draw_classes(folder / "classes.png", classifiers)
     draw_sizes(folder / "sizes.png", classifiers)
     draw_regression(folder / "regression.png", by_name(done, task="regress"), points=conclusions["scatter"])
-    return ["figure.png", "templates.png", "failure.png", "classes.png", "sizes.png", "regression.png"]
+    draw_locality(folder / "locality.png", classifiers, by_name(done, task="shuffled"))
+    draw_prototypes(folder / "prototypes.png", done, shown=conclusions["prototypes"])
+    draw_few(folder / "few.png", by_name(done, task="few"))
+    return {
+        "figure.png": "Test error against parameters of each model, with the p-value of each step",
+        "templates.png": "Weights of the linear model as images, one a digit: blue for the digit, red against it",
+        "failure.png": "Accuracy of each model as the test images are shifted and turned",
+        "classes.png": "Accuracy of each digit and model as the test images are shifted and turned, as a heat map",
+        "sizes.png": "Number of parameters of each model against the side of its images",
+        "regression.png": "Predicted against true slant of the first test digits, for each regressor",
+        "locality.png": "Test accuracy of two models with the pixels in place and shuffled; only the convnet loses",
+        "prototypes.png": "Templates of the classes 4 and 7 by k-means, and accuracy by the number of templates",
+        "few.png": "Training and test accuracy of two models that were trained on few rows",
+    }
 
 
 def draw_ladder(path: Path, classifiers: Mapping[str, Sequence[Run]], *, steps: Sequence[Mapping[str, Any]]) -> None:
     """Draw test error against parameters: mean and standard deviation over the seeds, and the p-value of each step."""
     with plots.drawing(path, height=4.4) as figure:
         axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="parameters", title="test error, and p of the step to it")
+        axes.set(xscale="log", yscale="log", xlabel="parameters (logarithmic)", ylabel="test error (logarithmic)")
+        axes.set_title("test error, p of each step; hollow: moved images")
         at = {}
         for (name, runs), colour in _coloured(classifiers):
             errors = [100 * (1 - value) for value in values_of(runs, "test_accuracy")]
             at[name] = runs[0].result["parameters"], fmean(errors)
             lines = [*name.split(", "), f"{fmean(errors):.2f} ± {stdev(errors):.2f} %"]
-            lines += [p_of(step) for step in steps if step["upper"] == name]
+            lines += [probability(step["p_value"]) for step in steps if step["upper"] == name]
             # The steps run from the upper left to the lower right; a model on moved images stands below its twin.
             below = is_moved(runs[0].config)
             axes.errorbar(
@@ -111,7 +136,8 @@ def draw_classes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
                 _heat_map(axes, rates.T, colours=colours)
                 axes.set_xticks(range(len(amounts)), [f"{amount:g}" for amount in amounts])
                 axes.set_xlabel(unit)
-            line[0].set(title=f"{name}: % of each class recognised", ylabel="class")
+            line[0].set(title=f"{name}: % recognised, shifted", ylabel="digit")
+            line[1].set(title="turned")
 
 
 def draw_sizes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
@@ -121,7 +147,9 @@ def draw_sizes(path: Path, classifiers: Mapping[str, Sequence[Run]]) -> None:
     """
     with plots.drawing(path, height=3.6) as figure:
         axes = figure.subplots()
-        axes.set(xscale="log", yscale="log", xlabel="pixels along a side", title="parameters")
+        axes.set(
+            xscale="log", yscale="log", xlabel="pixels along a side (logarithmic)", ylabel="parameters (logarithmic)"
+        )
         for (name, runs), colour in _coloured(classifiers):
             if is_moved(runs[0].config):
                 continue
@@ -155,6 +183,64 @@ def draw_regression(
             axes.set(xlim=(low, high), ylim=(low, high), xlabel="slant from the moments", aspect="equal")
             axes.set_title(f"{name}: R² {fmean(values_of(runs, 'r2')):.4f}")
         panels[0, 0].set_ylabel("predicted slant")
+        figure.suptitle(
+            f"the first {len(slants):,} test images, seed {next(iter(regressors.values()))[0].config['seed']}"
+        )
+
+
+def draw_locality(path: Path, classifiers: Mapping[str, Sequence[Run]], mixed: Mapping[str, Sequence[Run]]) -> None:
+    """Draw the test accuracy of each model and seed, with pixels in place and shuffled."""
+    columns = {"pixels in place": {name: classifiers[name] for name in mixed}, "pixels shuffled": mixed}
+    values = {
+        label: {name: values_of(runs, "test_accuracy") for name, runs in column.items()}
+        for label, column in columns.items()
+    }
+    _draw_pairs(path, values)
+
+
+def draw_few(path: Path, few: Mapping[str, Sequence[Run]]) -> None:
+    """Draw the accuracy of each model and seed on its few training rows and on the test rows."""
+    labels = {"training rows": "train_accuracy", "test rows": "test_accuracy"}
+    _draw_pairs(
+        path,
+        {label: {name: values_of(runs, metric) for name, runs in few.items()} for label, metric in labels.items()},
+    )
+
+
+def _draw_pairs(path: Path, columns: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw a line for each model, with a dot for each seed and column."""
+    names = list(next(iter(columns.values())))
+    with plots.drawing(path, height=1.3 + 0.4 * len(names)) as figure:
+        axes = figure.subplots()
+        for (label, by_name), colour, marker in zip(columns.items(), plots.SERIES_COLOURS, "os", strict=False):
+            for row, name in enumerate(names):
+                accuracies = [100 * value for value in by_name[name]]
+                axes.plot(
+                    accuracies, [row] * len(accuracies), marker, color=colour, alpha=0.7, label="" if row else label
+                )
+        axes.set_yticks(range(len(names)), names)
+        axes.set(ylim=(len(names) - 0.5, -0.5), xlabel="accuracy, a mark for each seed")
+        axes.xaxis.set_major_formatter(_PERCENT)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+
+
+def draw_prototypes(path: Path, done: Sequence[Run], *, shown: Sequence[str]) -> None:
+    """Draw the templates of `SHOWN`, a row for each class, and the accuracy by the number of templates."""
+    numbers, curves = templates_of(done)
+    with plots.drawing(path, height=3.0) as figure:
+        figure.set_figwidth(8.4)
+        *panels, axes = figure.subplots(1, len(SHOWN) + 1, width_ratios=[1] * len(SHOWN) + [1.6])
+        for panel, text, label in zip(panels, shown, SHOWN, strict=True):
+            images = unpacked(text, np.float16).reshape(SHOWN_PROTOTYPES // 2, 2, SIDE, SIDE)
+            panel.imshow(images.astype(np.float32).transpose(0, 2, 1, 3).reshape(-1, 2 * SIDE), cmap="gray_r")
+            panel.set_title(f"templates of the {label}s")
+            panel.set_axis_off()
+        axes.plot(numbers, 100 * curves.T, "o", color=plots.BLUE, markersize=3.5, alpha=0.6)
+        axes.plot(numbers, 100 * curves.mean(0), color=plots.BLUE)
+        axes.set(xscale="log", xlabel="templates a class (logarithmic)", title="accuracy of the nearest template, test")
+        axes.set_xticks(numbers, [str(number) for number in numbers])
+        axes.minorticks_off()
+        axes.yaxis.set_major_formatter(_PERCENT)
 
 
 def _heat_map(axes: Axes, rates: NDArray[np.float64], *, colours: LinearSegmentedColormap) -> None:

@@ -13,24 +13,23 @@ from numpy.typing import NDArray
 
 from mnist_pipe.data.splits import NUM_CLASSES
 from mnist_pipe.evaluation.report import format_count as count
+from studies.common import verdict
 from studies.common.ledger import Run
 from studies.common.study import Measured
-from studies.common.table import Row, without_empty
+from studies.common.table import Row, probability, without_empty
 from studies.ladder.results import (
     SIDES,
     is_linear,
     kinds_of,
-    p_of,
     pair,
     size_of,
     steps_of,
+    templates_of,
     values_of,
     weights_in_colour,
 )
 from studies.ladder.runs import by_name, is_moved
 
-SIGNIFICANCE = 0.05
-"""Significance level: a step improves measurably if its p-value is below this."""
 _REGRESSION = {"r2": "R²", "rmse": "root mean squared error", "mae": "mean absolute error"}
 
 
@@ -65,6 +64,21 @@ def rows(measured: Measured) -> list[Row]:
     return classifiers + regressors
 
 
+def render_answer(measured: Measured, rows: Sequence[Row]) -> str:
+    """Return the answer in two sentences."""
+    classifiers = by_name(measured.runs, task="classify")
+    steps = steps_of(classifiers, measured.conclusions)
+    words = [_claim(step) for step in steps]
+    accuracies = [row for row in rows if row.metric == "test_accuracy"]
+    best, largest = max(accuracies, key=lambda row: row.mean), max(steps, key=lambda step: fmean(step["gains"]))
+    return (
+        f"The ladder leads from {accuracies[0].shown()} of the {accuracies[0].system} to {best.shown()} of the "
+        f"{best.system}, {best.variant}; that a step improves {verdict.HOLDS} for {words.count(verdict.HOLDS)} of "
+        f"{len(steps)} steps. The largest gain is that of {_arrow(largest)}: "
+        f"{100 * fmean(largest['gains']):+.2f} points."
+    )
+
+
 def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
     """Return the text on what the ladder shows, claim by claim of the lesson."""
     done, conclusions = measured.runs, measured.conclusions
@@ -75,6 +89,9 @@ def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
         _on_the_failures(classifiers, conclusions),
         _on_the_classes(classifiers),
         _on_the_sizes(classifiers),
+        _on_locality(classifiers, by_name(done, task="shuffled"), conclusions),
+        _on_prototypes(done),
+        _on_few_rows(by_name(done, task="few"), conclusions),
         _on_the_regression(by_name(done, task="regress")),
     ]
     return "\n\n".join(paragraphs)
@@ -82,11 +99,11 @@ def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
 
 def _on_the_steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any], *, lesson: Row) -> str:
     steps = steps_of(classifiers, conclusions)
-    failed = [_arrow(step) for step in steps if not _improves(step)]
+    failed = [_arrow(step) for step in steps if _claim(step) != verdict.HOLDS]
     trained_on_moved = [name for name, runs in classifiers.items() if is_moved(runs[0].config)]
     largest = [name for name in classifiers if name not in trained_on_moved][-1]
     assert lesson.published is not None
-    verdict = (
+    text = (
         f"Not every step improves the test metric measurably: {'; '.join(failed)}."
         if failed
         else "Every step improves the test metric measurably."
@@ -101,17 +118,17 @@ def _on_the_steps(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping
         "only upper right",
         "only lower right",
         "p",
-        "verdict",
+        "that it improves",
     )
     paragraphs = [
-        f"**Steps.** {verdict} The lesson asks to investigate a step that does not.",
+        f"**Steps.** {text} The lesson asks to investigate a step that does not.",
         without_empty(header, [_step(step, classifiers) for step in steps]),
         "Every model is trained on all 60,000 rows, for the same number of epochs and with the same schedule. The "
         "validation split chose its learning rate and label smoothing. A step is tested on the test rows of each seed "
         "with McNemar's exact test. The p-value is that of the median seed, enlarged because all seeds share the test "
-        f"rows (Rüger 1978); the models differ measurably if it is below {SIGNIFICANCE:g}. *Only upper right* is the "
-        "mean number of test rows that the upper model gets right and the lower does not; *only lower right* is the "
-        "reverse.",
+        f"rows (Rüger 1978); the models differ measurably if it is below {verdict.SIGNIFICANCE:g}. *Only upper right* "
+        "is the mean number of test rows that the upper model gets right and the lower does not; *only lower right* is "
+        "the reverse.",
         f"**Linear model.** The linear model reaches {lesson.shown()}. The lesson calls {lesson.published.value:g} % "
         "its honest ceiling.",
     ]
@@ -123,9 +140,6 @@ def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> 
     """Return the cells of a step's row."""
     lower, upper = classifiers[step["lower"]], classifiers[step["upper"]]
     gains = [100 * gain for gain in step["gains"]]
-    verdict = "improves measurably" if _improves(step) else "does not improve measurably"
-    if step["p_value"] < SIGNIFICANCE and not _improves(step):
-        verdict = "is measurably worse"
     return [
         _arrow(step),
         f"x {upper[0].result['parameters'] / lower[0].result['parameters']:.1f}",
@@ -135,22 +149,20 @@ def _step(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> 
         f"{sum(gain > 0 for gain in gains)} of {len(gains)}",
         f"{fmean(step['only_upper']):.0f}",
         f"{fmean(step['only_lower']):.0f}",
-        p_of(step).removeprefix("p ").removeprefix("= "),
-        verdict,
+        probability(step["p_value"]).removeprefix("p ").removeprefix("= "),
+        _claim(step),
     ]
 
 
 def _instead(step: Mapping[str, Any], classifiers: Mapping[str, Sequence[Run]]) -> str:
     """Return a finding that compares a model trained on moved images with the largest model."""
     gain, share = 100 * fmean(step["gains"]), _share(classifiers, step)
-    if step["p_value"] >= SIGNIFICANCE:
-        verdict = "does not differ measurably from"
-    else:
-        verdict = "is measurably better than" if gain > 0 else "is measurably worse than"
+    words = {verdict.HOLDS: "is measurably better than", verdict.CONTRADICTED: "is measurably worse than"}
+    told = words.get(_claim(step), "does not differ measurably from")
     upper = f"{step['upper']}," if "," in step["upper"] else step["upper"]
     return (
-        f"**Augmentation instead of size.** The {upper} {verdict} the {step['lower']}: {gain:+.2f} points, "
-        f"{p_of(step)}. The former has {share} of the parameters of the latter."
+        f"**Augmentation instead of size.** The {upper} {told} the {step['lower']}: {gain:+.2f} points, "
+        f"{probability(step['p_value'])}. The former has {share} of the parameters of the latter."
     )
 
 
@@ -169,6 +181,8 @@ def _on_the_templates(classifiers: Mapping[str, Sequence[Run]], conclusions: Map
             f"**Templates.** The templates of the linear model {verb} the averages of the digits. The lesson says "
             "that they are these averages, and that the classifier measures how much an image is like them.",
             "\n".join(lines),
+            "In the figure, blue weights count for the digit and red ones against it. Pixels that never vary, as in "
+            "the corners, are not 0 after standardisation: their weights act as biases, which tints the background.",
         ]
     )
 
@@ -181,11 +195,11 @@ def _on_the_failures(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapp
     falls = {name: curve[0] - curve[at] for name, curve in curves.items()}
     worst, last = max(falls[name] for name in others), {name: curves[name][-1] for name in others}
     best = max(others, key=lambda name: last[name])
-    verdict = "Small shifts break" if falls[linear] > worst else "Small shifts do not break"
+    told = "Small shifts break" if falls[linear] > worst else "Small shifts do not break"
     half = "less than half" if last[best] < curves[best][0] / 2 else "at least half"
     return "\n\n".join(
         [
-            f"**Shifts and rotations.** {verdict} the {linear} more than the others: at {shifts[at]} pixels it loses "
+            f"**Shifts and rotations.** {told} the {linear} more than the others: at {shifts[at]} pixels it loses "
             f"{falls[linear]:.1f} points, and the others lose at most {worst:.1f}. The accuracies are means over the "
             "four directions of a shift or the two of a rotation, and over seeds; *half at* is where the accuracy "
             "falls below 50 %.",
@@ -270,6 +284,74 @@ def _on_the_sizes(classifiers: Mapping[str, Sequence[Run]]) -> str:
     )
 
 
+def _on_locality(
+    classifiers: Mapping[str, Sequence[Run]], mixed: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]
+) -> str:
+    lost = {one["name"]: one for one in conclusions["locality"]}
+    lines = [
+        f"- {name}: {_accuracy(classifiers[name])} → {_accuracy(runs)}, {_points(lost[name])}; that it falls "
+        f"{_claim(lost[name])} ({probability(lost[name]['p_value'])})"
+        for name, runs in mixed.items()
+    ]
+    return "\n\n".join(
+        [
+            "**Locality.** A linear model does not know which pixels are neighbours, the lesson says. If the pixels of "
+            "all images are put into one other order, it learns the same, and a convolutional network loses what it "
+            "assumes:",
+            "\n".join(lines),
+        ]
+    )
+
+
+def _on_prototypes(done: Sequence[Run]) -> str:
+    numbers, curves = templates_of(done)
+    means = 100 * curves.mean(0)
+    header = ["templates a class", *map(str, numbers)]
+    cells = [
+        "test accuracy",
+        *(f"{mean:.2f} ± {100 * own.std(ddof=1):.2f} %" for mean, own in zip(means, curves.T, strict=True)),
+    ]
+    return "\n\n".join(
+        [
+            "**One template a class.** An open and a closed 4, a 7 with and without a bar are classes of more than one "
+            "shape. With templates by k-means within a class, and the class of the nearest one as the answer, the "
+            f"accuracy rises from {means[0]:.1f} % with one template to {means[-1]:.1f} % with {numbers[-1]}:",
+            without_empty(header, [cells]),
+        ]
+    )
+
+
+def _on_few_rows(few: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> str:
+    config = next(iter(few.values()))[0].config
+    lines = [
+        [
+            name,
+            count(runs[0].result["parameters"]),
+            f"{100 * _mean(runs, 'train_accuracy'):.2f} %",
+            f"{_accuracy(runs)} ± {100 * stdev(values_of(runs, 'test_accuracy')):.2f}",
+        ]
+        for name, runs in few.items()
+    ]
+    words = {verdict.HOLDS: "is measurably better than", verdict.CONTRADICTED: "is measurably worse than"}
+    told = "; ".join(
+        f"the {one['upper']} {words.get(_claim(one), 'does not differ measurably from')} the {one['lower']}, "
+        f"{_points(one)}, {probability(one['p_value'])}"
+        for one in conclusions["few"]
+    )
+    return "\n\n".join(
+        [
+            f"**Few images.** The lesson warns of a huge network on {config['num_rows']} images. On the first "
+            f"{config['num_rows']} training rows, for {config['recipe']['num_epochs']} epochs and without moving "
+            f"images, {told}:",
+            without_empty(["model", "parameters", "training rows", "test rows"], lines),
+        ]
+    )
+
+
+def _points(one: Mapping[str, Any]) -> str:
+    return f"{100 * fmean(one['gains']):+.2f} points"
+
+
 def _on_the_regression(regressors: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for name, runs in regressors.items():
@@ -302,8 +384,9 @@ def crossing(amounts: Sequence[float], values: Sequence[float], *, level: float)
     return None
 
 
-def _improves(step: Mapping[str, Any]) -> bool:
-    return bool(step["p_value"] < SIGNIFICANCE and fmean(step["gains"]) > 0)
+def _claim(step: Mapping[str, Any]) -> str:
+    """Return the verdict on the claim that the upper model is better."""
+    return verdict.of_claim(fmean(step["gains"]), p_value=step["p_value"])
 
 
 def _arrow(step: Mapping[str, Any]) -> str:

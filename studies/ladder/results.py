@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mnist_pipe.data.splits import NUM_CLASSES
-from mnist_pipe.evaluation.report import format_p_value as p_value
 from studies.common.ledger import Run
 from studies.ladder.runs import is_moved, num_parameters
 
@@ -18,6 +20,12 @@ SIDES = (14, 28, 56, 112, 224)
 def values_of(runs: Sequence[Run], metric: str) -> list[float]:
     """Return a metric of one model's runs, one value per seed."""
     return [one.result[metric] for one in runs]
+
+
+def templates_of(done: Sequence[Run]) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the numbers of templates a class, and the accuracy of the nearest one, float64 `(seeds, numbers)`."""
+    found = [one for one in done if one.config["task"] == "prototypes"]
+    return found[0].config["numbers"], np.array([one.result["accuracy"] for one in found])
 
 
 def steps_of(classifiers: Mapping[str, Sequence[Run]], conclusions: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -39,11 +47,6 @@ def pair(conclusions: Mapping[str, Any], *, lower: str, upper: str) -> Mapping[s
         step for step in conclusions["steps"] if (step["lower"], step["upper"]) == (lower, upper)
     )
     return found
-
-
-def p_of(step: Mapping[str, Any]) -> str:
-    """Return the p-value of a comparison as it is printed."""
-    return f"p = {p_value(step['p_value'])}".replace("= <", "<")
 
 
 def kinds_of(classifiers: Mapping[str, Sequence[Run]]) -> list[tuple[str, list[float], str, str]]:

@@ -1,8 +1,11 @@
-"""The runs of the ladder: each model on the test digits, unmoved and moved, and two models as regressors."""
+"""The runs of the ladder: each model on the test digits, unmoved and moved, and two models as regressors.
+
+Three experiments test what the lesson says of a linear model beside a convolutional one: on shuffled pixels, with
+several templates a class, and on few rows.
+"""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,10 +41,13 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.deskew import slant
 from studies.common.fitting import Splits, device, fit, pixels, predicted, whole
 from studies.common.ledger import Config, Result, Run
+from studies.common.packing import packed, unpacked
 from studies.common.significance import combined
 
 NUM_POINTS = 1000
 """Number of points of the scatter plot, which are the first test rows."""
+SHOWN, SHOWN_PROTOTYPES = (4, 7), 4
+"""Classes whose templates are shown, which the lesson names, and the number of templates a class that is shown."""
 
 
 class RecipeParams(Section):
@@ -66,6 +72,16 @@ class RecipeParams(Section):
     """Largest random shift of a training image, in pixels."""
 
 
+class FewParams(Section):
+    """Training of classifiers on few rows."""
+
+    classifiers: Annotated[list[str], Field(min_length=2)]
+    """Names of `classifiers`, the linear one first."""
+    num_rows: Annotated[int, Field(ge=10)]
+    """Training rows, which are the first ones."""
+    num_epochs: Epochs
+
+
 class Params(Section):
     """The section `ladder` of `studies/params.yaml`."""
 
@@ -83,33 +99,66 @@ class Params(Section):
     """Pixels by which the test images are moved in each of the four directions."""
     rotations: Annotated[list[Annotated[float, Field(ge=0, le=180)]], Field(min_length=1)]
     """Degrees by which the test images are turned either way."""
+    shuffled: Annotated[list[str], Field(min_length=2)]
+    """Names of `classifiers` that are trained on shuffled pixels as well, the linear one first."""
+    prototypes: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=2)]
+    """Numbers of templates a class, in rising order."""
+    few: FewParams
 
 
 def plan(params: Params) -> list[Config]:
     """Return a configuration for each model and seed, the largest models first."""
     common = params.model_dump(include={"num_epochs", "batch_size", "schedule", "weight_decay"})
-    moves = {"shifts": params.shifts, "rotations": params.rotations}
+    few = {**common, "num_epochs": params.few.num_epochs}
+    tasks: list[tuple[str, dict[str, RecipeParams], dict[str, Any], dict[str, Any]]] = [
+        ("classify", params.classifiers, common, {"shifts": params.shifts, "rotations": params.rotations}),
+        ("regress", params.regressors, common, {}),
+        ("shuffled", {name: params.classifiers[name] for name in params.shuffled}, common, {}),
+        (
+            "few",
+            {name: params.classifiers[name] for name in params.few.classifiers},
+            few,
+            {"num_rows": params.few.num_rows},
+        ),
+    ]
     configs = [
-        {"task": task, "name": name, "seed": seed, "recipe": {**common, **own.model_dump()}, **more}
-        for task, recipes, more in (("classify", params.classifiers, moves), ("regress", params.regressors, {}))
+        {"task": task, "name": name, "seed": seed, "recipe": {**settings, **own.model_dump()}, **more}
+        for task, recipes, settings, more in tasks
         for name, own in recipes.items()
         for seed in params.seeds
     ]
-    return sorted(configs, key=lambda config: (-_num_parameters_at_28(config), config["task"]))
+    prototypes = [{"task": "prototypes", "numbers": params.prototypes, "seed": seed} for seed in params.seeds]
+    return sorted(configs, key=lambda config: (-_num_parameters_at_28(config), config["task"])) + prototypes
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train one model on all 60,000 training rows and measure it on the test rows."""
-    recipe = Recipe(**config["recipe"], seed=config["seed"])
+    """Train one model, on all 60,000 training rows if the task does not say otherwise; measure it on the test rows."""
     training, test = whole(splits), splits["test"]
-    if config["task"] == "regress":
-        return _regressed(recipe, training=training, test=test)
+    if config["task"] == "prototypes":
+        return _by_prototypes(config["numbers"], training=training, test=test, seed=config["seed"])
+    recipe = Recipe(**config["recipe"], seed=config["seed"])
+    match config["task"]:
+        case "regress":
+            return _regressed(recipe, training=training, test=test)
+        case "shuffled":
+            return _learned(recipe, training=shuffled(training), test=shuffled(test))
+        case "few":
+            return _learned(recipe, training=training.first(config["num_rows"]), test=test)
     return _classified(recipe, training=training, test=test, shifts=config["shifts"], rotations=config["rotations"])
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
-    """Return the paired tests, the templates beside the average digits, the ink that shifts lose, and the scatter."""
+    """Return the paired tests, the templates beside the average digits, the ink that shifts lose, and the scatter.
+
+    `locality` has for each model how much shuffled pixels cost it, `few` the comparison on few rows, and `prototypes`
+    the first seed's templates of `SHOWN`, float16 `(classes, SHOWN_PROTOTYPES, 784)`.
+    """
     classifiers, regressors = by_name(done, task="classify"), by_name(done, task="regress")
+    mixed, few = by_name(done, task="shuffled"), by_name(done, task="few")
+    linear_name, *_ = few
+    by_templates = sorted(
+        (one for one in done if one.config["task"] == "prototypes"), key=lambda one: one.config["seed"]
+    )
     names, test = list(classifiers), splits["test"]
     linear = next(runs[0] for runs in classifiers.values() if runs[0].config["recipe"]["model"] == "linear")
     templates = unpacked(linear.intermediate["templates"], np.float16).reshape(NUM_CLASSES, PIXELS)
@@ -120,6 +169,13 @@ def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
             for position, upper in enumerate(names)
             for lower in names[:position]
         ],
+        "locality": [{"name": name, **_paired(classifiers[name], runs)} for name, runs in mixed.items()],
+        "few": [
+            {"lower": linear_name, "upper": name, **_paired(runs, few[linear_name])}
+            for name, runs in few.items()
+            if name != linear_name
+        ],
+        "prototypes": by_templates[0].intermediate["prototypes"],
         "templates": packed(templates),
         "likeness": _rounded(likeness(templates.astype(np.float64), means)),
         "nearest_mean_accuracy": float((nearest(test.images, means) == test.labels).mean()),
@@ -134,12 +190,19 @@ def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
     }
 
 
+def shuffled(split: NormalizedSplit) -> NormalizedSplit:
+    """Return the split with the pixels of every image in the same random order."""
+    order = np.random.default_rng(0).permutation(PIXELS)
+    images = split.images.reshape(-1, PIXELS)[:, order].reshape(split.images.shape)
+    return replace(split, images=images)
+
+
 def by_name(done: Sequence[Run], *, task: str) -> dict[str, list[Run]]:
     """Return the runs of each model, one per seed: by size, with the models trained on moved images last."""
     named: dict[str, list[Run]] = {}
-    for one in sorted(done, key=lambda one: (is_moved(one.config), one.result["parameters"], one.config["seed"])):
-        if one.config["task"] == task:
-            named.setdefault(one.config["name"], []).append(one)
+    own = (one for one in done if one.config["task"] == task)
+    for one in sorted(own, key=lambda one: (is_moved(one.config), one.result["parameters"], one.config["seed"])):
+        named.setdefault(one.config["name"], []).append(one)
     return named
 
 
@@ -236,15 +299,12 @@ def likeness(templates: NDArray[np.float64], means: NDArray[np.float64]) -> NDAr
     return np.array([np.corrcoef(template, mean)[0, 1] for template, mean in pairs])
 
 
-def nearest(images: NDArray[np.float32], means: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Return the class, uint8 `(N,)`, whose average image is nearest to each image, float32 `(N, 28, 28)`.
-
-    `means` are the average images, float64 `(10, 784)`.
-    """
+def nearest(images: NDArray[np.float32], means: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return the row of `means`, float64 `(M, 784)`, that is nearest to each image, float32 `(N, 28, 28)`: `(N,)`."""
     # |x - m|² without |x|², which is the same for every class
     distances = (means**2).sum(1) - 2 * images.reshape(-1, PIXELS) @ means.T
-    digits: NDArray[np.uint8] = distances.argmin(1).astype(np.uint8)
-    return digits
+    rows: NDArray[np.int64] = distances.argmin(1)
+    return rows
 
 
 def lost_ink(images: NDArray[np.float32], *, shifts: Sequence[int]) -> NDArray[np.float64]:
@@ -256,16 +316,6 @@ def lost_ink(images: NDArray[np.float32], *, shifts: Sequence[int]) -> NDArray[n
     height, width = ink.shape
     rims = [(ink[:k], ink[height - k :], ink[:, :k], ink[:, width - k :]) for k in shifts]
     return np.array([sum(float(rim.sum()) for rim in four) / float(4 * ink.sum()) for four in rims])
-
-
-def packed(values: NDArray[Any]) -> str:
-    """Return an array's bytes as text."""
-    return base64.b64encode(values.tobytes()).decode()
-
-
-def unpacked(text: str, dtype: type[np.generic]) -> NDArray[Any]:
-    """Return the flat array of `dtype` that `packed` turned into `text`."""
-    return np.frombuffer(base64.b64decode(text), dtype=dtype)
 
 
 def _classified(
@@ -302,6 +352,43 @@ def _classified(
     return Result(metrics=metrics, intermediate=intermediate)
 
 
+def _learned(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSplit) -> Result:
+    """Train a classifier and return its accuracy on its training rows, as they are, and on the test rows."""
+    model, _ = fit(recipe, training=training, watched=training.first(1))
+    correct = predicted(model, test) == test.labels
+    metrics = {
+        "parameters": _count(model),
+        "train_accuracy": round(float((predicted(model, training) == training.labels).mean()), 6),
+        "test_accuracy": round(float(correct.mean()), 6),
+    }
+    return Result(metrics=metrics, intermediate={"correct": packed(np.packbits(correct))})
+
+
+def _by_prototypes(numbers: Sequence[int], *, training: NormalizedSplit, test: NormalizedSplit, seed: int) -> Result:
+    """Return the accuracy of the nearest template on the test rows, by the number of templates a class."""
+    accuracies, shown = [], []
+    for number in numbers:
+        found = prototypes(training, number=number, seed=seed)
+        nearest_one = nearest(test.images, found.reshape(-1, PIXELS)) // number
+        accuracies.append(float((nearest_one == test.labels).mean()))
+        if number == SHOWN_PROTOTYPES:
+            shown = [packed(found[label].astype(np.float16)) for label in SHOWN]
+    return Result(metrics={"accuracy": _rounded(accuracies)}, intermediate={"prototypes": shown})
+
+
+def prototypes(split: NormalizedSplit, *, number: int, seed: int) -> NDArray[np.float64]:
+    """Return the centres of k-means within each class, float64 `(10, number, 784)`."""
+    from sklearn.cluster import KMeans
+
+    flat = split.images.reshape(-1, PIXELS)
+    return np.stack(
+        [
+            KMeans(number, n_init=1, random_state=seed).fit(flat[split.labels == label]).cluster_centers_
+            for label in range(NUM_CLASSES)
+        ]
+    ).astype(np.float64)
+
+
 def _rates(hits: Sequence[NDArray[Any]], *, labels: NDArray[np.uint8]) -> dict[str, Any]:
     """Return the accuracy at each amount, over all rows and for each class; `hits` has an array `(N,)` per amount."""
     return {
@@ -330,11 +417,14 @@ def _regressed(recipe: Recipe, *, training: NormalizedSplit, test: NormalizedSpl
 
 def _compared(classifiers: Mapping[str, Sequence[Run]], *, lower: str, upper: str) -> dict[str, Any]:
     """Return the comparison of the upper model with the lower one, seed by seed."""
-    pairs = list(zip(classifiers[lower], classifiers[upper], strict=True))
+    return {"lower": lower, "upper": upper, **_paired(classifiers[upper], classifiers[lower])}
+
+
+def _paired(first: Sequence[Run], second: Sequence[Run]) -> dict[str, Any]:
+    """Return what the `first` runs gain over the `second` ones, seed by seed, with McNemar's tests."""
+    pairs = list(zip(second, first, strict=True))
     tests = [mcnemar(_correct(above), _correct(below)) for below, above in pairs]
     return {
-        "lower": lower,
-        "upper": upper,
         "gains": _rounded([above.result["test_accuracy"] - below.result["test_accuracy"] for below, above in pairs]),
         "only_upper": [test.only_first for test in tests],
         "only_lower": [test.only_second for test in tests],

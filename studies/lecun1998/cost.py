@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def connections(model: nn.Module) -> int:
     return sum(counts) + sum(buffer.numel() for name, buffer in model.named_buffers() if name == "codes")
 
 
-def of_network(name: str, arguments: Mapping[str, object]) -> Cost:
+def of_network(name: str, arguments: Mapping[str, Any]) -> Cost:
     """Return the cost of the entry `name` of MODELS, built with `arguments`."""
     model = models.build(name, **arguments)
     return sum(parameter.numel() for parameter in model.parameters()), connections(model)

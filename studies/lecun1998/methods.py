@@ -6,13 +6,14 @@ learns is in its configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from mnist_pipe.data.splits import NormalizedSplit
@@ -96,25 +97,31 @@ def _neighbours(config: Config, training: NormalizedSplit, test: NormalizedSplit
 
 def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     # The middle 16x16 pixels; a few digits lose an end of a stroke.
-    templates, queries = (resized(pixels(split), side=22)[:, 3:19, 3:19] for split in (training, test))
+    templates, queries = (
+        ndimage.gaussian_filter(resized(pixels(split), side=22)[:, 3:19, 3:19], (0, config["blur"], config["blur"]))
+        for split in (training, test)
+    )
     options = {name: config[name] for name in ("smoothing", "num_candidates", "num_neighbours")}
     rows = tangent.nearest(queries, templates, **options)
-    return {"tangent distance, 16x16": neighbours.vote(_labels(training)[rows])}, {}
+    name = "tangent distance, 16x16"
+    return {f"{name}, control" if config["is_control"] else name: neighbours.vote(_labels(training)[rows])}, {}
 
 
 def _virtual(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
-    name, queries = "virtual SVM poly 9, distortions", kernels.unit(pixels(test))
-    first, virtual = _machines(config, pixels(training), training.labels, degree=9)
-    return {name: virtual.predict(queries)}, {
+    is_deslanted, degrees = config["images"] == "deslanted", config["degrees"]
+    name = "virtual SVM poly 9, control" if config["is_control"] else "virtual SVM poly 9, distortions"
+    ink, queries = (deslanted_squares(split) if is_deslanted else pixels(split) for split in (training, test))
+    first, virtual = _machines(config, ink, training.labels, degrees=degrees)
+    return {name: virtual.predict(kernels.unit(queries))}, {
         "num_vectors": {name: len(virtual.vectors)},
         "num_first": len(first.vectors),
-        "first_error": error_of(first.predict(queries), test),
+        "first_error": error_of(first.predict(kernels.unit(queries)), test),
     }
 
 
 def _reduced(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
     queries = kernels.unit(deslanted_squares(test))
-    first, virtual = _machines(config, deslanted_squares(training), training.labels, degree=5)
+    first, virtual = _machines(config, deslanted_squares(training), training.labels, degrees=[4, 5])
     smaller = kernels.reduced(virtual, num_vectors=NUM_REDUCED, num_steps=config["num_steps"], seed=config["seed"])
     machines = {"SVM poly 4, deslanted": first, "reduced-set SVM poly 5, deslanted": smaller}
     return {name: machine.predict(queries) for name, machine in machines.items()}, {
@@ -125,16 +132,15 @@ def _reduced(config: Config, training: NormalizedSplit, test: NormalizedSplit) -
 
 
 def _machines(
-    config: Config, ink: NDArray[np.float32], labels: NDArray[np.uint8], *, degree: int
+    config: Config, ink: NDArray[np.float32], labels: NDArray[np.uint8], *, degrees: Sequence[int]
 ) -> tuple[kernels.Machine, kernels.Machine]:
-    """Return the two machines of section III.C.11: one of degree 4, and a virtual one.
+    """Return two machines of these `degrees`: the second learns from the support vectors of the first and their shifts.
 
-    The virtual one learns from the support vectors of the first and their shifts. `ink` is float32 `(N, H, W)`,
-    `labels` uint8 `(N,)`.
+    Burges & Schoelkopf 1997, section 3. `ink` is float32 `(N, H, W)`, `labels` uint8 `(N,)`.
     """
-    first = kernels.train(kernels.unit(ink), labels, degree=4, penalty=config["penalty"])
+    first = kernels.train(kernels.unit(ink), labels, degree=degrees[0], penalty=config["penalty"])
     moved, own = kernels.shifted(ink[first.rows]), np.tile(labels[first.rows], 5)
-    return first, kernels.train(kernels.unit(moved), own, degree=degree, penalty=config["penalty"])
+    return first, kernels.train(kernels.unit(moved), own, degree=degrees[1], penalty=config["penalty"])
 
 
 def _network_run(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:

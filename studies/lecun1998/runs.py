@@ -6,20 +6,33 @@ the validation split. The runs learn from all 60,000 rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Annotated, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 
+from mnist_pipe.evaluation.significance import mcnemar
 from mnist_pipe.params.schema import BatchSize, Degrees, Epochs, LearningRate, OptimizerName, Pixels, Section, Smoothing
 from studies.common.fitting import Splits, whole
 from studies.common.ledger import Config, Result, Run
+from studies.common.packing import packed, unpacked
+from studies.common.significance import combined
 from studies.lecun1998 import cost
 from studies.lecun1998.methods import METHODS, NETWORKS, error_of
 
+QUICK = ("MLP", "LeNet-1")
+"""First letters of the networks that train in less than a minute."""
+TRADITIONAL = ("linear", "pairwise", "K-NN", "40 PCA", "1000 RBF", "tangent", "SVM", "reduced-set", "virtual")
+CONVOLUTIONAL = ("LeNet-1", "LeNet-4, ", "LeNet-5", "boosted")
+"""First letters of the systems that are no networks, and of those that are convolutional ones with their own output."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Width = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Training(Section):
@@ -38,11 +51,26 @@ class Training(Section):
     """Largest random shift, in pixels."""
 
 
+class TangentParams(Section):
+    """Settings of tangent distance."""
+
+    blur: Width
+    """Width of the Gaussian blur of the images, in pixels."""
+    smoothing: Width
+    """Width of a further Gaussian blur before the derivatives, in pixels."""
+    num_candidates: Count
+    """Nearest neighbours in Euclidean distance, the only ones to which tangent distance is computed."""
+    num_neighbours: Count
+    """Neighbours that vote: those of the candidates that are nearest in tangent distance."""
+
+
 class Params(Section):
     """The section `lecun1998` of `studies/params.yaml`."""
 
     num_seeds: Annotated[int, Field(ge=1, le=100)]
-    """Number of seeds of every method that draws at random; the others run once."""
+    """Number of seeds of a method that draws at random; the others run once."""
+    num_quick_seeds: Annotated[int, Field(ge=1, le=100)]
+    """The same of those methods in `QUICK`, a run of which takes less than a minute."""
     networks: dict[str, Training]
     """Training settings of each network, by system and variant."""
     rubbish: Positive
@@ -65,12 +93,8 @@ class Params(Section):
     """Width of a Gaussian unit, in root mean square distances between a row and the nearest unit of its class."""
     rbf_ridge: Positive
     """Ridge penalty of the least squares behind the Gaussian units."""
-    tangent_smoothing: Positive
-    """Width of the Gaussian blur before the derivatives, in pixels."""
-    tangent_candidates: Count
-    """Nearest neighbours in Euclidean distance, the only ones to which tangent distance is computed."""
-    tangent_neighbours: Count
-    """Neighbours that vote: those of the candidates that are nearest in tangent distance."""
+    tangent: Annotated[list[TangentParams], Field(min_length=1)]
+    """Settings of tangent distance; the first is that of the table, the others are controls."""
     svm_penalty: Positive
     """C of the support vector machines: the cost of a row on the wrong side of its margin."""
     reduced_steps: Count
@@ -79,21 +103,30 @@ class Params(Section):
 
 def plan(params: Params) -> list[Config]:
     """Return all configurations; no run depends on another."""
-    seeds = range(params.num_seeds)
+    seeds, quick = range(params.num_seeds), range(params.num_quick_seeds)
     descent = {"decay": params.linear_decay, "num_iterations": params.linear_iterations, "seed": 0}
     vote = {"num_neighbours": params.num_neighbours, "seed": 0}
     width = {"width": params.rbf_width, "ridge": params.rbf_ridge}
-    planes = {
-        "smoothing": params.tangent_smoothing,
-        "num_candidates": params.tangent_candidates,
-        "num_neighbours": params.tangent_neighbours,
-    }
+    machines = [("regular", [9, 9]), ("regular", [4, 9]), ("deslanted", [9, 9])]
     return [
-        {"method": "virtual", "penalty": params.svm_penalty, "seed": 0},
+        *(
+            {
+                "method": "virtual",
+                "is_control": place > 0,
+                "images": images,
+                "degrees": degrees,
+                "penalty": params.svm_penalty,
+                "seed": 0,
+            }
+            for place, (images, degrees) in enumerate(machines)
+        ),
         {"method": "reduced", "penalty": params.svm_penalty, "num_steps": params.reduced_steps, "seed": 0},
-        *(_network(params, name, seed) for name in NETWORKS for seed in seeds),
-        {"method": "tangent", **planes, "seed": 0},
-        *({"method": "radial", **width, "seed": seed} for seed in seeds),
+        *(_network(params, name, seed) for name in NETWORKS for seed in (quick if name.startswith(QUICK) else seeds)),
+        *(
+            {"method": "tangent", "is_control": place > 0, **own.model_dump(), "seed": 0}
+            for place, own in enumerate(params.tangent)
+        ),
+        *({"method": "radial", **width, "seed": seed} for seed in quick),
         *({"method": "neighbours", "images": images, **vote} for images in ("regular", "deslanted")),
         {"method": "quadratic", **descent},
         {"method": "pairwise", **descent},
@@ -115,15 +148,68 @@ def _network(params: Params, name: str, seed: int) -> Config:
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Return the error of each of the run's systems, in percent of the test split, and the method's other results."""
+    """Return the error of each of the run's systems, in percent of the test split, and the method's other results.
+
+    The intermediate result is `right`: for each system whether it reads each image of the test split, packed.
+    """
     torch.set_num_threads(1)
     training, test = whole(splits), splits["test"]
     found, metrics = METHODS[config["method"]](config, training, test)
     errors = {name: error_of(digits, test) for name, digits in found.items()}
-    return Result(metrics={"errors": errors, **metrics})
+    right = {name: packed(np.packbits(digits == test.labels)) for name, digits in found.items()}
+    return Result(metrics={"errors": errors, **metrics}, intermediate={"right": right})
 
 
-def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
+def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
+    """Return `costs` and `compared`, the latter for every pair of systems of which the paper says that one is better.
+
+    A comparison has the difference of the errors in points, positive if the first is lower, and the two-sided p-value
+    of McNemar's tests on the test split: one for each pair of seeds, combined.
+    """
+    right: dict[str, list[NDArray[np.bool_]]] = {}
+    own = (each for each in done if not each.config.get("is_control"))
+    for each in sorted(own, key=lambda each: int(each.config["seed"])):
+        for name, text in each.intermediate["right"].items():
+            bits = np.unpackbits(unpacked(text, np.uint8), count=len(splits["test"].labels))
+            right.setdefault(name, []).append(bits.astype(bool))
+    return {
+        "costs": _costs(done),
+        "compared": [
+            {"better": better, "worse": worse, **_compared(right[better], right[worse])}
+            for better, worse in claimed(right)
+        ],
+    }
+
+
+def claimed(systems: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of systems, the better one first, by the claims that the study tests."""
+    names = list(systems)
+    variants = [("distortions", "plain"), ("deslanted", "plain"), ("deslanted 20x20", "plain")]
+    pairs = [
+        (name, other)
+        for name in names
+        for better, worse in variants
+        if name.endswith(f", {better}") and (other := name.removesuffix(better) + worse) in names
+    ]
+    pairs += [(name, "LeNet-4, plain") for name in names if name.startswith("LeNet-4 + ")]
+    pairs += [
+        (name, other)
+        for name in names
+        for other in names
+        if name.startswith(CONVOLUTIONAL) and other.startswith(TRADITIONAL)
+    ]
+    return pairs
+
+
+def _compared(better: Sequence[NDArray[np.bool_]], worse: Sequence[NDArray[np.bool_]]) -> dict[str, float]:
+    number = max(len(better), len(worse))  # a method that draws nothing has one result for all seeds
+    pairs = [(better[seed % len(better)], worse[seed % len(worse)]) for seed in range(number)]
+    effect = fmean(100 * float(first.mean() - second.mean()) for first, second in pairs)
+    p_value = combined([mcnemar(first, second).p_value for first, second in pairs])
+    return {"effect": round(effect, 4), "p_value": float(f"{p_value:.4g}")}
+
+
+def _costs(done: Sequence[Run]) -> dict[str, tuple[int, int]]:
     """Return what each system costs, by `system, variant`: variables and multiply-adds for an image."""
     costs = {name: cost.of_network(network.model, network.arguments) for name, network in NETWORKS.items()}
     variables, products = costs["LeNet-4, plain"]
@@ -132,13 +218,13 @@ def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
     for each in done:
         config, result = each.config, each.result
         match config["method"]:
-            case "tangent":
+            case "tangent" if not config["is_control"]:
                 costs |= cost.classical(num_candidates=config["num_candidates"])
             case "LeNet-4":
                 fitted = config["num_local"] * 120**2 + 120**3 // 3
                 costs["LeNet-4 + local learning, plain"] = (variables, products + 120 * cost.ROWS + fitted)
-            case "virtual" | "reduced" as method:
-                num_pixels = cost.PIXELS if method == "virtual" else cost.SQUARE
+            case "virtual" | "reduced":
+                num_pixels = cost.PIXELS if config.get("images") == "regular" else cost.SQUARE
                 for name, number in result["num_vectors"].items():
                     costs[name] = cost.of_machine(number, num_pixels=num_pixels)
-    return {"costs": costs}
+    return costs

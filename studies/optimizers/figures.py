@@ -13,44 +13,52 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from mnist_pipe.evaluation import plots
+from studies.common import verdict
 from studies.common.ledger import Run
 from studies.common.published import Published
 from studies.common.study import Measured
-from studies.optimizers.results import NAMES, PHASES, accuracies, histories, published_result, shown
+from studies.optimizers.results import CONTROL_LABELS, NAMES, PHASES, accuracies, histories, published_result
 
 
-def draw(folder: Path, measured: Measured) -> list[str]:
-    """Draw the report's bars with both columns beside them, and the learning curves."""
-    _bars(folder / "figure.png", measured.runs, measured.published)
+def draw(folder: Path, measured: Measured) -> dict[str, str]:
+    """Draw the report's accuracies beside ours, and the learning curves."""
+    _dots(folder / "figure.png", measured.runs, measured.published)
     _curves(folder / "curves.png", measured.runs)
-    return ["figure.png", "curves.png"]
+    return {
+        "figure.png": "Test accuracy of each optimizer: the report's figure, at default and at searched rates",
+        "curves.png": "Training loss and test accuracy by epoch of each optimizer, at default and at searched rates",
+    }
 
 
-def _bars(path: Path, done: Sequence[Run], published: Published) -> None:
-    """Draw horizontal bars, on a scale on which 99 % is twice as far as 90 %."""
-    columns = {"published": {name: [found.value] for name in NAMES if (found := published_result(name, published))}}
-    columns |= {phase: accuracies(done, phase) for phase in PHASES}
-    colours = dict(zip(columns, (plots.MUTED, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0]), strict=True))
-    names = [name for name in NAMES if name in columns["tuned"]]
-    with plots.drawing(path, height=0.62 * len(names) + 1.1) as figure:
+def _dots(path: Path, done: Sequence[Run], published: Published) -> None:
+    """Draw a line for each optimizer, on a scale on which 99 % is twice as far as 90 %: a dot a column and control."""
+    columns: dict[str, dict[str, list[float]]] = {
+        "published": {name: [found.value] for name in NAMES if (found := published_result(name, published))},
+        "default rate": accuracies(done, "defaults"),
+        "searched rate": accuracies(done, "tuned"),
+        **{f"control: {label}": accuracies(done, phase) for phase, label in CONTROL_LABELS.items()},
+    }
+    markers = ("D", "o", "s", "^", "v", "<", ">")
+    colours = (plots.INK, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0], *plots.SERIES_COLOURS[2:6])
+    names = [name for name in NAMES if name in columns["default rate"]]
+    with plots.drawing(path, height=0.42 * len(names) + 1.4) as figure:
         axes = figure.subplots()
-        for row, name in enumerate(names):
-            bars = [(column, values[name]) for column, values in columns.items() if name in values]
-            for place, (column, values) in enumerate(bars):
-                y = row + 0.27 * (place - (len(bars) - 1) / 2)
-                mean = statistics.fmean(values)
-                label = column if row == 0 else None
-                axes.barh(y, _nines(mean), height=0.25, color=colours[column], label=label)
-                text = f"{mean:g} %" if column == "published" else shown(values)
-                axes.annotate(text, (float(_nines(mean)), y), (3, 0), textcoords="offset points", va="center", size=7)
+        for (column, by_name), marker, colour in zip(columns.items(), markers, colours, strict=False):
+            shift = {"default rate": -0.14, "searched rate": 0.14}.get(column, 0.0)
+            rows = [row + shift for row, name in enumerate(names) if name in by_name]
+            values = [by_name[name] for name in names if name in by_name]
+            for row, one in zip(rows, values, strict=True):
+                low, high = (_nines(end) for end in verdict.prediction_interval(one))
+                axes.plot([low, high], [row] * 2, color=colour, linewidth=1.4)
+            means = [_nines(statistics.fmean(one)) for one in values]
+            fill = "white" if column == "published" else colour
+            axes.plot(means, rows, marker, color=colour, markerfacecolor=fill, markersize=5.5, label=column)
         axes.set_yticks(range(len(names)), [NAMES[name] for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_xlim(0, 2.75)
-        _name_nines(axes.set_xticks, [0, 50, 90, 99, 99.5])
+        _name_nines(axes.set_xticks, [80, 90, 95, 98, 99, 99.5])
         axes.tick_params(axis="y", length=0, labelcolor=plots.INK)
-        axes.grid(axis="y", visible=False)
-        axes.set_title("test accuracy after the last epoch")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+        axes.set_xlabel("last test accuracy, by the logarithm of the error")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5)
 
 
 def _curves(path: Path, done: Sequence[Run]) -> None:
@@ -69,8 +77,8 @@ def _curves(path: Path, done: Sequence[Run]) -> None:
             panels[1, column].set_xlabel("epoch")
         lower: Axes = panels[1, 0]
         _name_nines(lower.set_yticks, [0, 50, 80, 90, 95, 98, 99])
-        lower.set_ylabel("test accuracy")
-        panels[0, 0].set_ylabel("training loss, nats")
+        lower.set_ylabel("test accuracy\n(logarithm of the error)")
+        panels[0, 0].set_ylabel("training loss, nats\n(logarithmic)")
         figure.legend(*lower.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
 
 

@@ -1,14 +1,14 @@
-"""LeNet-5 with linear convolutions, many times over: members that train on the same batches, computed together.
+"""LeNet-5 many times over: members that train on the same batches, computed together.
 
 `lenet5` by itself spends an epoch on memory traffic and small operations. Here a layer of all members is one matrix
 product, in bfloat16 if the hardware computes in it, and rows are the last axis, so that copies move long contiguous
-runs. As in `lenet5`, a convolution and the average pooling behind it are one operation.
+runs. As in `lenet5`, a linear convolution and the average pooling behind it are one operation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,16 +17,18 @@ from torch.nn import functional as F
 from mnist_pipe.models.lenet5 import averaged
 
 
-def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) -> Tensor:
+def logits(
+    parameters: Sequence[Tensor], images: Tensor, *, convolutions: Literal["relu", "linear"], dtype: torch.dtype
+) -> Tensor:
     """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`, with products in `dtype`.
 
-    `parameters` are those of `lenet5.LeNet5` in its order, float32 `(members, ...)` each.
+    `parameters` are those of `lenet5.LeNet5` in its order, float32 `(members, ...)` each, and `convolutions` names the
+    activation behind each convolution, as there.
     """
     first, first_bias, second, second_bias, *dense = parameters
-    windows = _windows_of(images.to(dtype))
-    values = (_pooled(first, first_bias).to(dtype).flatten(0, 1) @ windows).view(len(first), 6, 2, 2, 7, 7, -1)
-    values = _pooled(second, second_bias).to(dtype) @ _Windows.apply(values)  # type: ignore[no-untyped-call]
-    values = values.view(len(first), 400, -1)
+    values = _pooled(first, first_bias, _windows_of(images.to(dtype)), convolutions=convolutions)
+    windows = _Windows.apply(values.view(len(first), 6, 2, 2, 7, 7, -1))  # type: ignore[no-untyped-call]
+    values = _pooled(second, second_bias, windows, convolutions=convolutions).view(len(first), 400, -1)
     for weight, bias in zip(dense[::2], dense[1::2], strict=True):
         values = torch.baddbmm(bias.to(dtype).unsqueeze(2), weight.to(dtype), values)
         if weight is not dense[-2]:
@@ -34,14 +36,31 @@ def logits(parameters: Sequence[Tensor], images: Tensor, *, dtype: torch.dtype) 
     return values.float()
 
 
-def _pooled(kernels: Tensor, biases: Tensor) -> Tensor:
-    """Return the 5x5 `kernels` and the average pooling behind them as 6x6 kernels, with `biases` as the last column.
+def _pooled(kernels: Tensor, biases: Tensor, windows: Tensor, *, convolutions: str) -> Tensor:
+    """Return a 5x5 convolution and the average pooling behind it, `(members, outputs, M)`.
 
-    The result is float32 `(members, outputs, inputs * 36 + 1)`, of kernels, `(members, outputs, inputs, 5, 5)`, and
-    biases, `(members, outputs)`.
+    Args:
+        kernels: float32 `(members, outputs, inputs, 5, 5)`.
+        biases: float32 `(members, outputs)`.
+        windows: the 6x6 window that each place of the pool sees, and a 1, `(members, inputs * 36 + 1, M)`, or without
+            `members` if all see the same.
+        convolutions: the activation between the two, `relu` or `linear`.
     """
-    windows = averaged(kernels.flatten(0, 1)).view(*kernels.shape[:2], -1)
-    return torch.cat([windows, biases.unsqueeze(2)], dim=2)
+    if convolutions == "linear":
+        weights = averaged(kernels.flatten(0, 1)).view(*kernels.shape[:2], -1)
+        return _product(torch.cat([weights, biases.unsqueeze(2)], dim=2).to(windows.dtype), windows)
+    # A 6x6 window holds the 5x5 patches of the pool's four places, whose kernels are the same but shifted.
+    places = [F.pad(kernels, (x, 1 - x, y, 1 - y)).flatten(2) for y in (0, 1) for x in (0, 1)]
+    weights = torch.cat([torch.cat([place, biases.unsqueeze(2)], dim=2) for place in places], dim=1)
+    found = _product(weights.to(windows.dtype), windows)
+    return found.view(len(kernels), 4, kernels.shape[1], -1).relu().mean(1)
+
+
+def _product(weights: Tensor, windows: Tensor) -> Tensor:
+    """Return the matrix product of each member, as one product if all members see the same windows."""
+    if windows.ndim == 3:
+        return weights @ windows
+    return (weights.flatten(0, 1) @ windows).view(*weights.shape[:2], -1)
 
 
 def _windows_of(images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from studies.common.ledger import Run
 from studies.common.published import Published, PublishedResult
+from studies.optimizers.runs import REPORTED
 
 SYSTEM = "LeNet-5 (average pooling; ReLU dense layers; 32x32 input)"
 NAMES = {
@@ -26,8 +27,13 @@ NAMES = {
     "muon": "Muon",
 }
 """Displayed name of each optimizer."""
-REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
-"""Optimizers of the report, in the order of its table, from the worst to the best."""
+CONTROL_LABELS = {
+    "rectified": "ReLU convolutions",
+    "first epoch": "ReLU convolutions, one epoch",
+    "slower": "rate of the others",
+    "other start": "torch's first weights",
+}
+"""What each control changes, as the table and the figures name it."""
 PHASES = ("defaults", "tuned")
 """Columns of the study's table."""
 

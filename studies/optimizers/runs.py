@@ -3,22 +3,22 @@
 The report (seed 002) gives neither the library nor the learning rates nor the batch size; it cites Keras for its
 optimizers, whose constants the column `defaults` has. Its network has ReLU in the dense layers and mentions no
 activation behind the convolutions, so they are linear here. The column `tuned` has torch's constants, as in OPTIMIZERS,
-and for each optimizer the learning rate that was best on the validation split in a search of equally many trials.
+and for each optimizer the learning rate that was best on the validation split in a search of equally many rates.
 Everything else is the same in both columns and follows Keras as far as Keras specifies it: initial weights by Glorot's
 rule, pixels from 0 to 1, batches of 128 as in its own MNIST example, cross-entropy with one-hot targets, a constant
 rate.
 
-The controls change one thing of the defaults for an optimizer that does not reach the published accuracy by them:
-`rectified` has ReLU behind the convolutions too, `slower` has SGD at the rate that is the adaptive optimizers' default.
+The controls change one thing of the defaults, to find what explains the report's figures: `rectified` has ReLU behind
+the convolutions too, and `first epoch` ends after one; `slower` has SGD at the rate that is the adaptive optimizers'
+default; `other start` has torch's initial weights.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from torch import nn
 
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.models import numerics
-from mnist_pipe.params.schema import BatchSize, Epochs, RecipeParams, SearchParams, Section, Seed
+from mnist_pipe.params.schema import BatchSize, Epochs, Section, Seed
 from mnist_pipe.training import loop, optimizers
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.optimizers import OPTIMIZERS
@@ -36,11 +36,6 @@ from studies.common import fitting
 from studies.common.fitting import Splits
 from studies.common.ledger import Config, Result, Run
 from studies.optimizers import side_by_side
-
-if TYPE_CHECKING:
-    from mnist_pipe.cluster.ray_session import Cluster
-    from mnist_pipe.cluster.storage import Storage
-    from mnist_pipe.tuning.ledger import TrialRecord
 
 MODEL: dict[str, Any] = {"initial": "glorot", "convolutions": "linear"}
 """Constructor arguments of `lenet5`."""
@@ -58,15 +53,16 @@ KERAS_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
     "muon": ("Muon", {"lr": 0.001}),  # ours, at the default rate of Keras and torch
 }
 """For each optimizer, torch's class and the constants with which it computes what Keras 3 computes by default."""
-CONTROLS: dict[str, dict[str, float]] = {"rectified": {"adam": 0.001}, "slower": {"sgd": 0.001}}
-"""Learning rates by control and optimizer."""
+REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
+"""Optimizers of the report, in the order of its table, from the worst to the best."""
+NUM_FIRST_EPOCHS = 5
+"""Seeds of the control `first epoch`, a run of which takes a few seconds."""
 BY_SHAPE = ("adamw", "muon")
 """Optimizers that treat a matrix differently from a vector, and so cannot take a network's weights as one vector."""
 DECAY = {"adamw": 0.01}
 """Weight decay in the column `tuned`: torch's default for AdamW; the other optimizers have none."""
 
 _LOWER = 1 / 3  # OPTIMIZERS has ranges for the peak of a one-cycle schedule; constant rates are best below that
-_NO_DECAY = 1e-12  # stands for 0, which the search's logarithmic ranges cannot hold
 _CLOSE, _STEP = 5, 5  # test accuracy is measured after each of the first epochs, then after every fifth
 
 
@@ -77,115 +73,31 @@ class Params(Section):
     """Epochs of each run; the report has 50."""
     batch_size: BatchSize
     num_seeds: Annotated[int, Field(ge=3, le=100)]
-    search_trials: Annotated[int, Field(ge=2, le=1000)]
-    """Learning rates that are tried for each optimizer, from one end of its range to the other."""
-    search_epochs: Epochs
-    """Epochs of each trial."""
-    search_rows: Annotated[int, Field(ge=100)]
-    """Number of training rows of a trial, which are the first ones of the split."""
+    search_rates: Annotated[int, Field(ge=2, le=1000)]
+    """Learning rates that are tried for each optimizer beside its default, from one end of its range to the other."""
+    search_rungs: dict[Epochs, Annotated[int, Field(ge=1)]]
+    """How many rates go on after how many epochs; those that are left train for `num_epochs`."""
     search_seed: Seed
 
 
-def tune(
-    params: Params,
-    splits: Splits,
-    *,
-    available: Cluster,
-    storage: Storage,
-    name: str,
-    log: Callable[[str], None],
-) -> list[Run]:
-    """Search each optimizer's learning rate with Ray Tune, with the same number of trials, epochs and rows for all.
-
-    The trials are one search, whose rates are evenly spaced on a logarithmic scale: six rates drawn at random can miss
-    the best part of a range.
-    """
-    from mnist_pipe.tuning.ledger import best_trial
-    from mnist_pipe.tuning.search import Defaults, Session, search
-
-    training, validation = (
-        _on_unit_scale(splits["train"].first(params.search_rows)),
-        _on_unit_scale(splits["validation"]),
-    )
-    rates = {name: np.geomspace(*rates_of(name), params.search_trials).tolist() for name in KERAS_DEFAULTS}
-    fixed: dict[str, Any] = {
-        "model": "lenet5",
-        "batch_size": params.batch_size,
-        "rotation_degrees": 0.0,
-        "translation_pixels": 0.0,
-    }
-    points = [
-        {**fixed, "optimizer": name, f"learning_rate.{name}": rate, "weight_decay": DECAY.get(name, _NO_DECAY)}
-        for name, own in rates.items()
-        for rate in own
-    ]
-    started = time.perf_counter()
-    recipe = RecipeParams(
-        **fixed,
-        model_params=MODEL,
-        optimizer=points[0]["optimizer"],
-        learning_rate=rates[points[0]["optimizer"]][0],
-        weight_decay=_NO_DECAY,
-        train_rows=None,
-        num_epochs=params.search_epochs,
-        schedule="constant",
-        label_smoothing=0.0,
-        average_decay=0.0,
-        test_time_augmentation=False,
-    )
-    trials = search(
-        SearchParams(
-            num_trials=len(points),
-            num_epochs=params.search_epochs,
-            train_rows=params.search_rows,
-            algorithm="random",  # the points leave nothing to draw
-            scheduler="fifo",
-            reduction_factor=2,  # only for schedulers that stop trials
-            max_concurrent_trials=max(1, available.num_gpus or available.num_cpus),
-            seed=params.search_seed,
-            space={
-                "model": ["lenet5"],
-                "optimizer": list(rates),
-                "learning_rate": {name: [own[0], own[-1]] for name, own in rates.items()},
-                "weight_decay": [_NO_DECAY, max(DECAY.values())],
-                "batch_size": [params.batch_size],
-                "rotation_degrees": [0.0, 0.0],
-                "translation_pixels": [0.0, 0.0],
-            },
-        ),
-        defaults=Defaults(recipe=recipe),
-        training=training,
-        validation=validation,
-        session=Session(name=name, storage=storage, available=available),
-        points=points,
-    )
-    for optimizer in rates:
-        winner = best_trial([trial for trial in trials if trial.config["optimizer"] == optimizer])
-        log(
-            f"{optimizer}: validation accuracy {winner.score:.2%} at learning rate {winner.config['learning_rate']:.2g}"
-        )
-    seconds = round((time.perf_counter() - started) / len(trials), 2)
-    return [_trial(trial, params, seconds=seconds) for trial in trials]
-
-
-def _trial(record: TrialRecord, params: Params, *, seconds: float) -> Run:
-    """Return a trial of the search as a run; `seconds` is its share of the search's duration."""
-    last = record.history[-1] if record.history else {}
-    return Run(
-        config={
+def plan(params: Params) -> list[Config]:
+    """Return a search for each optimizer; the rates are evenly spaced on a logarithmic scale, with the default."""
+    return [
+        {
             "phase": "search",
-            **{key: record.config[key] for key in ("optimizer", "learning_rate", "batch_size")},
-            "num_epochs": params.search_epochs,
-            "num_rows": params.search_rows,
+            "optimizer": name,
+            "learning_rates": _with(constants["lr"], np.geomspace(*rates_of(name), params.search_rates).tolist()),
+            "rungs": [[epochs, number] for epochs, number in sorted(params.search_rungs.items())],
+            "num_epochs": params.num_epochs,
+            "batch_size": params.batch_size,
             "seed": params.search_seed,
-        },
-        result={
-            "status": record.status,
-            **{key: _rounded(last.get(key)) for key in ("validation_accuracy", "validation_loss")},
-        },
-        seconds=seconds,
-        address=record.address,
-    )
+        }
+        for name, (_, constants) in KERAS_DEFAULTS.items()
+    ]
+
+
+def _with(default: float, rates: Sequence[float]) -> list[float]:
+    return sorted([default, *(rate for rate in rates if not math.isclose(rate, default))])
 
 
 def rates_of(optimizer: str) -> tuple[float, float]:
@@ -194,65 +106,102 @@ def rates_of(optimizer: str) -> tuple[float, float]:
     return low * _LOWER, high
 
 
-def plan(params: Params, done: Sequence[Run]) -> list[Config]:
-    """Return the configurations of all columns.
+def plan_columns(params: Params, done: Sequence[Run]) -> list[Config]:
+    """Return the configurations of all columns and controls.
 
     A run trains all optimizers of one column, from one start and on the same batches.
     """
     defaults: dict[str, float] = {name: constants["lr"] for name, (_, constants) in KERAS_DEFAULTS.items()}
-    columns = {"defaults": defaults, "tuned": best_rates(done), **CONTROLS}
+    reported = {name: defaults[name] for name in REPORTED}
+    column = {"num_epochs": params.num_epochs, "batch_size": params.batch_size, "constants": "keras", **MODEL}
+    columns: dict[str, Config] = {
+        "defaults": {"learning_rates": defaults},
+        "tuned": {"learning_rates": best_rates(done), "constants": "torch"},
+        "rectified": {"learning_rates": reported, "convolutions": "relu"},
+        "first epoch": {"learning_rates": {"sgd": defaults["sgd"]}, "convolutions": "relu", "num_epochs": 1},
+        "slower": {"learning_rates": {"sgd": defaults["adam"]}},
+        "other start": {"learning_rates": {name: defaults[name] for name in ("sgd", "adam")}, "initial": "torch"},
+    }
+    seeds = dict.fromkeys(columns, params.num_seeds) | {"first epoch": max(params.num_seeds, NUM_FIRST_EPOCHS)}
     return [
-        {
-            "phase": phase,
-            "learning_rates": rates,
-            "num_epochs": params.num_epochs,
-            "batch_size": params.batch_size,
-            "seed": seed,
-        }
-        for phase, rates in columns.items()
-        for seed in range(params.num_seeds)
+        {"phase": phase, **column, **own, "seed": seed}
+        for phase, own in columns.items()
+        for seed in range(seeds[phase])
     ]
 
 
 def best_rates(done: Sequence[Run]) -> dict[str, float]:
-    """Return each optimizer's rate with the highest validation accuracy; of equals, the one with the lower loss."""
-    trials: dict[str, list[Run]] = {}
+    """Return each optimizer's rate with the highest validation accuracy at the end; of equals, the lowest loss."""
+    found = {}
     for run in done:
-        if run.config["phase"] == "search" and run.result["status"] == "finished":
-            trials.setdefault(run.config["optimizer"], []).append(run)
-    return {
-        name: max(own, key=lambda run: (run.result["validation_accuracy"], -run.result["validation_loss"])).config[
-            "learning_rate"
-        ]
-        for name, own in trials.items()
-    }
+        if run.config["phase"] == "search":
+            last = run.result["rungs"][-1]
+            scored = zip(last["validation_accuracy"], last["train_loss"], last["learning_rates"], strict=True)
+            found[run.config["optimizer"]] = max(scored, key=lambda member: _score(*member[:2]))[2]
+    return found
+
+
+def _score(accuracy: float, loss: float | None) -> tuple[float, float]:
+    """Return what is highest for the best member; a loss that is not finite is None, and the worst."""
+    return (-1.0, 0.0) if loss is None else (accuracy, -loss)
 
 
 def run(config: Config, splits: Splits) -> Result:
-    """Train the optimizers of `config` side by side; return each one's training loss and test accuracy at `epochs`.
+    """Search one optimizer's rate, or train the optimizers of a column side by side."""
+    return search(config, splits) if config["phase"] == "search" else train(config, splits)
+
+
+def search(config: Config, splits: Splits) -> Result:
+    """Search by successive halving (Jamieson & Talwalkar 2016), on the training split, judged on the validation split.
+
+    The result has for each of the `rungs` its epoch, and the `learning_rates`, `train_loss` in nats and
+    `validation_accuracy` of the members that have come so far.
+    """
+    training, validation = (_on_unit_scale(splits[name]) for name in ("train", "validation"))
+    name, rates = config["optimizer"], config["learning_rates"]
+    recipe = _recipe({**config, **MODEL}, optimizer=name, rate=rates[0])
+    nets, _ = _networks(recipe, number=len(rates))
+    steppers = [
+        optimizer_of(name, nets.member(index, whole=name not in BY_SHAPE), rate=rate, constants="torch")
+        for index, rate in enumerate(rates)
+    ]
+    rows, others = (to_device(split, device=fitting.device()) for split in (training, validation))
+    rungs, done = [], 0
+    for num_epochs, number in [*config["rungs"], [config["num_epochs"], 1]]:
+        start, until = loop.Position(epoch=done), replace(recipe, num_epochs=num_epochs)
+        own = [steppers[member] for member in nets.members]
+        *_, last = side_by_side.train(nets, own, training=rows, recipe=until, start=start)
+        losses = [_rounded(loss) for loss in last]
+        accuracies = [round(accuracy, 6) for accuracy in side_by_side.accuracies(nets, others)]
+        rungs.append(
+            {
+                "epoch": num_epochs,
+                "learning_rates": [rates[member] for member in nets.members],
+                "train_loss": losses,
+                "validation_accuracy": accuracies,
+            }
+        )
+        best = sorted(zip(map(_score, accuracies, losses), nets.members, strict=True), reverse=True)
+        nets.members, done = sorted(member for _, member in best[:number]), num_epochs
+    return Result(metrics={"rungs": rungs})
+
+
+def train(config: Config, splits: Splits) -> Result:
+    """Train on all 60,000 rows; return each optimizer's training loss and test accuracy at `epochs`.
 
     The last accuracy is that of the network as `models.lenet5` computes it, in float32; the earlier ones are only
     shown.
     """
-    device = fitting.device()
-    training, test = (to_device(_on_unit_scale(splits[name]), device=device) for name in ("train", "test"))
-    names, is_linear = list(config["learning_rates"]), config["phase"] != "rectified"
-    recipe = Recipe(
-        model="lenet5",
-        model_params=MODEL if is_linear else {**MODEL, "convolutions": "relu"},
-        optimizer=names[0],
-        learning_rate=config["learning_rates"][names[0]],
-        schedule="constant",
-        **{key: config[key] for key in ("num_epochs", "batch_size", "seed")},
-    )
-    model, _ = loop.new_run(recipe, device=device)
-    dtype = torch.bfloat16 if numerics.computes_bfloat16(device) else torch.float32
-    kind = side_by_side.LeNets if is_linear else side_by_side.Networks
-    nets = kind([model] * len(names), dtype=dtype)
+    names = list(config["learning_rates"])
+    recipe = _recipe(config, optimizer=names[0], rate=config["learning_rates"][names[0]])
+    nets, model = _networks(recipe, number=len(names))
     steppers = [
-        optimizer_of(name, nets.member(index, whole=name not in BY_SHAPE), rate=rate, phase=config["phase"])
+        optimizer_of(name, nets.member(index, whole=name not in BY_SHAPE), rate=rate, constants=config["constants"])
         for index, (name, rate) in enumerate(config["learning_rates"].items())
     ]
+    training, test = (
+        to_device(_on_unit_scale(split), device=fitting.device()) for split in (fitting.whole(splits), splits["test"])
+    )
     epochs, losses, accuracies = [], [], []
     for epoch, loss in enumerate(side_by_side.train(nets, steppers, training=training, recipe=recipe), start=1):
         if epoch <= _CLOSE or epoch % _STEP == 0 or epoch == config["num_epochs"]:
@@ -267,6 +216,27 @@ def run(config: Config, splits: Splits) -> Result:
             "test_accuracy": [_rounded(accuracy[index]) for accuracy in accuracies[:-1]] + [_rounded(last)],
         }
     return Result(metrics=metrics)
+
+
+def _recipe(config: Config, *, optimizer: str, rate: float) -> Recipe:
+    """Return the recipe of a run; only the optimizer and its rate differ between its members."""
+    return Recipe(
+        model="lenet5",
+        model_params={name: config[name] for name in MODEL},
+        optimizer=optimizer,
+        learning_rate=rate,
+        schedule="constant",
+        **{key: config[key] for key in ("num_epochs", "batch_size", "seed")},
+    )
+
+
+def _networks(recipe: Recipe, *, number: int) -> tuple[side_by_side.LeNets, nn.Module]:
+    """Return `number` networks with the same first weights, and one network as `models` builds it."""
+    device = fitting.device()
+    model, _ = loop.new_run(recipe, device=device)
+    dtype = torch.bfloat16 if numerics.computes_bfloat16(device) else torch.float32
+    convolutions = recipe.model_params["convolutions"]
+    return side_by_side.LeNets([model] * number, convolutions=convolutions, dtype=dtype), model
 
 
 class RMSprop(torch.optim.Optimizer):
@@ -290,17 +260,17 @@ class RMSprop(torch.optim.Optimizer):
                 parameter.addcmul_(parameter.grad, (squares + group["eps"]).rsqrt_(), value=-group["lr"])
 
 
-def optimizer_of(name: str, member: nn.ParameterList, *, rate: float, phase: str) -> torch.optim.Optimizer:
-    """Return the optimizer `name` of `member` at `rate`: that of OPTIMIZERS in the column `tuned`, else Keras's."""
-    kind, constants = KERAS_DEFAULTS[name]
-    constants = {**constants, "lr": rate}
-    if phase == "tuned" or kind == "Muon":
+def optimizer_of(name: str, member: nn.ParameterList, *, rate: float, constants: str) -> torch.optim.Optimizer:
+    """Return the optimizer `name` of `member` at `rate`: that of OPTIMIZERS for the constants `torch`, else Keras's."""
+    kind, defaults = KERAS_DEFAULTS[name]
+    arguments = {**defaults, "lr": rate}
+    if constants == "torch" or kind == "Muon":
         return optimizers.build(name, member, learning_rate=rate, weight_decay=DECAY.get(name, 0.0))
     if kind == "RMSprop":
-        return RMSprop(list(member), **constants)
+        return RMSprop(list(member), **arguments)
     fused = {"fused": True} if kind in ("SGD", "Adagrad", "Adam", "AdamW") else {"foreach": True}
     constructor: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, kind)
-    return constructor(list(member), **constants, **fused)
+    return constructor(list(member), **arguments, **fused)
 
 
 def _on_unit_scale(split: NormalizedSplit) -> NormalizedSplit:

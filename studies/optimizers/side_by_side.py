@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,28 +18,27 @@ from studies.optimizers import lenets
 _ROWS_AT_ONCE = 250  # in evaluation, without gradients
 
 
-class Networks:
-    """The networks of `models`, all of one architecture, as rows of one matrix of weights."""
+class LeNets:
+    """The LeNet-5 networks `models`, all with the same activation, as rows of one matrix of weights."""
 
-    def __init__(self, models: Sequence[nn.Module], *, dtype: torch.dtype) -> None:
+    def __init__(
+        self, models: Sequence[nn.Module], *, convolutions: Literal["relu", "linear"], dtype: torch.dtype
+    ) -> None:
         vectors = [torch.cat([part.flatten() for part in model.parameters()]).detach() for model in models]
         self.weights = nn.Parameter(torch.stack(vectors))
         """Weights, float32 `(members, parameters)`: in each row one member's parameters, one after the other."""
         self.weights.grad = torch.zeros_like(self.weights)
-        self._model = models[0]
+        self.members = list(range(len(models)))
+        """Members that are computed, in the order of the results."""
+        self._convolutions = convolutions
         self._shapes = [parameter.shape for parameter in models[0].parameters()]
         self._dtype = dtype
         """Dtype of the products; they are summed in float32."""
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`."""
-        names = [name for name, _ in self._model.named_parameters()]
-        with torch.autocast(images.device.type, self._dtype, enabled=self._dtype != torch.float32):
-            found = [
-                torch.func.functional_call(self._model, dict(zip(names, member, strict=True)), images).T
-                for member in zip(*self._parts(self.weights), strict=True)
-            ]
-        return torch.stack(found).float()
+        weights = self.weights if len(self.members) == len(self.weights) else self.weights[self.members]
+        return lenets.logits(self._parts(weights), images, convolutions=self._convolutions, dtype=self._dtype)
 
     def member(self, index: int, *, whole: bool) -> nn.ParameterList:
         """Return a member's parameters for an optimizer, `whole` as one vector; they share its weights and gradient.
@@ -64,30 +64,27 @@ class Networks:
         return [part.view(*weights.shape[:-1], *shape) for part, shape in zip(flat, self._shapes, strict=True)]
 
 
-class LeNets(Networks):
-    """LeNet-5 networks with linear convolutions, all members computed together."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """Return the logits, float32 `(members, 10, N)`, of images, float32 `(N, 1, 28, 28)`."""
-        return lenets.logits(self._parts(self.weights), images, dtype=self._dtype)
-
-
 def train(
-    nets: Networks, optimizers: Sequence[torch.optim.Optimizer], *, training: DeviceSplit, recipe: Recipe
+    nets: LeNets,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    training: DeviceSplit,
+    recipe: Recipe,
+    start: loop.Position = loop.START,
 ) -> Iterator[list[float]]:
-    """Train by `recipe`, except for its optimizer and rate: `optimizers` has one for each member.
+    """Train by `recipe`, except for its optimizer and rate: `optimizers` has one for each computed member.
 
-    Yields each epoch's training losses, one for each member, in nats.
+    Yields the training losses of each epoch after `start`, one for each computed member, in nats.
     """
-    for _, metrics in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training):
+    for _, metrics in loop.epochs(_SideBySide(nets, optimizers), recipe, training=training, start=start):
         yield metrics[:, 0].tolist()
 
 
 class _SideBySide:
     """The networks, each with its own optimizer, as `loop.epochs` trains them."""
 
-    def __init__(self, nets: Networks, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        self.shape, self.device = (len(nets.weights),), nets.weights.device
+    def __init__(self, nets: LeNets, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self.shape, self.device = (len(nets.members),), nets.weights.device
         self._nets, self._optimizers = nets, optimizers
 
     def draw(self, num_rows: int, *, generator: torch.Generator) -> None:
@@ -112,9 +109,9 @@ class _SideBySide:
 
 
 @torch.inference_mode()
-def accuracies(nets: Networks, data: DeviceSplit) -> list[float]:
-    """Return each member's accuracy on the rows of `data`, in [0, 1]."""
-    hits = torch.zeros(len(nets.weights), device=nets.weights.device)
+def accuracies(nets: LeNets, data: DeviceSplit) -> list[float]:
+    """Return each computed member's accuracy on the rows of `data`, in [0, 1]."""
+    hits = torch.zeros(len(nets.members), device=nets.weights.device)
     for rows in forward.chunks(data.num_rows, _ROWS_AT_ONCE):
         hits += (nets.logits(data.images[rows]).argmax(1) == data.labels[rows]).sum(1)
     return (hits / data.num_rows).tolist()

@@ -7,10 +7,12 @@ from studies.optimizers import figures, findings, runs
 
 STUDY = Study(
     params=runs.Params,
-    tune=runs.tune,
-    plan_from_results=runs.plan,
+    plan=runs.plan,
+    plan_from_results=runs.plan_columns,
     run=runs.run,
-    title="LeNet-5 under every optimizer, at default and at tuned learning rates",
+    on_gpu=lambda _: True,
+    question="Does LeNet-5's accuracy depend on the optimizer as a report says?",
+    answer=findings.render_answer,
     rows=findings.rows,
     draw=figures.draw,
     render_findings=findings.render_findings,

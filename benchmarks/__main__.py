@@ -55,6 +55,12 @@ def _data(log: Log) -> Any:
     return data.measure(Path("../shared/mnist"), repeats=5, log=log)
 
 
+def _pictures(log: Log) -> Any:
+    from benchmarks import pictures
+
+    return pictures.measure(Path("../shared/mnist").resolve(), repeats=5, log=log)
+
+
 def _overhead(log: Log) -> Any:
     from benchmarks import search
 
@@ -93,17 +99,25 @@ def _growth(log: Log) -> Any:
     return found
 
 
+def _scale(log: Log) -> Any:
+    from benchmarks import scale
+
+    return scale.measure(log=log)
+
+
 BENCHMARKS: dict[str, Callable[[Log], Any]] = {
     "training": _training,
     "accuracy": _accuracy,
     "inference": _inference,
     "data": _data,
+    "pictures": _pictures,
     "overhead": _overhead,
     "search": _search,
     "distributed": _distributed,
     "pipeline": _pipeline,
     "serving": _serving,
     "growth": _growth,
+    "scale": _scale,
 }
 
 

@@ -128,7 +128,7 @@ def fit_seconds(
     from mnist_pipe.training.recipe import Recipe
 
     training, validation = _splits()
-    scale = ray_session.scale(available, num_workers=num_workers, use_gpu=False)
+    scale = ray_session.scale(available, num_workers=num_workers, use_gpu=False, batch_size=settings["batch_size"])
     if cpus_per_worker is not None:
         scale = replace(scale, cpus_per_worker=cpus_per_worker)
     clock = Clock()
@@ -177,7 +177,7 @@ def _process(result: Path) -> None:
     training, validation = (to_device(split, device=device) for split in _splits())
     recipe = Recipe(**LONG)
     model, optimizer = loop.new_run(recipe, device=device)
-    sync_batchnorm.synchronize(model, device=device)
+    sync_batchnorm.synchronize(model)
     parallel = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def total(values: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ def main() -> None:
     steady, total = [], []
     memory, validation = (read_normalized(folder / f"{split}.parquet") for split in ("train", "validation"))
     with connected("benchmark") as available:
-        scale = scale_of(available, num_workers=options.workers, use_gpu=False)
+        scale = scale_of(available, num_workers=options.workers, use_gpu=False, batch_size=recipe.batch_size)
         shards = streaming.shards(folder / "train.parquet")
         for repeat in range(options.repeats):
             medians, sums = {}, {}

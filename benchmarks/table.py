@@ -70,6 +70,11 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
             "; ".join(f"{name}: {way['median']:.2g} s" for name, way in others.items()),
             " to ".join(f"{pick(way['ratio'] for way in others.values()):.1f}" for pick in (min, max)),
         )
+    if pictures := found.get("pictures"):
+        ours, theirs = (statistics.median(rates) for rates in pictures["pictures_a_second"].values())
+        compared = f"ImageFolder and DataLoader: {theirs:,.0f}"
+        yield "PNGs read a second, 28 x 28", "2 times", f"{ours:,.0f}", compared, f"{pictures['ratio']:.1f}"
+        yield "memory of that", "1 GB", f"{pictures['peak_bytes'] / 1e9:.2f} GB", "", ""
     if overhead := found.get("overhead"):
         seconds = dict(overhead["seconds"])
         ours = seconds.pop("ours")
@@ -89,6 +94,20 @@ def _rows(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
             f"Tune and DataLoader: {stock['validation_accuracy']:.2%} in {stock['seconds']:.0f} s",
             f"{search['ratio']:.1f}",
         )
+    if scale := found.get("scale"):
+        for name, one in scale["trials"].items():
+            early, late = (1000 * seconds for seconds in one["seconds_a_trial"])
+            measured = (
+                f"{early:.1f} ms a trial at first, {late:.1f} ms at last, {one['kilobytes_a_trial']:.1f} kB a trial"
+            )
+            yield f"{one['number'][-1]:,} trials that do nothing, `{name}`", "", measured, "", f"{late / early:.2f}"
+        nodes = scale["nodes"]
+        yield f"trials a node, {nodes['nodes']} nodes", "", f"{nodes['fewest']} to {nodes['most']}", "", ""
+        early, late = (1000 * seconds for seconds in scale["registry"]["seconds_a_trial"])
+        measured = (
+            f"{early:.1f} ms at first, {late:.1f} ms at last; a page of them {scale['registry']['page_seconds']:.2f} s"
+        )
+        yield f"a trial of {scale['registry']['trials']:,} in MLflow", "", measured, "", f"{late / early:.2f}"
     if (run := found.get("distributed")) and "seconds_over_loop_of_two" in run:  # older results have no such key
         yield "Ray Train over the bare loop, 5 epochs", "", f"{run['seconds_over_loop']:.1f} s", "", ""
         yield "the same with two workers", "", f"{run['seconds_over_loop_of_two']:.1f} s", "", ""

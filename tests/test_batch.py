@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -19,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnist_pipe import models
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.splits import RawSplit, write_normalized, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError
 from mnist_pipe.inference import batch
@@ -28,6 +31,7 @@ from tests.support.data import normalized_split
 from tests.support.registry import NAME, MakeCandidate, register
 
 MEAN, STD = 0.1307, 0.3081
+NO_IMAGES = "the column image must be bytes, lists of numbers or pictures, or there must be a column for each pixel, "
 ROWS = 2500
 
 
@@ -106,7 +110,11 @@ def test_a_folder_of_raw_images_is_scored_as_the_model_scores_them(
     probabilities = torch.softmax(torch.from_numpy(expected), 1).numpy()
     np.testing.assert_allclose(found["probabilities"].to_pylist(), probabilities, rtol=1e-3, atol=1e-6)
     np.testing.assert_array_equal(found["probability"], np.max(found["probabilities"].to_pylist(), axis=1))
-    assert found.schema.metadata[b"mnist_pipe_model"] == b'{"model": "toy/1", "content_sha256": "ab"}'
+    assert json.loads(found.schema.metadata[b"mnist_pipe_model"]) == {
+        "model": "toy/1",
+        "content_sha256": "ab",
+        "labels": list("0123456789"),
+    }
     known = [row for row in range(ROWS) if row % 7]
     assert done.num_rows == ROWS
     assert done.accuracy == np.mean([row % 5 != 0 for row in known])
@@ -146,6 +154,48 @@ def test_a_table_of_785_columns_gets_the_same_scores(
 
 
 @pytest.mark.ray
+def test_images_in_colour_are_scored_raw_and_standardised(tmp_path: Path) -> None:
+    facts = Facts(shape=(3, 12, 9), labels=("cat", "dog", "owl"), resize="fit", invert=False, background=(0, 0, 0))
+    torch.manual_seed(1)
+    card = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], **facts.to_dict()}
+    network = models.build("linear", facts=facts).eval()
+    model = Classifier(network, card=card, name="pets/1")
+    images = np.random.default_rng(0).integers(0, 256, (300, 3, 12, 9), dtype=np.uint8)
+    labels = (np.arange(300) % 3).astype(np.uint8)
+    raw = RawSplit(images=images, labels=labels, provenance={"dataset": "pets", **facts.to_dict()})
+    write_raw(tmp_path / "raw.parquet", raw)
+    expected = model.probabilities(images)
+    batch.score(tmp_path / "raw.parquet", tmp_path / "scores", model=model)
+    found = read(tmp_path / "scores")
+    assert str(found.schema.field("probabilities").type) == "fixed_size_list<element: float not null>[3]"
+    np.testing.assert_allclose(found["probabilities"].to_pylist(), expected, rtol=1e-4, atol=1e-6)
+    assert found["prediction"].to_pylist() == expected.argmax(1).tolist()
+
+    means, stds = (np.array(card[key])[:, None, None] for key in ("mean", "std"))
+    provenance = {**raw.provenance, "mean": card["mean"], "std": card["std"]}
+    split = normalized_split(((images / 255 - means) / stds).astype(np.float32), labels=labels)
+    write_normalized(tmp_path / "in.parquet", dataclasses.replace(split, provenance=provenance))
+    batch.score(tmp_path / "in.parquet", tmp_path / "again", model=model)
+    again = read(tmp_path / "again")["probabilities"].to_pylist()
+    np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_data_of_another_shape_or_other_classes_than_the_models_are_refused(model: Classifier, tmp_path: Path) -> None:
+    where = tmp_path / "in.parquet"
+    cases = [
+        ({"shape": (3, 8, 8), "background": (0, 0, 0)}, "the images must be 1x28x28 as the model's, but got 3x8x8"),
+        ({"labels": ("a", "b")}, "the classes must be 10 as the model's, but got 2"),
+        ({"labels": tuple("0123456798")}, "class 8 must be '8' as the model's, but got '9'"),
+    ]
+    for changes, rule in cases:
+        facts = Facts(**changes)  # type: ignore[arg-type]
+        images = np.zeros((4, *facts.array_shape), np.uint8)
+        labels = np.zeros(4, np.uint8)
+        write_raw(where, RawSplit(images=images, labels=labels, provenance={"dataset": "x", **facts.to_dict()}))
+        assert refused(InputError, where, tmp_path / "out", model=model) == f"{where}: {rule}"
+
+
+@pytest.mark.ray
 def test_a_non_finite_pixel_is_refused_and_leaves_no_output(model: Classifier, tmp_path: Path) -> None:
     images = np.zeros((ROWS, 28, 28), dtype=np.float32)
     images[1801, 5, 6] = np.nan
@@ -177,11 +227,11 @@ def test_an_invalid_input_is_refused_with_its_path(
     cases: list[tuple[dict[str, Any], str]] = [
         (
             {"pixels": [1]},
-            "the column image must be 784 bytes, 784 numbers, a PNG, or 784 columns of pixels, but got (pixels: int64)",
+            f"{NO_IMAGES}but got (pixels: int64)",
         ),
         (
             {"image": ["a"]},
-            "the column image must be 784 bytes, 784 numbers, a PNG, or 784 columns of pixels, but got string",
+            f"{NO_IMAGES}but got string",
         ),
         (
             {"image": images_of(pixels[:1]), "prediction": [1]},

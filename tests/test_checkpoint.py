@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from mnist_pipe import models
+from mnist_pipe.data.facts import MNIST, Facts
 from mnist_pipe.data.splits import write_normalized
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.inference.classifier import Classifier
@@ -86,26 +89,43 @@ def test_weights_of_another_architecture_are_refused(stored: Path, tmp_path: Pat
         saved.load_model(other)
 
 
+def test_an_optimizer_s_state_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    network = models.build("mlp", hidden=[2])
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
+    network(torch.zeros(1, 1, 28, 28)).sum().backward()
+    optimizer.step()
+    checkpoint.save_state(tmp_path, model=network, optimizer=optimizer, progress={})
+    fewer = torch.optim.SGD(list(network.parameters())[:2], lr=0.1, momentum=0.9)
+    with pytest.raises(CorruptDataError, match="must be of the optimizer's 2 parameters, but got one of parameter"):
+        checkpoint.load_state(tmp_path, model=network, optimizer=fewer)
+
+
 @pytest.mark.parametrize(
-    ("dataset", "first", "picture"),
-    [("mnist", "0", "digit"), ("digits", "0", "digit"), ("kmnist", "o", "resize"), ("local", "0", "resize"),
-     ("fashion-mnist", "T-shirt/top", "resize"), ("unknown", "0", "resize")],
-)  # fmt: skip
-def test_a_card_names_the_classes_and_the_rule_for_pictures(
-    dataset: str, first: str, picture: str, tmp_path: Path
-) -> None:
-    split = normalized_split(np.zeros((10, 28, 28), np.float32), dataset=dataset, mean=0.1, std=0.3, source_sha256="")
-    write_normalized(tmp_path / "split.parquet", split)
+    "facts",
+    [
+        MNIST,
+        Facts(labels=("cat", "dog"), resize="fit"),
+        Facts(shape=(3, 6, 5), labels=("a", "b", "c"), resize="stretch", invert=False, background=(1, 2, 3)),
+    ],
+)
+def test_the_facts_about_the_data_reach_the_card_and_the_classifier(facts: Facts, tmp_path: Path) -> None:
+    provenance: dict[str, Any] = {"dataset": "mnist", "source_sha256": "", "mean": 0.1, "std": 0.3}
+    provenance |= {"shape": list(facts.array_shape), **facts.to_provenance()}
+    if facts.shape[0] == 3:
+        provenance |= {"mean": [0.1] * 3, "std": [0.3] * 3}
+    split = normalized_split(np.zeros((10, *facts.array_shape), np.float32))
+    write_normalized(tmp_path / "split.parquet", replace(split, provenance=provenance))
+    model = models.build("linear", facts=facts)
     card = checkpoint.model_card(
-        RECIPE.to_dict(),
-        model=models.build("linear"),
+        {**RECIPE.to_dict(), "model": "linear", "model_params": {}},
+        model=model,
         metrics={"validation_accuracy": 0.5, "validation_loss": 1.0},
         data={"train": tmp_path / "split.parquet"},
     )
-    assert (len(card["labels"]), card["labels"][0], card["picture"]) == (10, first, picture)
-    saved.save_model(tmp_path / "model", models.build("linear"), card={**card, "model": "linear", "model_params": {}})
+    saved.save_model(tmp_path / "model", model, card=card)
     classifier = Classifier.load(tmp_path / "model")
-    assert (classifier.labels, classifier.picture) == (card["labels"], picture)
+    assert (classifier.facts, classifier.labels) == (facts, [*facts.labels])
+    assert classifier.probabilities(np.zeros((2, *facts.array_shape), np.uint8)).shape == (2, facts.num_classes)
 
 
 @pytest.mark.parametrize("average_decay", [0.0, 0.9])

@@ -52,18 +52,20 @@ def test_names_of_the_classes_come_from_the_card(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "rule"),
     [
-        ({"picture": "resize", "dataset": "mnist"}, "resize"),
-        ({"dataset": "mnist"}, "digit"),
-        ({"dataset": "digits"}, "digit"),
-        ({"dataset": "fashion-mnist"}, "resize"),
-        ({}, "digit"),
+        ({"resize": "stretch", "dataset": "mnist"}, "stretch"),
+        ({"picture": "resize", "dataset": "mnist"}, "fit"),
+        ({"picture": "digit", "dataset": "kmnist"}, "digit_box"),
+        ({"dataset": "mnist"}, "digit_box"),
+        ({"dataset": "digits"}, "digit_box"),
+        ({"dataset": "fashion-mnist"}, "fit"),
+        ({}, "digit_box"),
     ],
 )
 def test_the_rule_for_pictures_comes_from_the_card_or_else_from_the_data_set(
     folder: Path, card: dict[str, str], rule: str
 ) -> None:
     network, others = saved.load_model(folder)
-    assert Classifier(network, card={**others, **card}).picture == rule
+    assert Classifier(network, card={**others, **card}).facts.resize == rule
 
 
 def test_no_image_gives_no_prediction(folder: Path) -> None:

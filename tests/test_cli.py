@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw
 
 from mnist_pipe import paths, timings
 from mnist_pipe.atomic import write_json
+from mnist_pipe.data.pictures import FORMATS
 from mnist_pipe.local import services
 from pipelines import cli
 from tests.support import ROOT
@@ -202,8 +203,8 @@ def test_doctor_lists_every_check_and_exits_with_the_code_of_its_errors() -> Non
     code, lines, errors = mnist_pipe("doctor")
     assert (code, errors) == (3, [])
     assert [line[6:19].strip() for line in lines] == [
-        "python", "packages", "params", "folder", "temporary", "disk", "shared memory", "versioning", "dvc's lock",
-        "dvc's cache", "dvc's objects", "ports", "services", "settings", "storage",
+        "python", "packages", "gpu", "params", "folder", "temporary", "disk", "shared memory", "versioning",
+        "dvc's lock", "dvc's cache", "dvc's objects", "ports", "services", "metrics", "settings", "storage",
         "registry", "open files",
     ]  # fmt: skip
     assert {line[6:19].strip() for line in lines if line.startswith("FAIL")} == {"params", "versioning"}
@@ -395,7 +396,7 @@ def test_predict_prints_digit_and_probabilities_and_skips_invalid_files(capsys: 
     capsys.readouterr()
     assert cli.main(["predict", "text.png", "seven.png"]) == 2
     output, errors = capsys.readouterr()
-    assert errors == "text.png: the file must be a PNG or JPEG image, but got bytes that start with b'hello'\n"
+    assert errors == f"text.png: the file must be {FORMATS}, but got bytes that start with b'hello'\n"
     head, probabilities = shares_of(output.rstrip("\n"))
     assert list(probabilities) == [*"0123456789"]
     assert sum(probabilities.values()) == pytest.approx(1, abs=1e-3)

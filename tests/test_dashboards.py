@@ -10,8 +10,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pandas as pd
 import psutil
 import pytest
 
@@ -21,7 +23,7 @@ from mnist_pipe.errors import PipelineError
 from mnist_pipe.local import dashboards, http_probe, services
 from mnist_pipe.local.dashboards import Page
 from mnist_pipe.local.http_probe import LOOPBACK
-from mnist_pipe.local.services import State, mlflow_server, tensorboard
+from mnist_pipe.local.services import State, mlflow_server, optuna_dashboard, prometheus, tensorboard
 from mnist_pipe.local.services.process import is_free
 from tests.support.checkout import copy_tree
 from tests.support.checkout import run as run_in
@@ -42,14 +44,14 @@ from tests.support.services import (
 __all__ = ["clean_variables"]  # fixture
 
 pytestmark = [pytest.mark.ray, pytest.mark.services, pytest.mark.timeout(600)]
-NAMES = ("prefect", "ray", "tensorboard", "mlflow")
+NAMES = ("prefect", "ray", "tensorboard", "optuna", "mlflow", *(["prometheus"] if prometheus.program() else []))
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Project in which two users requested the dashboards at once, on a machine whose default ports are occupied."""
     root = copy_tree(tmp_path_factory.mktemp("project") / "main")
-    with taken(tensorboard.PORT, mlflow_server.PORT):
+    with taken(tensorboard.PORT, optuna_dashboard.PORT, mlflow_server.PORT, prometheus.PORT):
         try:
             run(root, "up")
             assert set(recorded(root)) == {"prefect", "ray"}  # and no other, which would take extra time
@@ -61,7 +63,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def root(started: Path) -> Path:
-    """The started project, with all four services of `dashboards` running again, whatever the last test did."""
+    """The started project, with all services of `dashboards` running again, whatever the last test did."""
     services.up(started, names=NAMES)
     return started
 
@@ -83,7 +85,13 @@ def test_each_page_is_a_line_with_its_address_and_the_file_of_its_secret(root: P
         line("prefect", found["prefect"].url, "password: the line in .state/secrets/prefect"),
         line("ray", found["ray"].url, "token: the line in .state/secrets/ray"),
         line("tensorboard", found["tensorboard"].url, "no password: it listens on loopback only"),
+        line("optuna", found["optuna"].url, "no password: it listens on loopback only"),
         line("mlflow", found["mlflow"].url, "user mnist, password: the line in .state/secrets/mlflow"),
+        *(
+            line(name, found[name].url, "no password: it listens on loopback only")
+            for name in NAMES
+            if name == "prometheus"
+        ),
     ]
 
 
@@ -103,10 +111,15 @@ def test_a_second_check_takes_a_second(root: Path) -> None:
     assert min(seconds) < 2
 
 
-def test_tensorboard_and_mlflow_listen_on_free_loopback_ports(root: Path) -> None:
-    shown = [recorded(root)[name] for name in ("tensorboard", "mlflow")]
-    assert shown[0].port > tensorboard.PORT
-    assert shown[1].port > mlflow_server.PORT
+def test_what_dashboards_starts_listens_on_free_loopback_ports(root: Path) -> None:
+    shown = [recorded(root)[name] for name in NAMES if name not in services.JOINED]
+    first = {
+        "tensorboard": tensorboard.PORT,
+        "optuna": optuna_dashboard.PORT,
+        "mlflow": mlflow_server.PORT,
+        "prometheus": prometheus.PORT,
+    }
+    assert [service.name for service in shown if service.port <= first[service.name]] == []
     listeners = [
         connection.laddr
         for process in family(*(service.pid for service in shown))
@@ -147,12 +160,12 @@ def test_mlflows_secret_is_readable_only_by_its_owner(root: Path) -> None:
         assert password not in text
 
 
-def test_status_shows_all_four_services(root: Path) -> None:
+def test_status_shows_all_services(root: Path) -> None:
     assert [line.split()[0] for line in run(root, "status").splitlines()] == list(NAMES)
-    assert [state for state, _ in services.status(root).values()] == [State.RUNNING] * 4
+    assert [state for state, _ in services.status(root).values()] == [State.RUNNING] * len(NAMES)
 
 
-def test_tensorboard_restarts_when_the_storage_changes(
+def test_what_shows_the_storage_restarts_when_it_changes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tensorboardX import SummaryWriter
@@ -166,7 +179,8 @@ def test_tensorboard_restarts_when_the_storage_changes(
     assert isinstance(page, Page)
     assert runs_of(page) == ["search-0.0/trial-1"]
     after = recorded(root)
-    assert {name: s.pid for name, s in after.items() if before[name] != s} == {"tensorboard": after["tensorboard"].pid}
+    changed = {name for name, service in after.items() if before[name] != service}
+    assert changed == {"tensorboard", "optuna"} & set(NAMES)
     monkeypatch.delenv(storage.VARIABLE)
     dashboards.check(root)
     assert recorded(root)["tensorboard"].address == str(root / paths.RAY_RESULTS)
@@ -234,7 +248,8 @@ def client(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret(root, "mlflow"))
     monkeypatch.setenv("MNIST_PIPE_WORK_POOL", "gpu")
     monkeypatch.setenv(storage.VARIABLE, str(tmp_path / "storage"))
-    monkeypatch.setattr(dashboards, "_PAGES", {k: v for k, v in dashboards._PAGES.items() if k != "tensorboard"})
+    servers_of_its_own = {k: v for k, v in dashboards._PAGES.items() if k not in ("tensorboard", "optuna")}
+    monkeypatch.setattr(dashboards, "_PAGES", servers_of_its_own)
     return tmp_path
 
 
@@ -389,19 +404,99 @@ def test_a_redirect_is_not_followed_with_credentials(root: Path, client: Path, m
         server.communicate()
 
 
+# --- after real runs
+
+
+@pytest.fixture(scope="module")
+def runs(started: Path) -> dict[str, str]:
+    """Name of the flow run of each stage up to `train`, which all have ended, by stage."""
+    services.up(started, names=NAMES)
+    stages = ("ingest", "normalize", "search", "train")
+    return {stage: flow_run(run_in(started, sys.executable, "-m", "pipelines", stage)) for stage in stages}
+
+
+def ask(root: Path, query: str) -> list[dict[str, Any]]:
+    """Return the series that Prometheus answers for the last ten minutes, which include the runs."""
+    now = time.time()
+    where = f"{recorded(root)['prometheus'].url}/api/v1/query_range"
+    reply = httpx.get(where, params={"query": query, "start": now - 600, "end": now, "step": 5}, trust_env=False)
+    found: list[dict[str, Any]] = reply.raise_for_status().json()["data"]["result"]
+    return found
+
+
+@pytest.mark.skipif(prometheus.program() is None, reason="Prometheus is not installed")
+def test_prometheus_answers_for_every_trial_and_every_panel_after_a_search(root: Path, runs: dict[str, str]) -> None:
+    trials = pd.read_csv(root / paths.TRIALS)
+    ended = f"ray_mnist_pipe_trials_total{{search='{runs['search']}'}}"
+    trained = f"ray_mnist_pipe_epochs_total{{stage='train', search='{runs['train']}'}}"
+    # Prometheus scrapes every 10 s, and `train` ended a moment ago.
+    wait_until(lambda: len(ask(root, ended)) == len(trials) and bool(ask(root, trained)))
+    statuses = {series["metric"]["trial"]: series["metric"]["status"] for series in ask(root, ended)}
+    assert statuses == {str(trial): status for trial, status in zip(trials["trial"], trials["status"], strict=True)}
+    epochs = ask(root, f"ray_mnist_pipe_epochs_total{{search='{runs['search']}'}}")
+    found = {int(series["metric"]["trial"]): int(series["values"][-1][1]) for series in epochs}
+    assert found == dict(zip(trials["trial"], trials["epochs"], strict=True))
+    accuracies = ask(root, f"ray_mnist_pipe_validation_accuracy_ratio{{search='{runs['search']}'}}")
+    last = {int(series["metric"]["trial"]): float(series["values"][-1][1]) for series in accuracies}
+    assert last == pytest.approx(dict(zip(trials["trial"], trials["validation_accuracy"], strict=True)))
+    panels = json.loads((root / paths.RAY_METRICS / "dashboards/mnist-pipe.json").read_text())["panels"]
+    variables = {"$stage": ".*", "$search": ".*", "$__range": "10m", "$__rate_interval": "1m"}
+    for panel in panels:
+        for target in panel["targets"]:
+            query = re.sub(r"\$\w+", lambda found: variables[found[0]], target["expr"])
+            assert ask(root, query), query
+
+
+def artifacts(root: Path, flow_run: str) -> dict[str, Any]:
+    """Return the data of each artifact of a flow run by its key, as Prefect's page reads them."""
+    server = recorded(root)["prefect"]
+    header = services.authorization(server)
+    token = json.loads(request(f"{server.address}/csrf-token?client=tests", authorization=header)[1])["token"]
+    csrf = {"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": "tests"}
+    data = json.dumps({"flow_runs": {"name": {"any_": [flow_run]}}}).encode()
+    status, reply = request(f"{server.address}/artifacts/filter", authorization=header, data=data, **csrf)
+    assert status == 200, reply
+    return {found["key"]: found["data"] for found in json.loads(reply)}
+
+
+def test_a_flow_run_links_to_its_pages_and_shows_its_progress(root: Path, runs: dict[str, str]) -> None:
+    found = recorded(root)
+    for stage in ("search", "train"):
+        shown = artifacts(root, runs[stage])
+        assert shown[stage] == 100  # of its trials or epochs
+        job = re.fullmatch(rf"\[Ray job {runs[stage]}\]\({found['ray'].url}/#/jobs/(\w+)\)", shown["ray-job"])
+        assert job, shown
+        jobs = request(f"{found['ray'].url}/api/jobs/", authorization=services.authorization(found["ray"]))[1]
+        names = {one["job_id"]: one["metadata"].get("job_name") for one in json.loads(jobs)}
+        assert names[job[1]] == runs[stage]
+    shown = artifacts(root, runs["search"])
+    assert f"({found['tensorboard'].url}/?runFilter={runs['search']}#timeseries)" in shown["tensorboard"]
+    run_id = re.search(rf"\({found['mlflow'].url}/#/runs/(\w+)\)", shown["mlflow-run"])
+    assert run_id, shown
+    where = f"{found['mlflow'].url}/api/2.0/mlflow/runs/get?run_id={run_id[1]}"
+    reply = json.loads(request(where, authorization=services.authorization(found["mlflow"]))[1])
+    assert reply["run"]["info"]["run_name"] == runs["search"]
+
+
+@pytest.mark.skipif(prometheus.program() is None, reason="Prometheus is not installed")
+def test_prometheus_is_where_rays_dashboard_looks_for_it_and_reaches_all_of_ray(root: Path) -> None:
+    found = recorded(root)
+    health = f"{found['ray'].url}/api/prometheus_health"
+    assert request(health, authorization=services.authorization(found["ray"]))[0] == 200
+    targets = json.loads(request(f"{found['prometheus'].url}/api/v1/targets")[1])["data"]["activeTargets"]
+    assert [(target["scrapeUrl"], target["health"]) for target in targets if target["health"] != "up"] == []
+    assert len(targets) == 3  # the node, the autoscaler, the dashboard
+
+
 # --- in a browser
 
 
 @pytest.mark.browser
-def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Path) -> None:
+def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, runs: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("playwright", reason="playwright is not installed")
     from tests.support import browser
 
     pictures = Path(os.environ.get("MNIST_PIPE_SCREENSHOTS") or tmp_path) / "machine"
-    logs = {}
-    for stage in ("ingest", "normalize", "search", "train"):
-        logs[stage] = run_in(root, sys.executable, "-m", "pipelines", stage)
-    runs = {stage: flow_run(log) for stage, log in logs.items()}
     browser.open_every_page(
         {name: service.url for name, service in recorded(root).items()},
         secrets={name: secret(root, name) for name in ("prefect", "ray", "mlflow")},
@@ -414,6 +509,7 @@ def test_a_browser_finds_this_run_by_name_on_every_page(root: Path, tmp_path: Pa
     assert {path.name for path in pictures.glob("*.png")} >= {
         *(f"prefect-{stage}.png" for stage in runs),
         *("ray-job.png", "ray-train.png", "ray-actor.png", "tensorboard.png", "tensorboard-curves.png", "mlflow.png"),
+        *("optuna.png", "optuna-parallel.png"),
     }
 
 
@@ -429,7 +525,8 @@ def flow_run(log: str) -> str:
 
 def test_down_stops_all_and_dashboards_name_the_command_to_restart(root: Path) -> None:
     found = recorded(root)
-    assert run(root, "down") == "stopped prefect, ray, tensorboard and mlflow\n"
+    *others, last = NAMES
+    assert run(root, "down") == f"stopped {', '.join(others)} and {last}\n"
     assert family(*(service.pid for service in found.values())) == []
     assert not Path(found["mlflow"].folder).exists()
     process = command(root, "dashboards")
@@ -439,4 +536,8 @@ def test_down_stops_all_and_dashboards_name_the_command_to_restart(root: Path) -
         "FAIL  prefect        not running; start it with: mnist-pipe up",
         "FAIL  ray            not running; start it with: mnist-pipe up",
     ]
-    assert [line.split()[:2] for line in lines[2:]] == [["ok", "tensorboard"], ["ok", "mlflow"]]
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["ok", name]
+        for name in NAMES[2:]
+        if name != "prometheus"  # there is no Ray to scrape
+    ]

@@ -103,6 +103,20 @@ def test_params_are_checked_with_the_names_that_exist(project: Path) -> None:
     assert str(found).endswith("but got 'mnits'; did you mean 'mnist'?")
 
 
+def test_doctor_says_how_to_get_prometheus(
+    project: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    programs = tmp_path_factory.mktemp("bin")
+    monkeypatch.setenv("PATH", str(programs))
+    assert dict(doctor.examine(project))["metrics"] == (
+        "Ray's metrics are not recorded: Prometheus is not installed; on Debian: "
+        "apt-get install --no-install-recommends prometheus"
+    )
+    (programs / "prometheus").touch(mode=0o755)
+    found = f"{programs}/prometheus records Ray's metrics once `mnist-pipe dashboards` has started it"
+    assert dict(doctor.examine(project))["metrics"] == found
+
+
 def test_more_workers_than_cpus_are_refused(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     assert "num_workers: auto" in text
@@ -208,8 +222,8 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_file_that_sets_it(
 
 def test_a_missing_folder_of_own_images_is_an_error(project: Path) -> None:
     (project / "inputs").rmdir()
-    rule = "be an existing folder, because DVC watches it"
-    assert str(error("params", project)) == f"params.yaml: ingest.folder must {rule}, but got 'inputs'; create it"
+    rule = "be an existing file or folder, because DVC watches it"
+    assert str(error("params", project)) == f"params.yaml: ingest.path must {rule}, but got 'inputs'; create it"
 
 
 def test_a_server_that_a_file_names_is_checked(project: Path) -> None:

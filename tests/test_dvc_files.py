@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,8 +25,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Project whose files are whole."""
     for name in ("params.yaml", "dvc.yaml", "dvc.lock"):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / paths.DVC_RWLOCK).parent.mkdir(parents=True)
-    (tmp_path / paths.DVC_RWLOCK).write_text("{}")
+    (tmp_path / paths.DVC_RWLOCKS[0]).parent.mkdir(parents=True)
+    (tmp_path / paths.DVC_RWLOCKS[0]).write_text("{}")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -45,11 +46,26 @@ def test_a_truncated_lock_is_named_with_the_remedy(project: Path, num_bytes: int
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"write": []}', '{"/project/models": {"wri'])
 def test_a_damaged_rwlock_is_named_and_removed(project: Path, content: str) -> None:
-    (project / paths.DVC_RWLOCK).write_text(content)
+    (project / paths.DVC_RWLOCKS[0]).write_text(content)
     [error] = dvc_files.damaged(project)
     assert str(error) == f".dvc/tmp/rwlock: the file must be DVC's JSON, but got {len(content)} bytes; {FIX}"
     assert list(dvc_files.repair(project)) == [".dvc/tmp/rwlock: removed; DVC writes it anew"]
     assert list(dvc_files.damaged(project)) == []
+
+
+def test_records_of_killed_commands_are_removed_and_others_stay(project: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, living = ({"pid": pid, "cmd": "dvc repro"} for pid in (ended.pid, os.getpid()))
+    record = {"read": {"/a": [dead, living], "/b": [dead]}, "write": {"/c": dead, "/d": living}}
+    atomic.write_json(project / paths.DVC_RWLOCKS[0], record)
+    dvc_files.forget_the_dead(project)
+    expected = {"read": {"/a": [living]}, "write": {"/d": living}}
+    assert atomic.read_json(project / paths.DVC_RWLOCKS[0]) == expected
+    atomic.write_json(project / paths.DVC_RWLOCKS[0], record)
+    with atomic.locked(project / ".dvc/tmp/rwlock.lock", purpose="DVC"):  # DVC writes it
+        dvc_files.forget_the_dead(project)
+    assert atomic.read_json(project / paths.DVC_RWLOCKS[0]) == record
 
 
 def test_the_lock_comes_back_from_the_copy_that_the_last_stage_kept(project: Path) -> None:
@@ -78,10 +94,10 @@ def test_without_any_copy_the_lock_is_removed(project: Path) -> None:
 
 
 def test_nothing_is_repaired_while_a_stage_runs(project: Path) -> None:
-    (project / paths.DVC_RWLOCK).write_text("")
+    (project / paths.DVC_RWLOCKS[0]).write_text("")
     with atomic.locked(project / paths.STATE / "stage.lock", purpose="a stage"), pytest.raises(BusyError):
         list(dvc_files.repair(project))
-    assert (project / paths.DVC_RWLOCK).exists()
+    assert (project / paths.DVC_RWLOCKS[0]).exists()
 
 
 @pytest.mark.parametrize("verb", ["status", "summary"])

@@ -118,6 +118,12 @@ def test_files_that_no_stage_wrote_are_not_compared(project: Path) -> None:
 def test_the_folder_of_own_images_is_an_input_if_it_is_within_the_project(tmp_path: Path) -> None:
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     for folder, inputs in (("inputs", (Path("inputs"),)), ("/elsewhere", ()), ("../elsewhere", ())):
-        (tmp_path / "params.yaml").write_text(f"ingest: {{folder: {folder}}}\n")
+        (tmp_path / "params.yaml").write_text(f"ingest: {{path: {folder}}}\n")
         found = dvc_stages.read(tmp_path)["ingest"].inputs
         assert tuple(path for path in found if path.suffix != ".toml") == inputs
+
+
+def test_the_baseline_is_trained_before_the_search() -> None:
+    """Its errors say whether the gates can decide on the validation split, which is to be known before the search."""
+    order = checkout.stages_run(checkout.run(ROOT, "dvc", "repro", "--dry", "--force"))
+    assert order.index("baseline") < order.index("search")

@@ -13,7 +13,8 @@ import torch
 
 from mnist_pipe import models
 from mnist_pipe.atomic import verify_manifest
-from mnist_pipe.data import splits
+from mnist_pipe.data import sources, splits
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.splits import RawSplit
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.inference import export
@@ -25,6 +26,8 @@ from tests.support.registry import MakeCandidate, register
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (7, 28, 28), dtype=np.uint8)
 LABELS = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+COLOUR = Facts(shape=(3, 32, 32), labels=("a", "b", "c"), resize="fit", invert=False, background=(9, 0, 255))
+OBLONG = Facts(shape=(1, 64, 48), labels=("yes", "no"), resize="stretch")
 pytestmark = pytest.mark.long  # an export to ONNX takes one to four seconds
 
 CARD: dict[str, Any] = {
@@ -66,6 +69,24 @@ def test_the_onnx_model_returns_the_classifiers_probabilities_for_any_batch_size
         found = run(tmp_path / "model.onnx", IMAGES[:rows])
         assert (found.dtype, found.shape) == (np.float32, (rows, 10))
         np.testing.assert_allclose(found, expected.predict(IMAGES[:rows]).probabilities, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("test_time_augmentation", [False, True])
+@pytest.mark.parametrize("facts", [COLOUR, OBLONG], ids=["colour", "oblong"])
+def test_the_onnx_model_takes_images_of_the_models_shape(
+    tmp_path: Path, facts: Facts, test_time_augmentation: bool
+) -> None:
+    moments = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1]} if facts.shape[0] == 3 else {}
+    card = {**CARD, **facts.to_dict(), **moments, "test_time_augmentation": test_time_augmentation}
+    network = models.build("convnet", facts=facts, channels=[4])
+    expected = Classifier(saved.for_inference(network, card=card), card=card, name="toy/12")
+    images = np.random.default_rng(0).integers(0, 256, (7, *facts.array_shape), dtype=np.uint8)
+    export.write_onnx(tmp_path / "model.onnx", expected)
+    [given] = export.open_session(tmp_path / "model.onnx").get_inputs()
+    assert given.shape == ["N", *facts.array_shape]
+    found = run(tmp_path / "model.onnx", images)
+    assert found.shape == (7, facts.num_classes)
+    np.testing.assert_allclose(found, expected.predict(images).probabilities, rtol=0, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -231,17 +252,22 @@ def test_onnx_without_the_test_split_is_one_line(project: Path, capsys: pytest.C
 
 
 def test_onnx_with_the_test_split_of_another_data_set_is_one_line(
-    project: Path, raw_splits: dict[str, RawSplit], capsys: pytest.CaptureFixture[str]
+    project: Path,
+    raw_splits: dict[str, RawSplit],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = project / "data/raw/test.parquet"
     other = RawSplit(
         images=raw_splits["test"].images, labels=raw_splits["test"].labels, provenance={"dataset": "kmnist"}
     )
     splits.write_raw(path, other)
-    assert refusal(capsys, "--format", "onnx", "out", code=2) == (
-        f"{path}: dataset must be toy, which the model was trained on, but got kmnist; "
-        "run: dvc exp run -S ingest.dataset=toy"
-    )
+    start = f"{path}: dataset must be toy, which the model was trained on, but got kmnist; "
+    line = refusal(capsys, "--format", "onnx", "out", code=2)
+    assert line == f"{start}set ingest as it was, then run: dvc repro"
+    monkeypatch.setitem(sources.SOURCES, "toy", sources.SOURCES["mnist"])
+    line = refusal(capsys, "--format", "onnx", "out", code=2)
+    assert line == f"{start}run: dvc exp run -S ingest.dataset=toy"
 
 
 @pytest.mark.usefixtures("project")

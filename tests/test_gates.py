@@ -67,7 +67,7 @@ def test_the_baseline_gate_counts_the_rows_that_only_one_model_gets_right() -> N
 
 
 def test_a_p_value_at_the_limit_does_not_pass() -> None:
-    candidate = predictions([1, 1], baseline=[0, 0])  # p = 1/4
+    candidate = predictions([1, 1, 0], baseline=[0, 0, 0])  # p = 1/4
     assert not gates.beats_baseline(candidate, max_p_value=0.25).passed
     assert gates.beats_baseline(candidate, max_p_value=0.2501).passed
 
@@ -95,9 +95,60 @@ def test_the_calibration_gate_compares_confidence_with_accuracy() -> None:
         figures={"rows": 10, "rows_not_finite": 0, "calibration_error": approx(0.1)},
         text="All 10 probabilities are finite, and the expected calibration error 0.1000 is within 0.1.",
     )
-    gate = gates.is_calibrated(candidate, max_error=0.05)
+    gate = gates.is_calibrated(predictions([1] * 800 + [0] * 200, probability=0.9), max_error=0.05)
     assert not gate.passed
-    assert gate.text == "All 10 probabilities are finite, and the expected calibration error 0.1000 is above 0.05."
+    assert gate.text == "All 1000 probabilities are finite, and the expected calibration error 0.1000 is above 0.05."
+
+
+@pytest.mark.parametrize(("limit", "needed"), [(0.01, 7), (0.05, 5), (0.25, 3), (0.2501, 2), (2**-7, 8), (0.9, 1)])
+def test_so_many_errors_are_needed_that_a_perfect_model_passes(limit: float, needed: int) -> None:
+    assert gates.errors_needed(limit) == needed
+    assert 0.5**needed < limit <= 0.5 ** (needed - 1)
+
+
+def test_on_too_few_rows_a_perfect_candidate_passes_and_no_other() -> None:
+    baseline = [1] * 54 + [0] * 3  # today's 57 rows, of which the baseline is wrong on 3
+    doubt = (
+        "But the baseline is wrong on 3 of 57 rows, and no test can decide with less than 7, which about 133 rows "
+        "would "
+        "have; the candidate is "
+    )
+    perfect = gates.beats_baseline(predictions([1] * 57, baseline=baseline), max_p_value=0.01)
+    assert perfect.passed
+    assert perfect.text == (
+        "Of 57 rows, 3 are right with the candidate alone and 0 with the baseline alone: p = 0.12 is not below 0.01. "
+        f"{doubt}right on all rows, the most that they can show."
+    )
+    other = gates.beats_baseline(predictions([1] * 56 + [0], baseline=baseline), max_p_value=0.01)
+    assert not other.passed
+    assert other.text.endswith(f"{doubt}not right on all rows.")
+    assert gates.too_few_errors("the baseline", 0, num_rows=10, max_p_value=0.01) == (
+        "the baseline is wrong on 0 of 10 rows, and no test can decide with less than 7"
+    )
+
+
+def test_a_champion_that_is_wrong_on_few_rows_stays_and_says_so() -> None:
+    gate = against_champion(predictions([1] * 100), champion(predictions([1] * 98 + [0] * 2)))
+    assert not gate.passed
+    assert gate.text == (
+        "Of 100 rows that both held out, 2 are right with the candidate alone and 0 with the champion, version 3, "
+        "alone: p = 0.25 is not below 0.05. But the champion is wrong on 2 of 100 rows, and no test can decide with "
+        "less than 5, which about 250 rows would have; it stays until there are more images."
+    )
+
+
+def test_on_few_rows_a_calibration_error_that_chance_explains_passes() -> None:
+    """A calibrated model of 0.8 on 30 rows: right on 20 to 28 of them in nine cases of ten, an error of up to 0.13."""
+    few = gates.is_calibrated(predictions([1] * 26 + [0] * 4, probability=0.8), max_error=0.05)
+    assert few.passed
+    assert few.text.startswith(
+        "All 30 probabilities are finite, and the expected calibration error 0.0667 is within the "
+    )
+    assert few.text.endswith(" that a calibrated model reaches by chance on so few rows.")
+    assert not gates.is_calibrated(predictions([1] * 15 + [0] * 15, probability=0.8), max_error=0.05).passed
+    many = gates.is_calibrated(predictions([1] * 2600 + [0] * 400, probability=0.8), max_error=0.05)
+    assert not many.passed
+    assert many.text.endswith("0.0667 is above 0.05.")
 
 
 @pytest.mark.parametrize("column", ["probability", "true_probability"])

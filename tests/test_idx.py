@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import lzma
 import re
 import struct
 import tracemalloc
+import zipfile
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -137,7 +139,7 @@ def test_values_of_every_type_are_read(tmp_path: Path, code: int, dtype: str) ->
     for kind, array in cases:
         path = write(tmp_path, gzip.compress(typed(array.astype(dtype), code)))
         found = idx.read(path, kind=kind, max_bytes=100_000)
-        assert found.dtype == np.uint8
+        assert found.dtype == (np.uint8 if kind == "images" else np.int64)
         np.testing.assert_array_equal(found, array)
 
 
@@ -181,12 +183,12 @@ def test_members_may_meet_anywhere(tmp_path: Path, offset: int) -> None:
 def test_a_damaged_gzip_stream_is_reported(tmp_path: Path) -> None:
     packed = gzip.compress(idx.encode(IMAGES), mtime=0)
     wrong_crc = packed[:-8] + bytes([packed[-8] ^ 1]) + packed[-7:]
+    no_idx = "images.gz: the file must be IDX, gzip, xz or bzip2, but got"
     cases = {
-        b"": "images.gz: the file must be gzip or IDX, but got an empty file",
-        b"<!DOCTYPE html><html>": "images.gz: the file must be gzip or IDX, but got one that starts with '<!DO' (HTML)",
-        b"PK\3\4": r"images.gz: the file must be gzip or IDX, but got one that starts with 'PK\x03\x04' (zip)",
-        lzma.compress(b""): r"images.gz: the file must be gzip or IDX, but got one that starts with '\\xfd7zX' (xz)",
-        b"PK\xff\xfe": r"images.gz: the file must be gzip or IDX, but got one that starts with 'PK\\xff\\xfe'",
+        b"": f"{no_idx} an empty file",
+        b"<!DOCTYPE html><html>": f"{no_idx} one that starts with '<!DO' (HTML)",
+        b"PK\3\4": rf"{no_idx} one that starts with 'PK\x03\x04' (zip)",
+        b"PK\xff\xfe": rf"{no_idx} one that starts with 'PK\\xff\\xfe'",
         packed[:-1]: "images.gz: the gzip stream must be complete, but got a truncated one",
         packed + b"\1": "images.gz: the gzip stream must end the file, but got more data after its end",
         packed + b"\0\0\1": "images.gz: the gzip stream must end the file, but got more data after its end",
@@ -198,19 +200,88 @@ def test_a_damaged_gzip_stream_is_reported(tmp_path: Path) -> None:
 
 
 def test_contents_of_the_wrong_kind_are_reported(tmp_path: Path) -> None:
-    images, labels = "the shape must be Nx28x28 or Nx784 (images)", "the shape must be N or Nx1 (labels)"
+    images, labels = "the shape must be NxHxW or NxHxWx3 (images)", "the shape must be N or Nx1 (labels)"
     cases: list[tuple[idx.Kind, np.ndarray, str]] = [
         ("images", LABELS, f"{images}, but got 3 (labels); are the files swapped?"),
+        ("images", np.zeros((3, 8), np.uint8), f"{images}, but got 3x8 (labels); are the files swapped?"),
         ("labels", IMAGES, f"{labels}, but got 3x28x28 (images); are the files swapped?"),
         ("labels", IMAGES.reshape(3, 784), f"{labels}, but got 3x784 (images); are the files swapped?"),
         ("images", IMAGES[0], f"{images}, but got 28x28"),
         ("labels", np.zeros((3, 10), np.uint8), f"{labels}, but got 3x10"),
-        ("images", np.zeros((3, 28, 28, 3), np.uint8), f"{images}, but got 3x28x28x3"),
-        ("images", np.zeros((2, 32, 32), np.uint8), "every image must be 28x28, but got 32x32"),
+        ("images", np.zeros((3, 28, 28, 4), np.uint8), f"{images}, but got 3x28x28x4"),
     ]
     for kind, array, message in cases:
         path = write(tmp_path, gzip.compress(idx.encode(array)))
         assert error(path, kind=kind) == f"images.gz: {message}"
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"),
+    [((2, 32, 24), (2, 32, 24)), ((2, 6, 5, 3), (2, 6, 5, 3)), ((2, 3, 6, 5), (2, 6, 5, 3)), ((2, 48), (2, 4, 4, 3))],
+)
+def test_images_of_any_size_are_read_in_grey_and_in_colour(
+    tmp_path: Path, stored: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    array = np.arange(np.prod(stored), dtype=np.uint32).astype(np.uint8).reshape(stored)
+    found = idx.read(write(tmp_path, idx.encode(array)), kind="images", max_bytes=10_000)
+    expected = array.transpose(0, 2, 3, 1) if stored[1:] == (3, 6, 5) else array.reshape(shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_labels_are_whole_numbers_of_any_size_or_the_first_of_eight_columns(tmp_path: Path) -> None:
+    large = np.array([70_000, -3, 5], dtype=">i4")
+    for array in (large, np.stack([large] * 8, axis=1).astype(">i4")):
+        path = write(tmp_path, typed(array, 0x0C))
+        assert idx.read(path, kind="labels", max_bytes=10_000).tolist() == [70_000, -3, 5]
+    assert error(write(tmp_path, typed(np.array([1.0, 2.5], ">f4"), 0x0D)), kind="labels") == (
+        "images.gz: label[1] must be a whole number, but got 2.5"
+    )
+
+
+CODECS: dict[str, Callable[[bytes], bytes]] = {"xz": lzma.compress, "bzip2": bz2.compress}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_xz_and_bzip2_are_read_as_gzip_is(tmp_path: Path, codec: str) -> None:
+    pack, content = CODECS[codec], idx.encode(IMAGES)
+    for packed in (pack(content), pack(content[:1000]) + pack(content[1000:]), pack(content) + bytes(64)):
+        np.testing.assert_array_equal(idx.read(write(tmp_path, packed), kind="images", max_bytes=10_000), IMAGES)
+    packed = pack(content)
+    assert (
+        error(write(tmp_path, packed[:-1]))
+        == f"images.gz: the {codec} stream must be complete, but got a truncated one"
+    )
+    assert error(write(tmp_path, packed + b"x")) == (
+        f"images.gz: the {codec} stream must end the file, but got more data after its end"
+    )
+    assert error(write(tmp_path, pack(bytes(1 << 24))), max_bytes=1 << 20) == (
+        "images.gz: the content must be at most 1048576 bytes, but got more"
+    )
+    silent = []
+    for bit in range(0, 8 * len(packed), 5):
+        flipped = bytearray(packed)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with suppress(CorruptDataError):
+            found = idx.read(write(tmp_path, bytes(flipped)), kind="images", max_bytes=10_000)
+            silent += [] if np.array_equal(found, IMAGES) else [bit]
+    assert silent == []
+
+
+def test_a_member_of_a_zip_file_is_read_and_every_flip_of_it_detected(tmp_path: Path) -> None:
+    path = tmp_path / "all.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/images.gz", gzip.compress(idx.encode(IMAGES), mtime=0))
+    intact = path.read_bytes()
+    silent = []
+    for bit in [None, *range(0, 8 * len(intact), 3)]:
+        flipped = bytearray(intact)
+        if bit is not None:
+            flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with suppress(*([] if bit is None else [CorruptDataError])):
+            found = idx.read(path, kind="images", member="in/images.gz", max_bytes=10_000)
+            silent += [] if np.array_equal(found, IMAGES) else [bit]
+    assert silent == []
 
 
 def test_a_gzip_bomb_is_refused_in_little_memory(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.images import examine, load_digits, load_image
-from mnist_pipe.data.pictures import Picture, read_picture
+from mnist_pipe.data.pictures import FORMATS, Picture, read_picture
 from mnist_pipe.errors import InputError
 
 Save = Callable[..., Path]
@@ -182,12 +183,6 @@ def test_the_content_of_a_file_is_read_as_the_file_is(save: Save, canonical: NDA
     np.testing.assert_array_equal(load_image(path.read_bytes(), name="the body"), canonical)
 
 
-def test_an_unknown_rule_is_refused(save: Save) -> None:
-    with pytest.raises(InputError) as caught:
-        load_image(save(drawn()), rule="digits")
-    assert str(caught.value) == "a picture: rule must be one of digit, resize, but got 'digits'; did you mean 'digit'?"
-
-
 @pytest.fixture(scope="module")
 def mnist_test(mnist_mirror: Path) -> NDArray[np.uint8]:
     """MNIST's test images, uint8 `(10_000, 28, 28)`."""
@@ -339,6 +334,8 @@ def test_a_huge_picture_takes_bounded_memory_after_decoding(save: Save) -> None:
 
 # --- the rule of Fashion-MNIST
 
+CLOTHES = Facts(resize="fit")
+
 
 @pytest.fixture
 def clothes() -> NDArray[np.uint8]:
@@ -354,21 +351,21 @@ def clothes() -> NDArray[np.uint8]:
 @pytest.mark.parametrize("form", ["L", "RGB", "P"])
 def test_an_image_of_the_data_set_comes_back_bit_by_bit(save: Save, clothes: NDArray[np.uint8], form: str) -> None:
     for image in clothes:
-        np.testing.assert_array_equal(load_image(save(Image.fromarray(image).convert(form)), rule="resize"), image)
-        [(whole, box)] = load_digits(save(Image.fromarray(image)), rule="resize")
+        np.testing.assert_array_equal(load_image(save(Image.fromarray(image).convert(form)), facts=CLOTHES), image)
+        [(whole, box)] = load_digits(save(Image.fromarray(image)), facts=CLOTHES)
         np.testing.assert_array_equal(whole, image)
         assert box == (0, 0, 28, 28)
 
 
 def test_a_light_background_is_inverted(save: Save, clothes: NDArray[np.uint8]) -> None:
     for image in clothes:
-        np.testing.assert_array_equal(load_image(save(Image.fromarray(255 - image)), rule="resize"), image)
+        np.testing.assert_array_equal(load_image(save(Image.fromarray(255 - image)), facts=CLOTHES), image)
 
 
 def test_a_wide_picture_is_padded_with_its_background_and_keeps_its_place(save: Save) -> None:
     image = Image.new("L", (280, 140), 250)
     ImageDraw.Draw(image).rectangle((0, 50, 69, 89), fill=0)  # at the left border, neither enlarged nor centred
-    found = load_image(save(image), rule="resize")
+    found = load_image(save(image), facts=CLOTHES)
     assert (found[:7] == 5).all()
     assert (found[-7:] == 5).all()
     rows, columns = np.nonzero(found > 127)
@@ -378,7 +375,7 @@ def test_a_wide_picture_is_padded_with_its_background_and_keeps_its_place(save: 
 def test_a_plain_picture_is_refused_by_the_other_rule_too(save: Save) -> None:
     path = save(Image.new("L", (50, 50), 127))
     with pytest.raises(InputError) as caught:
-        load_image(path, rule="resize")
+        load_image(path, facts=CLOTHES)
     assert str(caught.value) == f"{path}: the image must show something, but got a plain grey of 127"
 
 
@@ -398,12 +395,12 @@ def test_a_file_that_is_no_image_is_reported_in_one_line(tmp_path: Path, save: S
     path = tmp_path / "a.png"
     assert error(path) == f"{path} does not exist"
     path.write_bytes(b"")
-    assert error(path) == f"{path}: the file must be a PNG or JPEG image, but got an empty file"
+    assert error(path) == f"{path}: the file must be {FORMATS}, but got an empty file"
     path.write_text("hello world\n" * 100)
-    assert error(path) == f"{path}: the file must be a PNG or JPEG image, but got bytes that start with b'hello wo'"
-    assert error(tmp_path) == f"{tmp_path}: the file must be a PNG or JPEG image, but got no regular file"
+    assert error(path) == f"{path}: the file must be {FORMATS}, but got bytes that start with b'hello wo'"
+    assert error(tmp_path) == f"{tmp_path}: the file must be {FORMATS}, but got no regular file"
     gif = save(drawn().convert("P"), "a.gif")
-    assert error(gif) == f"{gif}: the file must be a PNG or JPEG image, but got bytes that start with b'GIF87a,\\x01'"
+    assert error(gif) == f"{gif}: the file must be {FORMATS}, but got bytes that start with b'GIF87a,\\x01'"
     long = tmp_path / ("a" * 300)
     assert error(long) == "…: the file must be readable, but got File name too long"
 
@@ -415,7 +412,7 @@ def test_a_file_that_is_no_image_is_reported_in_one_line(tmp_path: Path, save: S
 def test_content_that_is_no_image_is_reported_under_its_name(content: bytes, got: str) -> None:
     with pytest.raises(InputError) as caught:
         load_image(content, name="the body")
-    assert str(caught.value).startswith(f"the body: the content must be a PNG or JPEG image, but got {got}")
+    assert str(caught.value).startswith(f"the body: the content must be {FORMATS}, but got {got}")
 
 
 @pytest.mark.parametrize("color", [0, 255, (200, 30, 30), 127])

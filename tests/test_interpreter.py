@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
 from tests.support.checkout import copy_tree
 
 
@@ -46,3 +47,43 @@ def test_a_python_without_the_packages_is_named_in_one_line(
         f"{bare}/python: psutil is not installed; run: make .venv/.run, or put the Python of the project's environment "
         "first on PATH\n"
     )
+
+
+def make(folder: Path, *arguments: str, programs: Path) -> subprocess.CompletedProcess[str]:
+    """Run make with the project's Makefile in an empty folder, with `programs` before those of the system."""
+    command = ["make", "-f", str(ROOT / "Makefile"), *arguments, f"{folder}/.venv/.run", f"VENV={folder}/.venv"]
+    variables = {"PATH": f"{programs}:/usr/bin:/bin", "HOME": str(folder)}
+    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Folder with a Python 3.12 that works, and a 3.13 that does not, as pyenv leaves them."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for version, works in (("3.11", True), ("3.12", True), ("3.13", False)):
+        program = folder / f"python{version}"
+        program.write_text(f"#!/bin/sh\nexit {0 if works else 127}\n")
+        program.chmod(0o755)
+    return folder
+
+
+def test_make_takes_the_newest_python_that_works(tmp_path: Path, programs: Path) -> None:
+    done = make(tmp_path, "--dry-run", programs=programs)
+    assert 'python="python3.12"' in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("given", "got"), [("PYTHON=", "none"), ("PYTHON=python3.0", "python3.0")])
+def test_make_names_the_command_that_brings_a_missing_python(
+    tmp_path: Path, programs: Path, given: str, got: str
+) -> None:
+    done = make(tmp_path, given, programs=programs)
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[0]
+    assert line.startswith(
+        f"make: Python must be 3.11 or newer, with venv, but got {got}; run: apt-get install python3-venv"
+    )
+    for command in ("brew install python@3.13", "uv python install 3.13"):
+        assert command in line
+    assert len(line) <= 300
+    assert not (tmp_path / ".venv").exists()

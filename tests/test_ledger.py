@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,25 @@ def test_a_file_that_is_no_entry_is_ignored(ledger: Ledger[Trial], content: byte
     ledger.storage.write(f"{ledger.folder}/00000.json", content)
     ledger.record(Trial(number=1, history=[]), name="00001")
     assert [trial.number for trial in ledger.read()] == [1]
+
+
+def test_what_a_killed_writer_left_is_no_entry_and_is_removed(ledger: Ledger[Trial]) -> None:
+    ledger.record(Trial(number=1, history=[]), name="1")
+    folder = Path(ledger.storage.path(ledger.folder))
+    code = (
+        "import os, sys; from pyarrow import fs; from mnist_pipe.cluster.storage import open_uri\n"
+        "with open_uri(sys.argv[1])._writing(sys.argv[2]) as stream:\n"
+        "    stream.write(open(sys.argv[3], 'rb').read()); stream.flush(); os._exit(9)\n"
+    )
+    key = f"{ledger.folder}/2.json"
+    done = subprocess.run([sys.executable, "-c", code, ledger.storage.uri, key, str(folder / "1.json")], check=False)
+    assert done.returncode == 9
+    assert len(list(folder.iterdir())) == 2
+    assert [trial.number for trial in ledger.read()] == [1]
+    atomic.remove_leftovers(folder)
+    assert [path.name for path in folder.iterdir()] == ["1.json"]
+    ledger.remove()
+    assert not folder.exists()
 
 
 def test_an_entry_of_an_earlier_version_gets_the_defaults(ledger: Ledger[Trial]) -> None:

@@ -21,7 +21,7 @@ from mnist_pipe import models
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.models import forward, numerics
 from mnist_pipe.training import loop, optimizers, sync_batchnorm
-from mnist_pipe.training.batches import Ranks, to_device
+from mnist_pipe.training.batches import DeviceSplit, Ranks, to_device
 from mnist_pipe.training.loop import DivergedError
 from mnist_pipe.training.recipe import Recipe, recipe_of
 from tests.support.training import CPU, RECIPE, FirstCalls, blobs, run, start_ranks
@@ -109,6 +109,65 @@ def test_one_step_is_the_step_written_by_hand() -> None:
         torch.testing.assert_close(ours, theirs - 0.05 * 1.9 * theirs.grad, rtol=1e-4, atol=1e-6)
 
 
+def uneven(*sizes: int) -> DeviceSplit:
+    """Return rows of `blobs`, so many of each class."""
+    rows = blobs(10 * max(sizes))
+    keep = torch.cat([torch.where(rows.labels == label)[0][:size] for label, size in enumerate(sizes)])
+    return dataclasses.replace(rows, images=rows.images[keep], labels=rows.labels[keep])
+
+
+def test_a_step_with_class_weights_is_the_step_written_by_hand() -> None:
+    smooth = dataclasses.replace(RECIPE, model="mlp", model_params={}, rotation_degrees=0, translation_pixels=0)
+    recipe = dataclasses.replace(smooth, batch_size=25, num_epochs=1, schedule="constant", balance="weights")
+    data = uneven(20, 0, 4, 1)
+    model, optimizer = loop.new_run(recipe, device=CPU)
+    list(loop.train(recipe, model=model, optimizer=optimizer, training=data, validation=data))
+    byhand, _ = loop.new_run(recipe, device=CPU)
+    # Three classes have 25 rows in all, so that each of them has a third of the loss.
+    weights = torch.tensor([25 / 60, 0, 25 / 12, 25 / 3])
+    losses = F.cross_entropy(byhand(data.images), data.labels, label_smoothing=0.1, reduction="none")
+    assert weights[data.labels].mean().item() == pytest.approx(1)
+    (losses * weights[data.labels]).mean().backward()
+    for ours, theirs in zip(model.parameters(), byhand.parameters(), strict=True):
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours, theirs - 0.05 * 1.9 * theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_a_balanced_epoch_draws_each_class_equally_often() -> None:
+    data = uneven(900, 0, 90, 10)
+    batches = list(data.epoch(3, seed=1, batch_size=100, ranks=Ranks(), balanced=True))
+    labels = torch.cat([labels for _, labels in batches])
+    assert len(labels) == 1000
+    counts = torch.bincount(labels, minlength=4).tolist()
+    assert counts[1] == 0
+    assert all(270 < counts[label] < 400 for label in (0, 2, 3)), counts  # 333, four standard deviations of 15
+    again = [labels for _, labels in data.epoch(3, seed=1, batch_size=100, ranks=Ranks(), balanced=True)]
+    assert torch.equal(torch.cat(again), labels)
+    other = [labels for _, labels in data.epoch(4, seed=1, batch_size=100, ranks=Ranks(), balanced=True)]
+    assert not torch.equal(torch.cat(other), labels)
+
+
+def test_workers_divide_the_batches_of_a_balanced_epoch() -> None:
+    data = uneven(90, 10)
+    epoch: dict[str, Any] = {"seed": 0, "batch_size": 9, "balanced": True}
+    whole = [labels.tolist() for _, labels in data.epoch(0, ranks=Ranks(), **epoch)]
+    shares = [[labels.tolist() for _, labels in data.epoch(0, ranks=Ranks(rank=r, size=2), **epoch)] for r in (0, 1)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        assert sorted(batch) == sorted([*first, *second])
+        assert len(first) == 5
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_a_balanced_training_recognises_a_class_of_few_rows(balance: str) -> None:
+    plain = dataclasses.replace(RECIPE, model="linear", model_params={}, learning_rate=0.003, num_epochs=1)
+    training, validation = uneven(320, 16), uneven(40, 40)
+
+    def found(recipe: Recipe) -> float:
+        return run(recipe, training=training, validation=validation)[0][-1]["validation_accuracy"]
+
+    assert found(plain) < found(dataclasses.replace(plain, balance=balance)) - 0.1
+
+
 def test_a_run_resumed_at_an_epoch_equals_an_uninterrupted_one() -> None:
     training, validation = blobs(320), blobs(100, seed=1)
     whole, expected = run(RECIPE, training=training, validation=validation)
@@ -187,7 +246,7 @@ def test_two_ranks_see_the_batch_that_one_rank_sees() -> None:
 def _uneven_rank(rank: int, recipe: Recipe, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
     model, optimizer = loop.new_run(recipe, device=CPU)
-    parallel = DistributedDataParallel(sync_batchnorm.synchronize(model, device=CPU))
+    parallel = DistributedDataParallel(sync_batchnorm.synchronize(model))
     ranks = Ranks(rank=rank, size=3, all_reduce=lambda values: dist.all_reduce(values) or values)
     data = blobs(64)
     list(loop.train(recipe, model=parallel, optimizer=optimizer, training=data, validation=data, ranks=ranks))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from ruamel.yaml import YAML
 
 from mnist_pipe.params.loader import LOOPBACK
 from tests.support import ROOT
+from tests.support.checkout import copy_tree
 
 KINDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
 MANIFESTS = sorted((ROOT / "deploy" / "kuberay").glob("*.yaml"))
@@ -86,7 +88,7 @@ def test_versions_in_image_lock_and_manifests_agree() -> None:
         assert set(versions) <= {ray[1]}
     services = read_yaml(COMPOSE)["services"]
     assert {service["image"] for service in services.values() if "/run/secrets/cluster.env" in str(service)} == {image}
-    python = re.search(r"FROM python:([\d.]+)-slim", (ROOT / "Dockerfile").read_text())
+    python = re.search(r"ARG PYTHON=([\d.]+)\nFROM python:\${PYTHON}-slim", (ROOT / "Dockerfile").read_text())
     assert python
     assert f"python:{python[1]}-" in (ROOT / ".devcontainer/devcontainer.json").read_text()
     assert project["requires-python"].startswith(f">={python[1]}")
@@ -116,3 +118,31 @@ def test_docker_compose_accepts_the_file(tmp_path: Path) -> None:
 
 def test_the_dev_container_is_json() -> None:
     assert json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())["name"] == "mnist-pipe"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_images_steps_make_an_environment_that_doctor_accepts(tmp_path: Path) -> None:
+    """Take the steps of the Dockerfile in its order in a plain folder, without Docker; Debian's packages are there."""
+    whole, folder = copy_tree(tmp_path / "context"), tmp_path / "image"
+    folder.mkdir()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env = inherited | {"TORCH": "cpu", "PYTHON": f"{sys.base_prefix}/bin/python3", "HOME": str(tmp_path)}
+    steps = (ROOT / "Dockerfile").read_text().replace("\\\n", " ").partition("WORKDIR")[2].splitlines()
+    for step in steps:
+        if step.startswith("COPY "):
+            *names, _ = [word for word in step.split()[1:] if not word.startswith("--")]
+            for name in names:
+                if (whole / name).is_dir():
+                    shutil.copytree(whole / name, folder / name, dirs_exist_ok=name == ".")
+                else:
+                    shutil.copy2(whole / name, folder / name)
+        elif step.startswith("RUN "):
+            done = subprocess.run(
+                ["sh", "-c", step[4:]], cwd=folder, env=env, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{step}\n{done.stdout}{done.stderr}"
+    doctor = [str(folder / ".venv/bin/mnist-pipe"), "doctor", "--json"]
+    done = subprocess.run(doctor, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    checks = json.loads(done.stdout)["checks"]
+    assert {name: check["text"] for name, check in checks.items() if check["exit_code"]} == {}

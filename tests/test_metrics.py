@@ -58,6 +58,26 @@ def test_likelihood_and_accuracy_agree_with_scikit_learn(
     )
 
 
+@pytest.mark.parametrize("sizes", [(40, 40, 40), (100, 5, 15), (60, 60, 0)], ids=["equal", "unequal", "absent"])
+def test_metrics_that_count_classes_the_same_agree_with_scikit_learn(sizes: tuple[int, ...]) -> None:
+    labels = np.repeat(np.arange(3, dtype=np.uint8), sizes)
+    logits = np.random.default_rng(5).normal(0, 1, (len(labels), 3)) + np.eye(3)[labels]
+    if sizes[2] == 0:
+        logits[:, 2] = -9  # scikit-learn would count a class that is predicted and has no rows, and so do we
+    found = metrics_of(logits.astype(np.float32), labels)
+    predictions = logits.argmax(axis=1)
+    assert found.balanced_accuracy == pytest.approx(sklearn.metrics.balanced_accuracy_score(labels, predictions))
+    assert found.macro_f1 == pytest.approx(sklearn.metrics.f1_score(labels, predictions, average="macro"))
+
+
+def test_a_model_that_knows_only_the_large_class_has_a_poor_balanced_accuracy() -> None:
+    logits = np.tile(np.array([1, 0], dtype=np.float32), (21, 1))
+    found = metrics_of(logits, np.array([0] * 20 + [1], dtype=np.uint8))
+    assert found.accuracy == 20 / 21
+    assert found.balanced_accuracy == 0.5
+    assert found.macro_f1 == pytest.approx(40 / 41 / 2)
+
+
 def test_brier_score_agrees_with_a_calculation_by_hand() -> None:
     # Equal logits give each class 1/10: 9 squares of 0.1 and one of 0.9. A certain and right row adds nothing.
     sure = np.where(np.arange(10) == 4, 1000, 0)

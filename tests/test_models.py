@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from mnist_pipe import models
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.errors import InputError
 from mnist_pipe.models import MODELS
 
@@ -39,7 +42,7 @@ def test_a_cropped_convnet_ignores_the_border() -> None:
 
 
 def test_convnet_arguments_set_convolutions_per_block_and_the_last_pool() -> None:
-    def count(**arguments: object) -> int:
+    def count(**arguments: Any) -> int:
         return sum(parameter.numel() for parameter in models.build("convnet", **arguments).parameters())
 
     twice = 9 * 4 + 9 * 4 * 4 + 9 * 4 * 8 + 9 * 8 * 8 + 2 * (4 + 4 + 8 + 8) + (8 * 7 * 7 * 10 + 10)
@@ -48,35 +51,75 @@ def test_convnet_arguments_set_convolutions_per_block_and_the_last_pool() -> Non
     assert count(channels=[4, 8], crop=3, last_pool=False) == 9 * 4 + 9 * 4 * 8 + 2 * (4 + 8) + (8 * 10 * 10 * 10 + 10)
 
 
+def data(channels: int, height: int, width: int, num_classes: int) -> Facts:
+    return Facts(shape=(channels, height, width), labels=tuple(map(str, range(num_classes))))
+
+
+DATA = [data(1, 28, 28, 10), data(1, 8, 8, 10), data(1, 28, 28, 47), data(3, 32, 32, 5), data(1, 64, 48, 2)]
+PAPER = "the images must be 1x28x28, as the paper's"
+REFUSALS = {
+    ("lenet5", 1): "the model lenet5: the images must have sides of 12 pixels or more, but got 1x8x8",
+    **{
+        (name, number): f"the model {name}: {PAPER}, but got {got}"
+        for name in ("lenet1", "lenet4")
+        for number, got in ((1, "1x8x8"), (3, "3x32x32"), (4, "1x64x48"))
+    },
+    **{
+        ("lenet5_rbf", number): f"the model lenet5_rbf: {PAPER}, and ten classes, but got {got} classes"
+        for number, got in ((1, "1x8x8 and 10"), (2, "1x28x28 and 47"), (3, "3x32x32 and 5"), (4, "1x64x48 and 2"))
+    },
+}
+"""The models that do not take each of `DATA`, by name and place, and what they say."""
+TAKEN = [(name, number) for name in MODELS for number in range(len(DATA)) if (name, number) not in REFUSALS]
+
+
+@pytest.fixture(params=TAKEN, ids=lambda one: f"{one[0]}-{'x'.join(map(str, DATA[one[1]].shape))}")
+def built(request: pytest.FixtureRequest) -> tuple[str, Facts]:
+    name, number = request.param
+    return name, DATA[number]
+
+
 @pytest.fixture(params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_maps_a_batch_of_images_to_ten_logits_each(name: str) -> None:
-    assert models.build(name)(torch.randn(3, 1, 28, 28)).shape == (3, 10)
+@pytest.mark.parametrize(("name", "number"), REFUSALS)
+def test_a_model_says_in_one_line_which_images_it_does_not_take(name: str, number: int) -> None:
+    with pytest.raises(InputError) as caught:
+        models.build(name, facts=DATA[number])
+    assert str(caught.value) == f"{REFUSALS[name, number]}; name another one in the recipe and search.space.model"
 
 
-def test_ends_in_logits_and_not_in_probabilities(name: str) -> None:
-    model = models.build(name)
+def test_maps_a_batch_of_images_to_a_logit_for_each_class(built: tuple[str, Facts]) -> None:
+    name, facts = built
+    assert models.build(name, facts=facts)(torch.randn(3, *facts.shape)).shape == (3, facts.num_classes)
+
+
+def test_ends_in_logits_and_not_in_probabilities(built: tuple[str, Facts]) -> None:
+    name, facts = built
+    model = models.build(name, facts=facts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
-    outputs = model(torch.randn(64, 1, 28, 28))
+    outputs = model(torch.randn(64, *facts.shape))
     assert (outputs < 0).any()
     assert (outputs > 1).any()
 
 
-def test_every_parameter_gets_a_gradient(name: str) -> None:
-    model = models.build(name)
-    F.cross_entropy(model(torch.randn(8, 1, 28, 28)), torch.arange(8)).backward()
+def test_every_parameter_gets_a_gradient(built: tuple[str, Facts]) -> None:
+    name, facts = built
+    model = models.build(name, facts=facts)
+    F.cross_entropy(model(torch.randn(8, *facts.shape)), torch.arange(8) % facts.num_classes).backward()
     without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert without == []
 
 
-def test_overfits_32_images(name: str) -> None:
+def test_overfits_32_images(built: tuple[str, Facts]) -> None:
     torch.manual_seed(0)
-    model, images, labels = models.build(name), torch.randn(32, 1, 28, 28), torch.arange(32) % 10
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    name, facts = built
+    model, images = models.build(name, facts=facts), torch.randn(32, *facts.shape)
+    labels = torch.arange(32) % facts.num_classes
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01 if facts.num_values <= 28 * 28 else 0.002)
     for _ in range(80):
         logits = model(images)
         if (logits.argmax(1) == labels).all():
@@ -95,9 +138,10 @@ def test_the_same_seed_gives_the_same_weights(name: str) -> None:
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_the_prediction_of_an_image_does_not_depend_on_its_batch(name: str) -> None:
-    model = models.build(name).eval()
-    images = torch.randn(16, 1, 28, 28)
+def test_the_prediction_of_an_image_does_not_depend_on_its_batch(built: tuple[str, Facts]) -> None:
+    name, facts = built
+    model = models.build(name, facts=facts).eval()
+    images = torch.randn(16, *facts.shape)
     torch.testing.assert_close(model(images)[:1], model(images[:1]), rtol=1e-4, atol=1e-5)
 
 
@@ -130,13 +174,13 @@ def test_a_cropped_mlp_ignores_the_border() -> None:
         ("mlp", {"hidden": 15}, "params.yaml: models.mlp.hidden must be a list, but got 15"),
         ("mlp", {"hidden": "15"}, "params.yaml: models.mlp.hidden must be a list, but got '15'"),
         ("convnet", {"channels": [0]}, "params.yaml: models.convnet.channels[0] must be >= 1, but got 0"),
+        ("mlp", {"num_classes": 3}, "params.yaml: models.mlp.num_classes must be a known key, but got 'num_classes'; "
+         "known here: activation, crop, hidden"),
         ("linear", {"width": 3}, "params.yaml: models.linear.width must be a known key, but got 'width'; "
          "known here: none"),
     ],
 )  # fmt: skip
-def test_a_wrong_name_or_argument_is_reported_in_one_line(
-    name: str, arguments: dict[str, object], message: str
-) -> None:
+def test_a_wrong_name_or_argument_is_reported_in_one_line(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as caught:
         models.build(name, **arguments)
     assert str(caught.value) == message

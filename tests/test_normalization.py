@@ -181,7 +181,7 @@ def test_constant_training_images_are_refused(raw_splits: Splits) -> None:
 
 
 def test_mnist_has_the_known_moments_and_no_overlap(mnist_mirror: Path) -> None:
-    found = sources.fetch("mnist", mirrors=[str(mnist_mirror)], folder=None, timeout_seconds=1, log=print)
+    found = sources.fetch("mnist", mirrors=[str(mnist_mirror)], timeout_seconds=1, log=print)
     raw = sources.load("mnist", found)
     assert [round(moment, 4) for moment in normalization.mean_and_std(raw["train"].images)] == [0.1307, 0.3081]
     splits, report = normalize(raw, validation_rows=5000)

@@ -158,7 +158,7 @@ def test_muon_treats_a_filter_as_a_matrix_of_its_outputs() -> None:
     gradient = torch.randn(8, 3, 3, 3)
     before = hidden.weight.detach().clone()
     optimizer = Muon(model, lr=0.1, momentum=0.0)
-    hidden.weight.grad = gradient
+    hidden.weight.grad = gradient.clone()
     optimizer.step()
     expected = before - 0.1 * orthogonalize(gradient.flatten(1)).view(8, 3, 3, 3)
     torch.testing.assert_close(hidden.weight.detach(), expected)

@@ -59,7 +59,7 @@ def test_every_command_exists(page: Path) -> None:
             assert found[1] in cli.COMMANDS, line
         if found := re.match(r"python -m ([\w.]+)", line):
             assert importlib.util.find_spec(found[1]) is not None, line
-        if found := re.match(r"dvc repro (?:--?\w+ )*(?:studies/dvc.yaml:)?([a-z][\w-]*)$", line):
+        if found := re.match(r"dvc (?:--cd studies )?repro (?:--?\w+ )*([a-z][\w-]*)$", line):
             assert found[1] in {*STAGES, *studies.STAGES, *studies.STUDIES}, line
         if found := re.match(r"bash (\S+)", line):
             assert (ROOT / found[1]).is_file(), line

@@ -25,7 +25,10 @@ NAMES = {
     "models": ["cnn", "convnet", "lenet5", "linear", "mlp"],
     "optimizers": ["adadelta", "adagrad", "adam", "adamw", "muon", "nesterov", "rmsprop", "sgd"],
     "schedules": ["constant", "one_cycle", "triangle"],
-    "datasets": ["digits", "fashion-mnist", "kmnist", "local", "mnist"],
+    "samplers": ["random", "tpe"],
+    "schedulers": ["asha", "fifo"],
+    "datasets": ["digits", "fashion-mnist", "images", "kmnist", "mnist"],
+    "published": ["digits", "fashion-mnist", "kmnist", "mnist"],
 }
 
 
@@ -130,10 +133,15 @@ def test_loaded_params_are_immutable() -> None:
         (
             "train.precision",
             "  precision: bf16",
-            "L: train.precision must be one of auto, float32, bfloat16, but got 'bf16'; did you mean 'bfloat16'?",
+            "L: train.precision must be one of auto, float32, tf32, bfloat16, but got 'bf16'; did you mean 'bfloat16'?",
         ),
         ("search.train_rows", "  train_rows: 1", "L: search.train_rows must be >= 100, but got 1"),
-        ("search.scheduler", "  scheduler: 3", "L: search.scheduler must be one of asha, fifo, but got 3"),
+        ("search.scheduler", "  scheduler: 3", "L: search.scheduler must be text, but got 3"),
+        (
+            "search.scheduler",
+            "  scheduler: ahsa",
+            "L: search.scheduler must be one of asha, fifo, but got 'ahsa'; did you mean 'asha'?",
+        ),
         ("search.space.model", "    model: []", "L: search.space.model must have 1 or more entries, but got []"),
         ("search.space.model", "    model: cnn", "L: search.space.model must be a list, but got 'cnn'"),
         (
@@ -174,10 +182,21 @@ def test_loaded_params_are_immutable() -> None:
         (
             "ingest.dataset",
             "  dataset: minst",
-            "L: ingest.dataset must be one of digits, fashion-mnist, kmnist, local, mnist, but got 'minst'; "
+            "L: ingest.dataset must be one of digits, fashion-mnist, images, kmnist, mnist, but got 'minst'; "
             "did you mean 'mnist'?",
         ),
-        ("ingest.folder", "  folder: null", "L: ingest.folder must be text, but got null"),
+        ("ingest.path", "  path: null", "L: ingest.path must be text, but got null"),
+        ("ingest.dataset", "  dataset: images", "ingest.name must be a name of your own, under which the model "
+         "registers, but got null"),
+        ("ingest.name", "  name: mine", "ingest.name must be null while ingest.dataset is mnist, which has a name, "
+         "but got 'mine'"),
+        ("ingest.name", "  name: a/b", "L: ingest.name must be letters, digits, dots, dashes and underscores, but got "
+         "'a/b'"),
+        ("ingest.fallback", "  fallback: images", "L: ingest.fallback must be one of digits, fashion-mnist, kmnist, "
+         "mnist, but got 'images'; did you mean 'digits'?"),
+        ("ingest.shape", "  shape: [2, 28, 28]", "ingest.shape[0] must be 1 or 3, the number of channels, but got 2"),
+        ("ingest.shape", "  shape: [28, 28]", "L: ingest.shape must have 3 or more entries or auto, but got [28, 28]"),
+        ("ingest.channels", "  channels: 2", "L: ingest.channels must be one of 1, 3, auto, but got 2"),
         ("ingest.fallback", "  fallback: 3", "L: ingest.fallback must be text, but got 3"),
         ("ingest.timeout_seconds", "  timeout_seconds: 0", "L: ingest.timeout_seconds must be > 0, but got 0"),
         (
@@ -209,6 +228,30 @@ def test_loaded_params_are_immutable() -> None:
 )  # fmt: skip
 def test_an_error_is_reported_in_one_line(edited: Edited, key: str, replacement: str, message: str) -> None:
     assert edited.errors(key, replacement) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train_rows", "500", "be null when train.data is stream, which reads every row, but got 500"),
+        (
+            "balance",
+            "sampling",
+            "be none or weights when train.data is stream, which reads every row once, but got 'sampling'",
+        ),
+    ],
+)
+def test_what_a_stream_cannot_do_is_reported_for_the_chosen_recipe(
+    edited: Edited, key: str, value: str, message: str
+) -> None:
+    _, text = edit("train.data", "  data: stream")
+    chosen = re.search(r"^recipe: (\w+)", text, re.MULTILINE)
+    assert chosen
+    before, after = text.split(f"  {chosen[1]}:\n")
+    edited.path.write_text(f"{before}  {chosen[1]}:\n" + re.sub(rf"\b{key}: \S+", f"{key}: {value}", after, count=1))
+    with pytest.raises(InputError) as caught:
+        loader.load(edited.path, names=NAMES)
+    assert str(caught.value) == f"{edited.path}: recipes.{chosen[1]}.{key} must {message}"
 
 
 def test_a_section_that_is_no_mapping_is_reported(edited: Edited) -> None:

@@ -121,20 +121,38 @@ def test_a_second_repro_does_nothing(clone: Path) -> None:
     assert "Data and pipelines are up to date." in output
 
 
-def test_prefect_has_a_completed_flow_run_per_stage_with_rays_name(clone: Path) -> None:
+def in_prefect(clone: Path, *lines: str) -> str:
+    """Return what the lines print, which have Prefect's `client` and the `flows` by id."""
     code = (
-        "import asyncio, os; from pathlib import Path; from mnist_pipe.local import services;"
+        "import os; from pathlib import Path; from mnist_pipe.local import services;"
         "os.environ.update(services.environment(Path.cwd()));"
         "from prefect.client.orchestration import get_client\n"
-        "async def main():\n"
-        "    async with get_client() as client:\n"
-        "        flows = {f.id: f.name for f in await client.read_flows()}\n"
-        "        for r in await client.read_flow_runs(): print('RUN', flows[r.flow_id], r.state.type.value, r.name)\n"
-        "asyncio.run(main())"
+        "with get_client(sync_client=True) as client:\n"
+        "    flows = {f.id: f.name for f in client.read_flows()}\n"
     )
-    runs = {tuple(line.split()[1:]) for line in run(clone, sys.executable, "-c", code).splitlines() if "RUN" in line}
+    return run(clone, sys.executable, "-c", code + "".join(f"    {line}\n" for line in lines))
+
+
+def test_prefect_has_a_completed_flow_run_per_stage_with_rays_name(clone: Path) -> None:
+    line = "for r in client.read_flow_runs(): print('RUN', flows[r.flow_id], r.state.type.value, r.name)"
+    runs = {tuple(line.split()[1:]) for line in in_prefect(clone, line).splitlines() if "RUN" in line}
     assert {(stage, "COMPLETED") for stage in STAGES} <= {(stage, state) for stage, state, _ in runs}
     assert ("search", "COMPLETED", (clone / "first.search").read_text()) in runs
+
+
+def test_a_flow_run_links_only_to_what_is_there(clone: Path) -> None:
+    output = in_prefect(
+        clone,
+        "run_of = {r.id: flows[r.flow_id] for r in client.read_flow_runs()}",
+        "for a in client.read_artifacts(): print('ARTIFACT', run_of[a.flow_run_id], a.key, a.data)",
+    )
+    found = dict(re.findall(r"^ARTIFACT (\w+ \S+) (.*)$", output, re.MULTILINE))
+    assert found["report report"] == f"[Report]({(clone / paths.REPORT).as_uri()})"
+    curves = re.fullmatch(r"\[TensorBoard: .*\]\(file://(.+)\)", found["search tensorboard"])
+    assert curves  # TensorBoard does not run, but its folder is there
+    assert (Path(curves[1]) / "trial-1").is_dir()
+    assert (float(found["search search"]), float(found["train train"])) == (100, 100)
+    assert not [name for name in found if name.endswith(" mlflow-run")]  # no server shows the registry
 
 
 def test_ray_names_the_search_and_training_and_logs_every_trial(clone: Path) -> None:
@@ -175,7 +193,7 @@ def test_a_forced_repro_gives_the_same_bytes(clone: Path) -> None:
 
 
 def test_dvc_metrics_params_plots_and_experiments_work(clone: Path) -> None:
-    assert "reports/evaluation.json" in run(clone, "dvc", "metrics", "show")
+    assert "reports/metrics.json" in run(clone, "dvc", "metrics", "show")
     assert "search" in run(clone, "dvc", "dag")
     set_params(clone, **{"search.num_trials": 3})
     assert "search.num_trials" in run(clone, "dvc", "params", "diff")
@@ -185,7 +203,7 @@ def test_dvc_metrics_params_plots_and_experiments_work(clone: Path) -> None:
     run(clone, "git", "add", "-A")
     run(clone, "git", "-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "results")
     assert stages_run(run(clone, "dvc", "exp", "run", "search", "-S", "search.num_trials=2")) == ["search"]
-    assert "reports/search.json" in run(clone, "dvc", "metrics", "diff")
+    assert "search.num_trials" in run(clone, "dvc", "params", "diff", "HEAD")
 
 
 def test_the_summary_names_the_model_the_report_and_how_to_stop(clone: Path) -> None:
@@ -262,7 +280,8 @@ def test_the_pipeline_runs_without_git_and_the_lineage_records_it(unpacked: Path
          "params.yaml: train.num_workers must be at most {cpus}, the number of CPUs of this machine, but got 64; "
          "lower it or connect a larger cluster with RAY_ADDRESS"),
         ({"train.use_gpu": True}, "ingest", 2,
-         "params.yaml: train.use_gpu must be auto or false without a GPU, but got true, while this machine has none"),
+         "params.yaml: train.use_gpu must be auto or false without a GPU, but got true, while this machine has none; "
+         "`mnist-pipe doctor` says why torch uses none"),
         ({"search.space.model": ["convnet", "resnett"]}, "ingest", 2,
          "params.yaml:{line}: search.space.model[1] must be one of {models}, "
          "but got 'resnett'; did you mean 'resnet'?"),
@@ -282,6 +301,19 @@ def test_preflight_errors_are_one_line_before_work_starts(
     )
     assert output == line.format(cpus=hardware.num_cpus(), line=number, models=", ".join(sorted(MODELS))) + "\n"
     assert not (folder / "data").exists()
+
+
+def test_an_error_within_a_flow_is_one_line_too(tmp_path: Path) -> None:
+    folder = copy_tree(tmp_path / "main")
+    for split in ("train", "test"):
+        path = folder / paths.RAW / f"{split}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no table")
+    output = run(folder, sys.executable, "-m", "pipelines", "normalize", code=4)
+    assert "Traceback" not in output
+    [line] = [line for line in output.splitlines() if "must be Parquet" in line]
+    assert line.startswith(f"{paths.RAW}/train.parquet: the file must be Parquet, but got ")
+    assert line.endswith("; run: dvc repro --force ingest")
 
 
 @pytest.mark.timing

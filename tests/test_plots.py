@@ -40,7 +40,10 @@ def epochs(accuracies: list[float]) -> pd.DataFrame:
 def trials(accuracies: list[float], *, status: str = "finished") -> pd.DataFrame:
     names = {"model": "convnet", "optimizer": "adam", "status": status}
     return pd.DataFrame(
-        [{"learning_rate": 10.0**-n, "validation_accuracy": a, **names} for n, a in enumerate(accuracies, start=1)]
+        [
+            {"learning_rate": 10.0 ** -(n % 5), "validation_accuracy": a, **names}
+            for n, a in enumerate(accuracies, start=1)
+        ]
     )
 
 
@@ -73,6 +76,10 @@ DRAWINGS: dict[str, Draw] = {
     "search, one trial": lambda path: plots.draw_search(path, trials([0.9])),
     "search, all right": lambda path: plots.draw_search(path, trials([1.0, 0.9])),
     "search, all diverged": lambda path: plots.draw_search(path, trials([0.0, np.nan], status="diverged")),
+    "search, many trials": lambda path: plots.draw_search(path, trials(list(np.linspace(0.1, 0.99, 400)))),
+    "rates": lambda path: plots.draw_rates(path, trials([0.9, 0.5, 0.99])),
+    "rates, many trials": lambda path: plots.draw_rates(path, trials(list(np.linspace(0.1, 0.99, 400)))),
+    "rates, all diverged": lambda path: plots.draw_rates(path, trials([0.0, np.nan], status="diverged")),
     "mistakes": lambda path: mistakes(path, num_wrong=30),
     "mistakes, fewer than asked": lambda path: mistakes(path, num_wrong=2),
     "mistakes, none": lambda path: mistakes(path, num_wrong=0),

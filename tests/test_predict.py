@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 from safetensors.numpy import load_file
 
-from mnist_pipe import paths
-from mnist_pipe.atomic import write_json
+from mnist_pipe import models, paths
+from mnist_pipe.atomic import read_json, write_json
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.images import load_image
+from mnist_pipe.data.pictures import FORMATS
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError, UnavailableError
 from mnist_pipe.inference import registered
 from mnist_pipe.inference.predict import UNSURE, Reading, classify
@@ -72,7 +75,7 @@ def test_an_unreadable_image_is_reported_in_its_place(
     first, second, third = classify([picture, text, picture], root=registry_root)
     assert isinstance(first, Reading)
     assert isinstance(second, InputError)
-    assert str(second) == f"{text}: the file must be a PNG or JPEG image, but got bytes that start with b'hello'"
+    assert str(second) == f"{text}: the file must be {FORMATS}, but got bytes that start with b'hello'"
     assert third == first
 
 
@@ -118,6 +121,30 @@ def test_an_image_of_another_data_set_is_not_treated_as_a_digit(
     assert (found.label, found.box, result.is_number) == (names[expected.argmax()], (0, 0, 28, 28), False)
 
 
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tiff", ".webp"])
+def test_a_picture_in_colour_is_classified_by_its_names_at_the_models_size(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path, suffix: str
+) -> None:
+    names = ("black cat", "dog", "owl")
+    facts = Facts(shape=(3, 20, 30), labels=names, resize="stretch", invert=False, background=(0, 0, 0))
+    network = models.build("linear", facts=facts)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    folder, predictions = make_candidate(1, 40)
+    card = read_json(folder / paths.CARD) | facts.to_dict() | {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1]}
+    saved.save_model(tmp_path / "model", network, card=card)
+    register(registry_root, (tmp_path / "model", predictions))
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / f"picture{suffix}", lossless=True)
+    [found] = only(classify([tmp_path / f"picture{suffix}"], root=registry_root)).predictions
+    [expected] = registered.load(root=registry_root).probabilities(image.transpose(2, 0, 1)[np.newaxis])
+    assert list(found.probabilities) == list(names)
+    assert list(found.probabilities.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert (found.label, found.box) == (names[expected.argmax()], (0, 0, 30, 20))
+    Image.new("RGB", (300, 200), (9, 99, 199)).save(tmp_path / f"plain{suffix}")
+    assert only(classify([tmp_path / f"plain{suffix}"], root=registry_root)).text in names
+
+
 def test_a_prediction_below_the_smallest_confidence_is_unsure(
     registry_root: Path, make_candidate: MakeCandidate, picture: Path
 ) -> None:
@@ -146,7 +173,7 @@ def test_a_folder_stands_for_the_pictures_directly_in_it(
     first, second, third, fourth = classify([folder, empty], root=registry_root)
     paths = [found.path.name for found in (first, second, third) if isinstance(found, Reading)]
     assert paths == ["a.png", "b.PNG", "c.jpeg"]
-    assert str(fourth) == f"{empty}: the folder must hold a PNG or JPEG file, but got none"
+    assert str(fourth) == f"{empty}: the folder must hold a picture, but got none"
 
 
 def test_a_minus_sign_stands_for_standard_input(
@@ -157,7 +184,7 @@ def test_a_minus_sign_stands_for_standard_input(
     found, empty = classify([Path("-"), Path("-")], root=registry_root)
     assert isinstance(found, Reading)
     assert found.predictions == only(classify([picture], root=registry_root)).predictions
-    assert str(empty) == "-: the content must be a PNG or JPEG image, but got no bytes"
+    assert str(empty) == f"-: the content must be {FORMATS}, but got no bytes"
 
 
 def test_a_picture_is_read_when_its_turn_comes(

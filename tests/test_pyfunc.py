@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from mnist_pipe import models, paths
+from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.splits import RawSplit, write_raw
 from mnist_pipe.inference import batch, registered
 from mnist_pipe.local.services.process import free_port
@@ -82,6 +83,22 @@ def test_a_version_loads_without_this_project_and_predicts_the_same(
     register(registry_root, make_candidate(1, 40))
     expected = registered.load(root=registry_root).probabilities(images)
     found = predict_in_a_plain_environment(registry_root, images, tmp_path / "plain")
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.services
+def test_a_version_for_images_in_colour_loads_without_this_project(
+    registry_root: Path, make_candidate: MakeCandidate, tmp_path: Path
+) -> None:
+    folder, predictions = make_candidate(1, 40)
+    facts = Facts(shape=(3, 20, 16), resize="fit", invert=False, background=(0, 9, 255))
+    card = json.loads((folder / paths.CARD).read_text()) | facts.to_dict()
+    card |= {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.1], "model": "convnet", "model_params": {"channels": [4]}}
+    saved.save_model(tmp_path / "convnet", models.build("convnet", facts=facts, channels=[4]), card=card)
+    register(registry_root, (tmp_path / "convnet", predictions))
+    images = np.random.default_rng(0).integers(0, 256, (9, 3, 20, 16), dtype=np.uint8)
+    found = predict_in_a_plain_environment(registry_root, images, tmp_path / "plain")
+    expected = registered.load(root=registry_root).probabilities(images)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 

@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mnist_pipe import hardware, models
+from mnist_pipe import models
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster, Scale
 from mnist_pipe.cluster.ray_session import scale as scale_of
@@ -85,7 +85,7 @@ def test_local_mode_is_the_plain_loop_in_this_process(
     reference: TrainingResult, folder: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
     recorder = Recorder()
-    result = fit(tmp_path, scale=scale_of(cluster, num_workers=0, use_gpu=False), progress=recorder)
+    result = fit(tmp_path, scale=scale_of(cluster, num_workers=0, use_gpu=False, batch_size=32), progress=recorder)
     assert recorder.epochs == result.history
     for ours, theirs in zip(result.history, reference.history, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-4)  # the number of threads differs: one for each CPU
@@ -192,35 +192,6 @@ def test_several_nodes_need_a_shared_storage(tmp_path: Path, monkeypatch: pytest
     assert str(caught.value) == (
         "MNIST_PIPE_STORAGE is not set, but a cluster of 2 nodes needs it; set it to a bucket or a shared directory"
     )
-
-
-@pytest.mark.parametrize(
-    ("nodes", "gpus", "grows", "asked", "expected"),
-    [
-        ((8,), 0, False, ("auto", "auto"), workers(1, cpus_per_worker=2)),
-        ((8,), 0, False, (0, "auto"), workers(0, cpus_per_worker=2)),
-        ((64,), 4, False, ("auto", "auto"), workers(4, use_gpu=True)),
-        ((64,), 4, False, (2, "auto"), workers(2, use_gpu=True)),
-        ((8,), 4, False, (2, False), workers(2)),
-        ((8,), 0, False, ([1, 9], "auto"), workers(1, 8)),
-        ((8,), 0, True, ([1, 9], "auto"), workers(1, 9)),
-        ((8,), 0, True, ("auto", "auto"), workers(1, cpus_per_worker=8)),
-        ((8, 4), 0, True, ("auto", "auto"), workers(1, 2, cpus_per_worker=4, num_nodes=2)),
-        ((8, 4), 0, True, (2, "auto"), workers(2, cpus_per_worker=4, num_nodes=2)),
-        ((8, 8), 6, True, ("auto", "auto"), workers(1, 6, use_gpu=True, num_nodes=2)),
-    ],
-)
-def test_auto_is_a_worker_on_every_gpu_or_every_node(
-    nodes: tuple[int, ...],
-    gpus: int,
-    grows: bool,
-    asked: tuple[Any, Any],
-    expected: Scale,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hardware, "num_cpus", lambda: 2)
-    available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, grows=grows, address="")
-    assert scale_of(available, num_workers=asked[0], use_gpu=asked[1]) == expected
 
 
 def test_everything_that_ray_opens_is_on_loopback() -> None:

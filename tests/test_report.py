@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 from contextlib import chdir
@@ -235,7 +236,7 @@ def test_a_second_evaluation_gives_the_same_bytes(evaluated: Path, tmp_path: Pat
     with chdir(tmp_path / "again"):
         run_stage()
     files = [path.relative_to(evaluated) for path in (evaluated / paths.REPORTS).rglob("*") if path.is_file()]
-    assert len([path for path in files if path.suffix == ".png"]) == 8
+    assert len([path for path in files if path.suffix == ".png"]) == 9
     for path in files:
         assert (evaluated / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
 
@@ -258,9 +259,9 @@ def test_the_page_is_self_contained(project: Path) -> None:
 
 def test_every_figure_has_a_description(project: Path) -> None:
     pictures = page(project).all("img")
-    assert len(pictures) == 8
+    assert len(pictures) == 9
     assert all(len(picture["alt"] or "") > 40 for picture in pictures)
-    assert len({picture["src"] for picture in pictures}) == 8
+    assert len({picture["src"] for picture in pictures}) == len(pictures)
 
 
 def test_every_link_within_the_page_has_a_target(project: Path) -> None:
@@ -325,6 +326,59 @@ def test_a_long_trial_table_is_shortened_with_a_note(project: Path, monkeypatch:
     assert [row for row in TRIAL_ROWS if row in text] == TRIAL_ROWS[:2]
 
 
+def test_importances_are_listed_with_their_uncertainty(project: Path) -> None:
+    random = np.random.default_rng(0)
+    rates = 10 ** random.uniform(-4, -1, 60)
+    trials = [
+        {
+            **TRIALS[2],
+            "trial": number,
+            "learning_rate": rate,
+            "batch_size": int(random.choice([64, 128])),
+            "weight_decay": 10 ** random.uniform(-6, -3),
+            "validation_accuracy": 0.98 - 0.1 * (np.log10(rate) + 2.5) ** 2,
+        }
+        for number, rate in enumerate(rates)
+    ]
+    write_csv(project / paths.TRIALS, [*trials, TRIALS[1]])
+    text = page(project).text
+    part = text[text.index("What the accuracy of a trial depends on") :]
+    found = re.findall(r"(learning rate|batch|weight decay) (\d+)\s% ± (\d+)\s%", part)
+    assert found[0][0] == "learning rate"
+    assert {name for name, _, _ in found} == {"learning rate", "batch", "weight decay"}  # the model never changes
+    shares = {name: (int(mean), int(deviation)) for name, mean, deviation in found}
+    assert shares["learning rate"][0] > 80  # the accuracy is a function of it alone
+    assert shares["batch"][0] < 10
+    assert 0 < shares["learning rate"][1] < 20
+
+
+def test_the_final_of_a_search_is_listed_by_mean(project: Path) -> None:
+    finals = [
+        {"trial": 2, "accuracies": [0.99, 0.992], "mean": 0.991, "deviation": 0.0014},
+        {"trial": 0, "accuracies": [0.98, 0.99], "mean": 0.985, "deviation": 0.007},
+    ]
+    write_json(project / paths.BEST, {"trial": 2, "config": {}, "final": finals})
+    text = page(project).text
+    assert "The best 2 were trained in full with 2 seeds each; the highest mean" in text
+    assert re.search(r"2 99\.10\s% 0\.14\s% 99\.00\s%, 99\.20\s% 0 98\.50\s%", text)
+
+
+def test_few_trials_have_no_importances(project: Path) -> None:
+    assert "What the accuracy of a trial depends on" not in page(project).text
+
+
+def test_ten_thousand_trials_make_no_larger_page(project: Path) -> None:
+    """Only the table's rows are limited by number; the rest must not grow with the trials either."""
+    few = [{**TRIALS[2], "trial": number, "validation_accuracy": number / 300} for number in range(250)]
+    many = [{**TRIALS[2], "trial": number, "validation_accuracy": number / 20_000} for number in range(10_000)]
+    sizes = []
+    for trials in (few, many):
+        write_csv(project / paths.TRIALS, trials)
+        write_json(project / paths.BEST, {"trial": 0, "config": {}})
+        sizes.append(len(report.render_page(project)))
+    assert sizes[1] < 1.02 * sizes[0]
+
+
 def test_times_are_listed_in_the_order_of_the_stages(project: Path) -> None:
     assert "ingest 1.9 s search 2 min 2 s a later one 0.5 s" in page(project).text
 
@@ -332,6 +386,36 @@ def test_times_are_listed_in_the_order_of_the_stages(project: Path) -> None:
 def test_missing_times_are_reported_on_the_page(project: Path) -> None:
     (project / paths.TIMINGS).unlink()
     assert "No times were recorded." in page(project).text
+
+
+def test_own_images_have_what_was_read_in_the_section_on_data(project: Path) -> None:
+    labels = [f"bird {number}" for number in range(62)]
+    card, data = (read_json(project / path) for path in (paths.CANDIDATE / paths.CARD, paths.DATA_REPORT))
+    write_json(project / paths.CANDIDATE / paths.CARD, card | {"labels": labels, "resize": "fit", "shape": [3, 32, 24]})
+    by_class = {split: dict.fromkeys(labels, 3) for split in data["rows"]}
+    found = {"format": "images", "rows_by_class": by_class, "validation_images_in_train": 4, "dropped_duplicates": 17}
+    messages = ["birds/owl/1.png: the image must be undamaged, but got <b>nothing</b>"]
+    write_json(project / paths.DATA_REPORT, data | found | {"num_unreadable": 30, "unreadable": messages})
+    text = " ".join(report.render_page(project).split())
+    for name, value in (
+        ("read as", "images"),
+        ("an image", "3 × 32 × 24"),
+        ("classes", "62"),
+        ("validation images", "held out"),
+        ("of them in training", "4"),
+        ("duplicates dropped", "17"),
+        ("unreadable pictures", "30"),
+    ):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in text
+    assert "The unreadable pictures, the first 1</summary>" in text
+    assert "but got &lt;b&gt;nothing&lt;/b&gt;</code>" in text
+    assert '<tr><th scope="row">bird 61</th><td>3</td><td>3</td><td>3</td></tr>' in text
+
+
+def test_a_published_data_set_has_its_citation_and_licence(project: Path) -> None:
+    text = " ".join(report.render_page(project).split())
+    assert "Licence: CC BY-SA 3.0, as Keras states it." in text
+    assert "<dt>read as</dt>" not in text
 
 
 def test_a_fallback_is_announced_at_the_top(project: Path) -> None:

@@ -11,9 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
+from mnist_pipe import paths
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster
 from mnist_pipe.errors import PipelineError
@@ -146,6 +150,14 @@ def test_a_killed_search_resumes_to_the_same_result_and_repeats_no_trial(
     assert remembered["train_loss"] == 123.0
     remembered["train_loss"] = figure
     assert resumed == reference[0]
+    for folder in (reference[1], tmp_path):
+        assert sorted(trial.user_attrs["trial"] for trial in study_of(folder)) == list(range(1, NUM_TRIALS + 1))
+
+
+def study_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials of the search in the journal that optuna-dashboard opens."""
+    backend = JournalFileBackend(str(folder / paths.JOURNAL))
+    return optuna.load_study(study_name="search", storage=JournalStorage(backend)).trials
 
 
 @ray
@@ -216,6 +228,23 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
     resumed = run(cluster, folder=tmp_path, **rules)
     assert [record.config for record in resumed] == [record.config for record in first]
     assert resumed[4].history[0]["train_loss"] == 123.0
+
+
+@ray
+@pytest.mark.parametrize("algorithm", ["random", "tpe"])
+def test_a_search_of_many_trials_proposes_the_same_in_several_runs_of_tune(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    space = {**SPACE, "model": ["mlp"], "batch_size": [64]}
+    rules: dict[str, Any] = {"space": space, "num_epochs": 1, "scheduler": "fifo", "max_concurrent_trials": 1}
+    rules |= {"algorithm": algorithm, "num_trials": 14}  # TPE learns from the eleventh on
+    whole = run(cluster, folder=tmp_path / "whole", **rules)
+    monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 5)
+    assert [record.config for record in run(cluster, folder=tmp_path / "parts", **rules)] == [
+        record.config for record in whole
+    ]
+    runs = {path.name for path in (tmp_path / "parts/ray").iterdir()}
+    assert runs == ({"search.0", "search.1", "search.2"} if algorithm == "tpe" else {"search.0"})
 
 
 @ray

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import gzip
 import hashlib
@@ -12,22 +13,26 @@ import re
 import resource
 import socket
 import ssl
+import struct
 import subprocess
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from mnist_pipe.data import idx, sources
 from mnist_pipe.data.download import NoMirrorError, PublishedFile
-from mnist_pipe.data.images import RULES
+from mnist_pipe.data.facts import Resize
 from mnist_pipe.data.sources import SOURCES, Source
 from mnist_pipe.data.splits import read_raw, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
+from tests.support.data import ingest_params
 
 NAMES = [name for pair in sources.SPLITS.values() for name in pair]
 FIRST = f"{NAMES[0]}.gz"
@@ -54,7 +59,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         name: PublishedFile(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
         for name, content in TOY.items()
     }
-    monkeypatch.setitem(SOURCES, "toy", Source(title="Toy", citation="", files=published))
+    monkeypatch.setitem(SOURCES, "toy", Source(title="Toy", citation="-", licence="-", files=published))
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
@@ -189,7 +194,7 @@ def fetch(
 ) -> dict[str, Path]:
     """Call `sources.fetch` with a time-out that suffices for a good server on a busy machine."""
     found = [str(mirror) for mirror in mirrors]
-    return sources.fetch(dataset, mirrors=found, folder=None, timeout_seconds=timeout_seconds, log=log)
+    return sources.fetch(dataset, mirrors=found, timeout_seconds=timeout_seconds, log=log)
 
 
 def assert_toy(found: dict[str, Path]) -> None:
@@ -219,39 +224,47 @@ def test_an_entry_is_well_formed(name: str) -> None:
     source = SOURCES[name]
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name)
     assert source.title
-    assert sorted(source.files) in ([], sorted(NAMES))
+    assert source.citation
+    assert source.licence
+    named = {file for files in source.splits.values() for file in files}
+    assert source.files.keys() in (set(), named, {"gzip.zip"})
     for file in source.files.values():
-        assert re.fullmatch("[0-9a-f]{64}", file.sha256)
-        assert file.num_bytes > 1000
-    assert all(re.fullmatch(r"https?://[a-z0-9./-]+[a-z0-9]", mirror) for mirror in source.mirrors)
-    assert len(set(source.labels)) == 10
+        assert re.fullmatch("[0-9a-f]{64}", file.sha256) or re.fullmatch("[0-9a-f]{32}", file.md5)
+        assert file.max_bytes > 1000
+    assert all(re.fullmatch(r"https?://[a-zA-Z0-9./~_-]+[a-zA-Z0-9]", mirror) for mirror in source.mirrors)
+    assert len(set(source.labels)) == len(source.labels) == source.facts.num_classes
     assert all(label == label.strip() != "?" for label in source.labels)
-    assert source.picture in RULES
+    assert source.resize in get_args(Resize)
 
 
 def test_names_of_classes_agree_with_torchvision() -> None:
     importlib.import_module("benchmarks.vision")
-    from torchvision.datasets import KMNIST, FashionMNIST
+    from torchvision.datasets import EMNIST, KMNIST, FashionMNIST
 
     assert SOURCES["fashion-mnist"].labels == FashionMNIST.classes
     assert SOURCES["kmnist"].labels == KMNIST.classes
-    for name in ("mnist", "digits", "local"):
+    for name in ("mnist", "digits", "qmnist", "usps"):
         assert [*SOURCES[name].labels] == [*"0123456789"]
+    for split, classes in EMNIST.classes_split_dict.items():
+        source = SOURCES[f"emnist-{split}"]
+        assert ["N/A"] * source.first_label + [*source.labels] == classes
 
 
-def test_only_digits_are_put_into_a_box() -> None:
-    assert {name for name, source in SOURCES.items() if source.picture == "digit"} == {"mnist", "digits"}
+def test_only_letters_and_digits_are_put_into_a_box() -> None:
+    clothes = {"fashion-mnist", "kmnist", "usps", "toy"}
+    assert {name for name, source in SOURCES.items() if source.resize != "digit_box"} == clothes
 
 
 def md5_notes(dataset: str) -> dict[str, str]:
-    """Return the MD5 of each file, from the notes in sources.toml."""
+    """Return the MD5 of each file, from the notes in sources.toml or the entry itself."""
     table = (Path(sources.__file__).parent / "sources.toml").read_text()
-    return dict(re.findall(rf"^\[{dataset}\.files\.(\S+)\] # MD5 ([0-9a-f]{{32}})$", table, re.MULTILINE))
+    pattern = rf'^\[{dataset}\.files\."?([^"\]]+)"?\](?: # MD5 |\nmd5 = ")([0-9a-f]{{32}})'
+    return dict(re.findall(pattern, table, re.MULTILINE))
 
 
 def test_md5_and_mirrors_agree_with_torchvision() -> None:
     importlib.import_module("benchmarks.vision")  # makes torchvision importable
-    from torchvision.datasets import KMNIST, MNIST, FashionMNIST
+    from torchvision.datasets import EMNIST, KMNIST, MNIST, QMNIST, USPS, FashionMNIST
 
     peers = {"mnist": MNIST, "fashion-mnist": FashionMNIST, "kmnist": KMNIST}
     for name, peer in peers.items():
@@ -259,13 +272,83 @@ def test_md5_and_mirrors_agree_with_torchvision() -> None:
         assert ours == dict(peer.resources)
         assert ours.keys() == {f"{file}.gz" for file in SOURCES[name].files}
         assert {f"{mirror}/" for mirror in SOURCES[name].mirrors} <= set(peer.mirrors)
+    resources = {
+        "qmnist": [*QMNIST.resources["train"], *QMNIST.resources["test"]],
+        "usps": [(url, md5) for url, _, md5 in USPS.split_list.values()],
+        **{f"emnist-{split}": [(EMNIST.url, EMNIST.md5)] for split in EMNIST.splits},
+    }
+    for name, known in resources.items():
+        [mirror] = SOURCES[name].mirrors
+        suffix = ".gz" if name == "qmnist" else ""
+        assert {f"{mirror}/{file}{suffix}": md5 for file, md5 in md5_notes(name).items()} == dict(known)
+        assert md5_notes(name).keys() == SOURCES[name].files.keys()
 
 
 def test_no_two_published_files_have_a_digest_in_common() -> None:
-    files = [file for name, source in SOURCES.items() if name != "toy" for file in source.files.values()]
-    assert len(files) == 12
-    assert len({file.sha256 for file in files}) == 12
-    assert len({md5 for name in SOURCES for md5 in md5_notes(name).values()}) == 12
+    files = {
+        (source.folder or name, key): file.sha256 or file.md5
+        for name, source in SOURCES.items()
+        if name != "toy"
+        for key, file in source.files.items()
+    }
+    assert len(files) == len(set(files.values())) == 12 + 4 + 2 + 1
+
+
+def test_every_split_of_emnist_is_delivered_upright_with_its_classes(tmp_path: Path) -> None:
+    """The files are made as NIST specifies them: a zip file of gzipped IDX files with rows and columns exchanged."""
+    random = np.random.default_rng(0)
+    upright = random.integers(0, 256, (124, 28, 28), dtype=np.uint8)
+    with zipfile.ZipFile(tmp_path / "gzip.zip", "w") as archive:
+        for name in (name for name in SOURCES if name.startswith("emnist-")):
+            source = SOURCES[name]
+            labels = (np.arange(124) % source.facts.num_classes + source.first_label).astype(np.uint8)
+            for files in source.splits.values():
+                for file, array in zip(files, (upright.transpose(0, 2, 1), labels), strict=True):
+                    archive.writestr(file, gzip.compress(idx.encode(np.ascontiguousarray(array))))
+    for name in (name for name in SOURCES if name.startswith("emnist-")):
+        splits = sources.load(name, {"gzip.zip": tmp_path / "gzip.zip"})
+        assert splits.keys() == {"train", "test"}
+        for split in splits.values():
+            np.testing.assert_array_equal(split.images, upright)
+            assert split.labels.tolist() == (np.arange(124) % SOURCES[name].facts.num_classes).tolist()
+            assert split.facts.labels == tuple(SOURCES[name].labels)
+
+
+def test_qmnist_is_read_with_the_first_of_its_eight_columns(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    columns = np.random.default_rng(1).integers(0, 300_000, (20, 8)).astype(">i4")
+    columns[:, 0] = np.arange(20) % 10
+    labels = struct.pack(">HBBII", 0, 0x0C, 2, 20, 8) + columns.tobytes()
+    found = {}
+    for files in SOURCES["qmnist"].splits.values():
+        for file, content in zip(files, (idx.encode(images), labels), strict=True):
+            found[file] = tmp_path / f"{file}.gz"
+            found[file].write_bytes(gzip.compress(content))
+    splits = sources.load("qmnist", found)
+    np.testing.assert_array_equal(splits["test"].images, images)
+    assert splits["train"].labels.tolist() == columns[:, 0].tolist()
+
+
+def test_usps_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
+    importlib.import_module("benchmarks.vision")
+    from torchvision.datasets import USPS
+
+    values = np.random.default_rng(0).uniform(-1, 1, (12, 256)).round(4)
+    lines = [
+        f"{row % 10 + 1} " + " ".join(f"{place + 1}:{value}" for place, value in enumerate(line)) + " "
+        for row, line in enumerate(values)
+    ]
+    for file in SOURCES["usps"].files:
+        (tmp_path / file).write_bytes(bz2.compress("\n".join([*lines, ""]).encode()))
+    splits = sources.load("usps", {file: tmp_path / file for file in SOURCES["usps"].files})
+    for split, is_train in (("train", True), ("test", False)):
+        oracle = USPS(tmp_path, train=is_train)
+        np.testing.assert_array_equal(splits[split].images, oracle.data)
+        assert splits[split].labels.tolist() == oracle.targets
+        assert splits[split].facts.shape == (1, 16, 16)
+    (tmp_path / "usps.bz2").write_bytes(b"BZh9 no")
+    with pytest.raises(CorruptDataError, match=r"usps.bz2: the file must be bzip2 of LIBSVM's format, but got "):
+        sources.load("usps", {file: tmp_path / file for file in SOURCES["usps"].files})
 
 
 def test_mnist_is_the_published_one(mnist_mirror: Path) -> None:
@@ -320,78 +403,12 @@ def test_digits_are_the_same_bytes_every_time(tmp_path: Path) -> None:
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_local_reads_four_idx_files_of_a_folder(tmp_path: Path, suffix: str) -> None:
-    plain = {name: content if suffix else gzip.decompress(content) for name, content in TOY.items()}
-    folder = folder_of(tmp_path / "mine", plain, suffix=suffix)
-    found = sources.fetch("local", mirrors=[], folder=str(folder), timeout_seconds=1, log=print)
-    splits = sources.load("local", found)
-    assert splits["train"].images.tobytes() == gzip.decompress(TOY[NAMES[0]])[16:]
-    assert splits["test"].labels.tolist() == [*range(10)]
-    assert splits["train"].provenance["files"][f"{NAMES[0]}{suffix}"] == {
-        "bytes": len(plain[NAMES[0]]),
-        "sha256": hashlib.sha256(plain[NAMES[0]]).hexdigest(),
-    }
-    (folder / f"{NAMES[3]}{suffix}").unlink()
-    with pytest.raises(InputError) as caught:
-        sources.fetch("local", mirrors=[], folder=str(folder), timeout_seconds=1, log=print)
-    assert str(caught.value) == (
-        "ingest: folder must hold t10k-labels-idx1-ubyte.gz or t10k-labels-idx1-ubyte, but got neither in "
-        f"{folder} nor up to two folders below it"
-    )
-
-
-KAGGLE = {name: name.replace("-idx", ".idx") for name in NAMES}
-LAYOUTS: dict[str, Callable[[str], str]] = {
-    "dotted": KAGGLE.__getitem__,
-    "dotted and packed": lambda name: f"{KAGGLE[name]}.gz",
-    "one folder down": lambda name: f"raw/{name}",
-    "as torchvision leaves them": lambda name: f"MNIST/raw/{name}.gz",
-    "each in its own folder": lambda name: f"{name}/{KAGGLE[name]}",
-    "in upper case": lambda name: f"{name}.gz".upper(),
-    "with an upper-case suffix": lambda name: f"{name}.GZ",
-    "named test": lambda name: name.replace("t10k", "test"),
-    "packed, without a suffix": lambda name: f"packed/{name}",
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_local_files_are_found_by_the_names_in_which_they_are_published(tmp_path: Path, layout: str) -> None:
-    for name in NAMES:
-        path = tmp_path / LAYOUTS[layout](name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_packed = path.suffix.lower() == ".gz" or "packed" in layout
-        path.write_bytes(TOY[name] if is_packed else gzip.decompress(TOY[name]))
-    found = sources.local_files(str(tmp_path))
-    assert {name: path.relative_to(tmp_path) for name, path in found.items()} == {
-        name: Path(LAYOUTS[layout](name)) for name in NAMES
-    }
-    assert sources.load("local", found)["train"].images.tobytes() == gzip.decompress(TOY[NAMES[0]])[16:]
-
-
-def test_files_that_lie_together_are_preferred_to_their_copies(tmp_path: Path) -> None:
-    folder_of(tmp_path / "whole", TOY)
-    folder_of(tmp_path / "part", {name: TOY[name] for name in NAMES[:2]})
-    assert {path.parent.name for path in sources.local_files(str(tmp_path)).values()} == {"whole"}
-    folder_of(tmp_path, TOY)  # nearer than both
-    assert {path.parent for path in sources.local_files(str(tmp_path)).values()} == {tmp_path}
-
-
-def test_two_complete_sets_of_files_are_refused(tmp_path: Path) -> None:
-    for name in ("digits", "letters"):
-        folder_of(tmp_path / name, TOY)
-    with pytest.raises(InputError) as caught:
-        sources.local_files(str(tmp_path))
-    assert str(caught.value) == (
-        f"ingest: folder must hold one {NAMES[0]}, but got digits/{FIRST} and letters/{FIRST}; name the right folder"
-    )
-
-
 def test_an_unknown_data_set_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         fetch(dataset="minst")
     assert str(caught.value) == (
-        "ingest: dataset must be one of digits, fashion-mnist, kmnist, local, mnist, toy, but got 'minst'; "
+        "ingest: dataset must be one of digits, emnist-balanced, emnist-byclass, emnist-bymerge, emnist-digits, "
+        "emnist-letters, emnist-mnist, fashion-mnist, kmnist, mnist, qmnist, toy, usps, but got 'minst'; "
         "did you mean 'mnist'?"
     )
 
@@ -400,7 +417,7 @@ def test_images_and_labels_that_differ_in_number_are_refused(tmp_path: Path) -> 
     files = TOY | {NAMES[1]: toy_files({"train": 19, "test": 10})[NAMES[1]]}
     folder = folder_of(tmp_path / "mine", files)
     with pytest.raises(CorruptDataError) as caught:
-        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+        sources.load("toy", {name: folder / f"{name}.gz" for name in NAMES})
     assert str(caught.value) == "train: must have one label per image, but got 20 images and 19 labels"
 
 
@@ -408,16 +425,16 @@ def test_a_label_above_nine_is_refused(tmp_path: Path) -> None:
     labels = gzip.compress(idx.encode(np.array([0, 1, 11, 3, 4, 5, 6, 255, 8, 9], np.uint8)))
     folder = folder_of(tmp_path / "mine", TOY | {NAMES[3]: labels})
     with pytest.raises(CorruptDataError) as caught:
-        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+        sources.load("toy", {name: folder / f"{name}.gz" for name in NAMES})
     assert str(caught.value) == "test: labels[2] must be 0 to 9, but got 11 (2 such labels)"
 
 
 def test_swapped_files_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "mine", TOY | {NAMES[0]: TOY[NAMES[1]], NAMES[1]: TOY[NAMES[0]]})
     with pytest.raises(CorruptDataError) as caught:
-        sources.load("local", {name: folder / f"{name}.gz" for name in NAMES})
+        sources.load("toy", {name: folder / f"{name}.gz" for name in NAMES})
     assert str(caught.value) == (
-        f"{folder}/{FIRST}: the shape must be Nx28x28 or Nx784 (images), but got 20 (labels); are the files swapped?"
+        f"{folder}/{FIRST}: the shape must be NxHxW or NxHxWx3 (images), but got 20 (labels); are the files swapped?"
     )
 
 
@@ -547,7 +564,7 @@ def test_the_error_names_each_mirror_in_one_line(server: Server) -> None:
 
 
 def test_a_silent_mirror_is_tried_once_and_not_for_each_file(server: Server) -> None:
-    assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good", timeout_seconds=0.5))
+    assert_toy(fetch(f"{server.url}/silent", f"{server.url}/good", timeout_seconds=2))
     assert sum(path.startswith("/silent/") for path in server.requests) == 1
 
 
@@ -635,12 +652,11 @@ def test_a_full_disk_is_not_reported_as_a_mirrors_error(server: Server) -> None:
 def test_the_flow_falls_back_with_a_warning_or_fails_without_output(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mnist_pipe.params.schema import IngestParams
     from pipelines.ingest import fetch as fetch_task
     from pipelines.ingest import ingest
 
     monkeypatch.setattr(fetch_task, "retry_delay_seconds", 0)
-    params = IngestParams(dataset="toy", mirrors=["missing"], fallback="digits", folder="inputs", timeout_seconds=1)
+    params = ingest_params(dataset="toy", mirrors=["missing"], fallback="digits", timeout_seconds=1)
     with pytest.raises(NoMirrorError) as caught:
         ingest(params.model_copy(update={"fallback": None}))
     assert str(caught.value) == no_mirror("missing (no such directory)")

@@ -33,6 +33,7 @@ DOMAINS: dict[str, Any] = {
     "schedule": ["constant", "triangle"],
     "label_smoothing": [0.0, 0.1],
     "average_decay": [0.0, 0.9],
+    "balance": ["none", "weights"],
     "rotation_degrees": [0, 10],
     "translation_pixels": [0, 2],
 }

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mnist_pipe.data import parquet, splits
+from mnist_pipe.data.facts import MNIST
 from mnist_pipe.data.splits import NormalizedSplit, RawSplit
 from mnist_pipe.errors import CorruptDataError
 
@@ -88,7 +89,7 @@ def streamed(path: Path) -> NormalizedSplit:
     """Return the split as a streamed training reads it: row group by row group, after the file has been verified."""
     splits.verify_normalized(str(path))
     tables = [rows for group in parquet.row_groups(str(path)) for rows in parquet.read_row_group(group)]
-    images, labels = zip(*(part for rows in tables for part in splits.normalized_rows(rows)), strict=True)
+    images, labels = zip(*(part for rows in tables for part in splits.normalized_rows(rows, facts=MNIST)), strict=True)
     index = [parquet.column_values(rows, "index", np.dtype(np.uint32), 1).reshape(-1) for rows in tables]
     provenance = splits.check_normalized(str(path))
     return NormalizedSplit(
@@ -322,7 +323,7 @@ def test_foreign_provenance_is_refused(
     tmp_path: Path, raw: RawSplit, metadata: dict[bytes, bytes] | None, got: str
 ) -> None:
     images = pa.array([image.tobytes() for image in raw.images], pa.binary(784))
-    schema = splits.RAW_SCHEMA.with_metadata(metadata)
+    schema = splits.raw_schema({}).with_metadata(metadata)
     pq.write_table(pa.Table.from_arrays([images, pa.array(raw.labels)], schema=schema), tmp_path / "raw")
     message = f"raw: the metadata must contain mnist_pipe's provenance, but got {got}; run: dvc repro --force"
     assert error(splits.read_raw, tmp_path / "raw") == f"{message} ingest"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,43 +17,17 @@ from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.storage import Storage
 from mnist_pipe.errors import CorruptDataError, InputError, UnavailableError
 from mnist_pipe.waiting import LIMIT_SECONDS
+from tests.support.bucket import SECRET, s3
 from tests.support.services import dead_server
 
-SECRET = "planted-secret-key"
 UNREACHABLE = r"MNIST_PIPE_STORAGE: s3://bucket/a at http://127.0.0.1:\d+ \(AWS_ENDPOINT_URL\) does not answer: "
 
 
 @pytest.fixture(scope="module")
 def outage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """S3 server with the bucket `bucket`, named by AWS_ENDPOINT_URL; it fails while the yielded file exists."""
-    import boto3
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flag = tmp_path_factory.mktemp("s3") / "outage"
-    command = [sys.executable, "-m", "tests.cluster.s3", "127.0.0.1", str(port), str(flag)]
-    with (flag.parent / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=Path(__file__).parent.parent)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-            patch.delenv(name, raising=False)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        boto3.client("s3").create_bucket(Bucket="bucket")
+    with s3(tmp_path_factory.mktemp("s3")) as flag:
         yield flag
-    server.kill()
-    server.wait()
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -245,11 +216,71 @@ def test_a_directory_that_cannot_be_written_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["relative/folder", "gs://bucket/a", "s3://", "s3://Bucket", "s3://b/../c", "s3://b?x=1"]
+    "uri",
+    [
+        *(
+            "relative/folder",
+            "s3://",
+            "s3://Bucket",
+            "s3://b/../c",
+            "s3://b?x=1",
+            "gs://",
+            "gs://b?retry=1",
+            "gs://b/../c",
+        ),
+        *("abfss://container/a", "abfss://c@account.example.org/a", "ftp://host/a"),
+    ],
 )
 def test_an_invalid_storage_address_is_refused(uri: str) -> None:
-    with pytest.raises(InputError, match="the address must be s3://bucket/prefix, without credentials, or an absolute"):
+    with pytest.raises(
+        InputError, match=r"the address must be s3://bucket/prefix, gs://\S+ or abfss://\S+, without cred"
+    ):
         storage.open_uri(uri)
+
+
+AZURE = "abfss://container@account.dfs.core.windows.net"
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "root"),
+    [
+        ("gs://bucket/runs/a/", "gcs", "bucket/runs/a"),
+        ("gs://bucket", "gcs", "bucket"),
+        (f"{AZURE}/runs/a/", "abfs", "container/runs/a"),
+        (AZURE, "abfs", "container"),
+    ],
+)
+def test_addresses_of_google_and_azure_are_taken_without_a_connection(uri: str, kind: str, root: str) -> None:
+    place = storage.open_uri(uri)
+    assert (place.filesystem.type_name, place.root, place.uri) == (kind, root, uri.rstrip("/"))
+    assert pickle.loads(pickle.dumps(place)) == place
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("uri", ["gs://bucket/a", f"{AZURE}/a"])
+def test_google_or_azure_without_a_network_or_credentials_is_reported_in_one_line(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(UnavailableError) as caught:
+        storage.open_uri(uri).check()
+    assert time.monotonic() - started < LIMIT_SECONDS
+    message = str(caught.value)
+    assert message.startswith(f"MNIST_PIPE_STORAGE: {uri} does not answer: ")
+    assert "\n" not in message
+    assert len(message) <= 300
+
+
+@pytest.mark.slow  # the whole limit
+def test_a_silent_google_is_given_up_within_20_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dead_server(silent=True) as port:
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
+        started = time.monotonic()
+        with pytest.raises(UnavailableError, match=r"^MNIST_PIPE_STORAGE: gs://bucket/a does not answer: "):
+            storage.open_uri("gs://bucket/a").check()
+        assert time.monotonic() - started < LIMIT_SECONDS
 
 
 def test_credentials_in_the_address_are_refused_and_not_printed() -> None:

@@ -84,7 +84,9 @@ def test_the_buffer_yields_distinct_rows_within_its_limit(sizes: list[int], buff
 
     seen: list[int] = []
     random = np.random.default_rng(0)
-    batches = Buffer(buffer).shuffle(chunks(), batch_size=batch_size, num_batches=num_batches, random=random)
+    batches = Buffer(buffer, shape=(28, 28)).shuffle(
+        chunks(), batch_size=batch_size, num_batches=num_batches, random=random
+    )
     for images, labels in batches:
         assert len(images) == len(labels) == batch_size
         assert (images[:, 3, 4].astype(int) % 10 == labels).all()
@@ -180,6 +182,17 @@ def test_a_folder_of_shards_is_one_split(folder: Path, filesystem: fs.FileSystem
     source = streaming.shards(str(folder / "parts"), filesystem=filesystem)
     assert source.num_rows == ROWS
     assert sorted(chain(*batches(source, range(1)))) == list(range(ROWS))
+
+
+def test_streamed_rows_are_counted_by_class_and_are_not_sampled(split: NormalizedSplit, whole: Shards) -> None:
+    rows = Stream(whole, num_epochs=1, device=CPU)
+    assert rows.class_counts.tolist() == np.bincount(split.labels, minlength=10).tolist()
+    with pytest.raises(InputError) as caught:
+        next(rows.epoch(0, seed=0, batch_size=10, ranks=ALONE, balanced=True))
+    assert str(caught.value) == (
+        "train: balance must be none or weights where train.data is stream, which reads every row once, "
+        "but got sampling"
+    )
 
 
 def write(folder: Path) -> Path:

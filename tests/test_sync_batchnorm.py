@@ -28,7 +28,7 @@ def _loss(outputs: torch.Tensor) -> torch.Tensor:
 
 def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=NUM_RANKS)
-    model = synchronize(_model(), device=torch.device("cpu"))
+    model = synchronize(_model())
     outputs = model(_batch()[rank::NUM_RANKS])
     _loss(outputs).backward()
     gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mnist_pipe.data.facts import MNIST, Facts
+from mnist_pipe.data.splits import RawSplit, write_raw
 from mnist_pipe.errors import CorruptDataError, InputError, PipelineError
 from mnist_pipe.inference import table
 from tests.support import ROOT
@@ -23,6 +25,11 @@ PIXELS = np.zeros((ROWS, 28, 28), dtype=np.uint8)
 PIXELS[:, 4:24, 4:24] = np.random.default_rng(0).integers(0, 256, (ROWS, 20, 20))
 FLAT = PIXELS.reshape(ROWS, 784)
 BYTES = [image.tobytes() for image in PIXELS]
+
+
+COLOUR = Facts(shape=(3, 10, 12), labels=("cat", "dog"), resize="stretch", invert=False, background=(0, 0, 0))
+COLOURED = np.random.default_rng(1).integers(0, 256, (ROWS, 10, 12, 3), dtype=np.uint8)
+FIRST = np.ascontiguousarray(COLOURED.transpose(0, 3, 1, 2))
 
 
 def png(image: np.ndarray) -> bytes:
@@ -74,20 +81,71 @@ def test_images_are_read_in_every_form(tmp_path: Path, form: str) -> None:
     for columns in (label | COLUMNS[form], COLUMNS[form] | label):
         pq.write_table(pa.table(columns), tmp_path / "in.parquet", row_group_size=12)
         found = table.examine(tmp_path / "in.parquet")
-        read = pa.concat_tables(rows for group in found.groups for rows in found.read(group))
-        assert found.is_raw
+        found.check(MNIST)
+        read = pa.concat_tables(rows for group in found.groups for rows in found.read(group, facts=MNIST))
+        assert found.is_raw(MNIST)
         assert sorted(read.column_names) == ["image", "label"]
         assert read.schema.field("image").type == pa.binary(784)
         assert read["image"].to_pylist() == BYTES
         assert read["label"].to_pylist() == label["label"].tolist()
 
 
-def error(path: Path, kind: type[PipelineError], columns: dict[str, Any]) -> str:
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([image.tobytes() for image in COLOURED], pa.binary()),
+        pa.array([image.tobytes() for image in COLOURED], pa.binary(360)),
+        pa.array([png(image) for image in COLOURED], pa.binary()),
+        pa.array(COLOURED.tolist()),
+        pa.array(FIRST.tolist()),
+        pa.array(COLOURED.reshape(ROWS, -1).tolist(), pa.list_(pa.uint8(), 360)),
+    ],
+    ids=["binary", "360 bytes", "PNG", "lists, channels last", "lists, channels first", "list"],
+)
+def test_images_in_colour_come_with_their_channels_first(tmp_path: Path, column: pa.Array) -> None:
+    pq.write_table(pa.table({"image": column}), tmp_path / "in.parquet", row_group_size=12)
+    found = table.examine(tmp_path / "in.parquet")
+    found.check(COLOUR)
+    read = pa.concat_tables(rows for group in found.groups for rows in found.read(group, facts=COLOUR))
+    assert read["image"].to_pylist() == [image.tobytes() for image in FIRST]
+
+
+def test_a_file_of_this_project_in_colour_is_taken_as_it_is(tmp_path: Path) -> None:
+    labels = (np.arange(ROWS) % 2).astype(np.uint8)
+    write_raw(tmp_path / "in.parquet", RawSplit(images=FIRST, labels=labels, provenance=COLOUR.to_provenance()))
+    found = table.examine(tmp_path / "in.parquet")
+    found.check(COLOUR)
+    [group] = found.groups
+    [read] = found.read(group, facts=COLOUR)
+    assert read["image"].to_pylist() == [image.tobytes() for image in FIRST]
+
+
+def test_a_picture_of_another_size_is_resized_by_the_rule_of_the_data_set(tmp_path: Path) -> None:
+    upper, lower = (np.array(colour, np.uint8) for colour in ([200, 100, 50], [0, 10, 20]))
+    picture = png(np.where(np.arange(40)[:, None, None] < 20, upper, lower).repeat(20, axis=1))
+    for start in (b"\x89PNG", b"BM"):  # pixels may start with the bytes BM, but not of another number
+        content = picture if start != b"BM" else bmp(picture)
+        pq.write_table(pa.table({"image": pa.array([content])}), tmp_path / "in.parquet")
+        found = table.examine(tmp_path / "in.parquet")
+        [rows] = found.read(found.groups[0], facts=COLOUR)
+        pixels = np.frombuffer(rows["image"][0].as_py(), np.uint8).reshape(3, 10, 12)
+        for rows, colour in ((pixels[:, :3], upper), (pixels[:, 7:], lower)):
+            np.testing.assert_array_equal(rows, np.broadcast_to(colour[:, None, None], rows.shape))
+
+
+def bmp(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    Image.open(io.BytesIO(content)).save(stream, "BMP")
+    return stream.getvalue()
+
+
+def error(path: Path, kind: type[PipelineError], columns: dict[str, Any], *, facts: Facts = MNIST) -> str:
     pq.write_table(pa.table(columns), path)
 
     def read_first() -> None:
         found = table.examine(path)
-        list(found.read(found.groups[0]))
+        found.check(facts)
+        list(found.read(found.groups[0], facts=facts))
 
     with pytest.raises(kind) as caught:
         read_first()
@@ -96,20 +154,25 @@ def error(path: Path, kind: type[PipelineError], columns: dict[str, Any]) -> str
 
 
 def test_columns_without_images_are_refused(tmp_path: Path) -> None:
-    rule = "the column image must be 784 bytes, 784 numbers, a PNG, or 784 columns of pixels, but got "
+    none = "the column image must be bytes, lists of numbers or pictures, or there must be a column for each pixel, "
+    other = "the column image must be images of 28x28: 784 bytes, 784 numbers, a picture, or 784 columns of pixels, "
     cases: list[tuple[dict[str, Any], str]] = [
         ({"pixels": [1]}, "(pixels: int64)"),
         ({"image": ["a.png"]}, "string"),
         ({"image": [1]}, "int64"),
-        ({"image": pa.array([b"abc"], pa.binary(3))}, "fixed_size_binary[3]"),
         ({"image": [{"path": "a.png"}]}, "struct<path: string>"),
+    ]
+    for columns, got in cases:
+        assert error(tmp_path / "in.parquet", InputError, columns) == f"{none}but got {got}"
+    cases = [
+        ({"image": pa.array([b"abc"], pa.binary(3))}, "fixed_size_binary[3]"),
         (
             {f"column {number}": [1] for number in range(785)},
             "(785 columns: column 0: int64, column 1: int64, column 2: int64, column 3: int64, column 4: …)",
         ),
     ]
     for columns, got in cases:
-        assert error(tmp_path / "in.parquet", InputError, columns) == rule + got
+        assert error(tmp_path / "in.parquet", InputError, columns) == f"{other}but got {got}"
 
 
 def test_values_that_are_no_images_are_refused(tmp_path: Path) -> None:
@@ -124,7 +187,7 @@ def test_values_that_are_no_images_are_refused(tmp_path: Path) -> None:
             {"image": [[0.0] * 784, [*good[:-1], np.nan]]},
             "every value must be a whole number from 0 to 255, but got nan",
         ),
-        ({"image": [BYTES[0], b"abc"]}, "image[1]: the value must be 28x28 bytes or a PNG, but got 3 bytes"),
+        ({"image": [BYTES[0], b"abc"]}, "image[1]: the value must be 28x28 bytes or a picture, but got 3 bytes"),
         ({"image": [BYTES[0], None]}, "image[1] must have a value, but got null"),
         ({"image": struct([BYTES[0], None])}, "image[1] must have a value, but got null"),
         ({"image": [png(PIXELS[0])[:-20]]}, "image[0]: the image must be undamaged, but got "),
@@ -132,6 +195,22 @@ def test_values_that_are_no_images_are_refused(tmp_path: Path) -> None:
     ]
     for columns, expected in cases:
         assert error(tmp_path / "in.parquet", CorruptDataError, columns).startswith(expected)
+
+
+def test_images_of_another_shape_than_the_models_are_refused(tmp_path: Path) -> None:
+    lists = pa.array(COLOURED.transpose(0, 2, 1, 3).tolist())
+    assert error(tmp_path / "in.parquet", CorruptDataError, {"image": lists}, facts=COLOUR) == (
+        "every image must be 10x12x3, but got 12x10x3"
+    )
+    turned = pa.array(PIXELS.reshape(ROWS, 14, 56).tolist())
+    assert error(tmp_path / "in.parquet", CorruptDataError, {"image": turned}) == (
+        "every image must be 28x28, but got 14x56"
+    )
+    grey = pa.array(BYTES, pa.binary(784))
+    assert error(tmp_path / "in.parquet", InputError, {"image": grey}, facts=COLOUR) == (
+        "the column image must be images of 10x12x3: 360 bytes, 360 numbers, a picture, or 360 columns of pixels, "
+        "but got fixed_size_binary[784]"
+    )
 
 
 def test_a_table_is_refused_before_anything_large_is_imported(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from mnist_pipe import models
 from mnist_pipe.errors import InputError
@@ -58,7 +60,7 @@ def members(recipe: Recipe) -> list[Recipe]:
     ]
 
 
-def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> None:
+def check(recipes: Sequence[Recipe], *, training: DeviceSplit = TRAINING, rel: float = 1e-5, rows: int = 0) -> None:
     """Check that packed losses equal unpacked ones within `rel`; of 100 validation hits, `rows` may differ.
 
     If two pixels nearly tie, max-pool's gradient jumps with rounding, and the runs diverge: by up to 0.002 of the loss
@@ -66,8 +68,8 @@ def check(recipes: Sequence[Recipe], *, rel: float = 1e-5, rows: int = 0) -> Non
     """
     if recipes[0].model in ("cnn", "convnet", "resnet"):
         rel, rows = 0.01, 1
-    for recipe, history in zip(recipes, train(recipes), strict=True):
-        expected, _ = run(recipe, training=TRAINING, validation=VALIDATION)
+    for recipe, history in zip(recipes, train(recipes, training=training), strict=True):
+        expected, _ = run(recipe, training=training, validation=VALIDATION)
         assert len(history) == len(expected) == recipe.num_epochs
         for ours, theirs in zip(history, expected, strict=True):
             assert ours.keys() == theirs.keys()
@@ -99,6 +101,13 @@ def test_a_pack_of_any_model_agrees_with_its_single_members(model: str, optimize
 def test_a_pack_with_any_optimizer_agrees_with_its_single_members(optimizer: str, model: str) -> None:
     recipe = dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {}), optimizer=optimizer)
     check(members(recipe))
+
+
+@pytest.mark.parametrize("balance", ["weights", "sampling"])
+def test_a_pack_of_balanced_recipes_agrees_with_its_single_members(balance: str) -> None:
+    kept = (TRAINING.labels % 3 > 0) | (torch.arange(TRAINING.num_rows) < 40)
+    uneven = dataclasses.replace(TRAINING, images=TRAINING.images[kept], labels=TRAINING.labels[kept])
+    check(members(dataclasses.replace(RECIPE, balance=balance)), training=uneven)
 
 
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
@@ -195,6 +204,128 @@ def test_the_memory_of_a_member_is_counted_without_using_any() -> None:
     with torch.device("meta"):
         model = models.build("convnet")
     small, large = (vmapped._member_bytes(model, batch_size=rows) for rows in (128, 1024))
-    # The largest kept activations are 16 channels of 28x28, before and after the first pool.
-    assert 1024 * 16 * 784 * 4 < large < 100 * 1024 * 784 * 4 * 2
+    # Kept are the nine values of each patch of the three convolutions, and 16 channels of 28x28 before the first pool.
+    least = 1024 * 4 * (16 * 784 + 9 * (784 + 16 * 196 + 32 * 49))
+    assert least < large < 5 * least
     assert 6 < large / small < 8
+
+
+GPU = torch.device("cuda")
+CONVOLUTIONAL = [name for name in MODELS if name not in ("linear", "mlp", "cnn")]  # cnn has 600,000 weights
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute a pack's convolutions on the CPU by the rule that a GPU uses."""
+    monkeypatch.setattr(vmapped, "packs_convolutions", lambda _: True)
+
+
+@pytest.fixture
+def gpu_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Function that makes up a GPU with that many bytes of free memory."""
+
+    def make(num_bytes: int) -> None:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (num_bytes, num_bytes))
+
+    return make
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("model", CONVOLUTIONAL)
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_pack_of_convolutions_as_products_agrees_with_its_single_members(model: str, moved: bool) -> None:
+    recipes = members(dataclasses.replace(RECIPE, model=model, model_params=PARAMS.get(model, {})))
+    if not moved:  # the members share their images, and the first convolution is one
+        recipes = [dataclasses.replace(recipe, rotation_degrees=0, translation_pixels=0) for recipe in recipes]
+    check(recipes)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"kernel_size": 5},
+        {"kernel_size": 3, "padding": 1, "bias": False},
+        {"kernel_size": (3, 2), "stride": 2, "padding": 1},
+        {"kernel_size": 1, "stride": 3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_rule_of_convolutions_gives_the_results_and_gradients_of_each_member(
+    arguments: dict[str, Any], shared: bool
+) -> None:
+    convolution = nn.Conv2d(2, 5, **arguments)
+    weights = {
+        name: torch.randn(4, *parameter.shape, requires_grad=True) for name, parameter in convolution.named_parameters()
+    }
+    images = torch.randn(*(() if shared else (4,)), 3, 2, 9, 8, requires_grad=True)
+    results = []
+    for layer in (convolution, vmapped._PackedConvolution(convolution)):
+        found = (
+            vmapped._forward(layer, weights, {}, images)
+            if not shared
+            else torch.vmap(lambda own, layer=layer: functional_call(layer, own, (images,)))(weights)
+        )
+        (found * torch.linspace(-1, 1, found.numel()).view(found.shape)).sum().backward()
+        gradients = [tensor.grad for tensor in (images, *weights.values())]
+        results.append([found.detach(), *gradients])
+        for tensor in (images, *weights.values()):
+            tensor.grad = None
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(2, 4, 3, groups=2),
+        nn.Conv2d(2, 4, 3, dilation=2),
+        nn.Conv2d(2, 4, 3, padding="same"),
+        nn.Conv2d(2, 4, 3, padding=(1, 0)),
+        nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"),
+    ],
+    ids=str,
+)
+def test_a_convolution_that_the_rule_does_not_cover_stays_as_it_is(convolution: nn.Conv2d) -> None:
+    model = nn.Sequential(convolution, nn.Conv2d(4, 4, 3))
+    vmapped._stack(model, 2, convolutions=True)
+    assert model[0] is convolution
+    assert type(model[1]) is vmapped._PackedConvolution
+
+
+@pytest.mark.parametrize(
+    ("model", "params"), [("cnn", {"dropout": 0.5}), ("resnet", {"dropout": 0.1}), ("convnet", {})]
+)
+def test_a_model_that_draws_is_not_packed(
+    model: str, params: dict[str, Any], gpu_memory: Callable[[int], None]
+) -> None:
+    gpu_memory(24 << 30)
+    recipe = dataclasses.replace(RECIPE, model=model, model_params=params)
+    assert (vmapped.max_members(recipe, device=GPU) == 1) == ("dropout" in params)
+    recipes = [dataclasses.replace(recipe, learning_rate=rate) for rate in (0.1, 0.2, 0.3)]
+    assert len(vmapped.packs(recipes, device=GPU, num_processes=1)) == (3 if "dropout" in params else 1)
+
+
+def test_a_gpu_holds_no_more_members_than_its_free_memory(gpu_memory: Callable[[int], None]) -> None:
+    recipe = dataclasses.replace(RECIPE, model="lenet5", model_params={}, batch_size=128)
+    with torch.device("meta"):
+        own = vmapped._member_bytes(models.build("lenet5"), batch_size=128)
+    for free, most in ((own, 1), (7 * own, 3), (1000 * own, 256)):
+        gpu_memory(free)
+        assert vmapped.max_members(recipe, device=GPU) == most
+    gpu_memory(7 * own)
+    recipes = [dataclasses.replace(recipe, learning_rate=rate) for rate in range(8)]
+    assert [len(part) for part in vmapped.fitting_parts(recipes, device=GPU)] == [3, 3, 2]
+    assert vmapped.fitting_parts(recipes, device=CPU) == [recipes]
+
+
+def test_a_pack_that_does_not_fit_trains_in_parts_to_the_same_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, other, last = members(dataclasses.replace(RECIPE, model="lenet5"))
+    wild = dataclasses.replace(other, learning_rate=1e18)
+    whole = train([first, wild, last])
+    monkeypatch.setattr(vmapped, "fitting_parts", lambda recipes, **_: [recipes[:2], recipes[2:]])
+    parts = train([first, wild, last])
+    assert parts[1] == whole[1]
+    for ours, theirs in zip((parts[0], parts[2]), (whole[0], whole[2]), strict=True):
+        assert [metrics.keys() for metrics in ours] == [metrics.keys() for metrics in theirs]
+        assert ours[-1]["validation_loss"] == pytest.approx(theirs[-1]["validation_loss"], rel=1e-5)

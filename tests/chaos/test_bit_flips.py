@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import shutil
 from collections.abc import Callable
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from mnist_pipe import models
-from mnist_pipe.cluster import storage
+from mnist_pipe import atomic, models, paths
+from mnist_pipe.cluster import dvc_stages, storage
 from mnist_pipe.cluster.ledger import Ledger
-from mnist_pipe.data import splits
+from mnist_pipe.data import idx, splits
 from mnist_pipe.data.download import PublishedFile, fetch_published
 from mnist_pipe.errors import PipelineError
 from mnist_pipe.evaluation import predictions
+from mnist_pipe.local import dvc_files
 from mnist_pipe.models import saved
 from mnist_pipe.training import checkpoint
 from mnist_pipe.tuning.ledger import TrialRecord
@@ -26,7 +28,7 @@ from tests.support.data import normalized_split, random_split
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 
-FLIPS = 4_000
+FLIPS = 100_000
 """Number of flips over all kinds of files."""
 
 Read = Callable[[], Any]
@@ -61,7 +63,8 @@ def predicted(folder: Path) -> Read:
 
 
 def published(folder: Path) -> Read:
-    content = np.random.default_rng(3).bytes(3000)
+    images = np.random.default_rng(3).integers(0, 256, (4, 28, 28), np.uint8)
+    content = gzip.compress(idx.encode(images), mtime=0)
     (folder / "t10k-images-idx3-ubyte.gz").write_bytes(content)
     file = PublishedFile(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
@@ -129,7 +132,40 @@ def objects(folder: Path) -> Read:
     return read
 
 
-KINDS = (raw, normalized, predicted, published, model, state, trials, objects)
+def checked_out(folder: Path) -> Read:
+    """What a stage has written, and DVC's cache may have replaced since: JSON and a folder, digested in `dvc.lock`."""
+    root = folder.parent / "project"
+    names = [str(paths.BEST), str(paths.CANDIDATE)]
+    atomic.write_json(folder / paths.BEST, {"config": {"model": "mlp", "learning_rate": 0.01}})
+    for name in "ab":
+        atomic.write_json(folder / paths.CANDIDATE / name, [name] * 50)
+    outs = [{"path": name, "md5": dvc_stages.md5_of(folder / name)} for name in names]
+    two = {"cmd": "true", "deps": names}
+    atomic.write_json(root / "dvc.yaml", {"stages": {"one": {"cmd": "true"}, "two": two}})
+    atomic.write_json(root / "dvc.lock", {"schema": "2.0", "stages": {"one": {"cmd": "true", "outs": outs}}})
+    (root / "models").symlink_to(folder / "models")
+
+    def read() -> Any:
+        dvc_stages.verify_inputs("two", root)
+        return [(root / paths.BEST).read_bytes(), *((root / paths.CANDIDATE / name).read_bytes() for name in "ab")]
+
+    return read
+
+
+def cached(folder: Path) -> Read:
+    """The objects of DVC's cache, as `mnist-pipe doctor` reads them."""
+    root = folder.parent / "project"
+    (root / ".dvc").mkdir(parents=True)
+    (root / ".dvc/config").write_text(f"[cache]\n    dir = {folder}\n")
+    random = np.random.default_rng(5)
+    objects = [("", random.bytes(2000)), ("", random.bytes(300)), (".dir", b'[{"md5": "", "relpath": "a"}]')]
+    for suffix, content in objects:
+        digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        atomic.write_bytes(folder / "files/md5" / digest[:2] / f"{digest[2:]}{suffix}", content)
+    return lambda: dvc_files.check_objects(root)
+
+
+KINDS = (raw, normalized, predicted, published, model, state, trials, objects, checked_out, cached)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -141,7 +177,7 @@ def test_no_flipped_bit_goes_unnoticed(
     read = kind(folder)
     expected = read()
     files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-    random = np.random.default_rng(len(kind.__name__))
+    random = np.random.default_rng(KINDS.index(kind))
     refused = harmless = 0
     for _ in range(FLIPS // len(KINDS)):
         path = list(files)[random.integers(len(files))]

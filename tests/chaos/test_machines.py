@@ -164,11 +164,19 @@ def test_a_clock_that_jumps_forward_and_back_changes_nothing(undisturbed: dict[s
     assert digests(folder) == undisturbed
 
 
-def test_a_process_may_open_128_files(tmp_path: Path) -> None:
+def test_a_rebuild_with_128_open_files_a_process_works_or_says_so(
+    undisturbed: dict[str, str], tmp_path: Path, record_property: Record
+) -> None:
     folder = checkout(tmp_path / "main", services=False)
     done = rebuild(folder, "prlimit", "--nofile=128:128")
-    assert done.returncode != 0
-    assert "the limit of open files" in last_error(done.stdout + done.stderr), done.stdout + done.stderr
+    log = done.stdout + done.stderr
+    if done.returncode == 0:
+        assert digests(folder) == undisturbed
+    else:
+        assert "open files" in last_error(log), log[-3000:]
+        assert "Traceback" not in log
+    assert processes(folder) == {}
+    record_property("counted", "the same bytes" if done.returncode == 0 else last_error(log))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tests.cluster.bed import Bed
 from tests.cluster.project import SMALL, Project
 
 pytestmark = [pytest.mark.cluster, pytest.mark.browser, pytest.mark.timeout(1200)]
-PAGES = {"prefect": 4200, "ray": 8265, "tensorboard": 6006, "mlflow": 5000}
+PAGES = {"prefect": 4200, "ray": 8265, "tensorboard": 6006, "optuna": 8080, "mlflow": 5000}
 
 
 def test_a_browser_finds_this_run_by_name_on_every_page(
@@ -41,5 +41,5 @@ def test_a_browser_finds_this_run_by_name_on_every_page(
             experiment="mnist-search",
             pictures=pictures,
         )
-    assert len(list(pictures.glob("*.png"))) == 8
+    assert len(list(pictures.glob("*.png"))) == 10
     assert [word for word in bed.secrets.values() if word in opened.stdout + opened.stderr] == []

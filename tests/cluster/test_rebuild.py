@@ -29,7 +29,7 @@ def test_rebuild_reproduces_a_fresh_checkout_and_pushes_a_branch(bed: Bed, proje
     rebuilt = tmp_path / "rebuilt"
     subprocess.run(["git", "clone", "--quiet", "--branch", branches[0], repository, rebuilt], check=True)
     assert len(YAML(typ="safe").load(rebuilt / "dvc.lock")["stages"]) == 8
-    assert set(git(rebuilt, "show", "--name-only", "--format=").split()) >= {"dvc.lock", "reports/evaluation.json"}
+    assert set(git(rebuilt, "show", "--name-only", "--format=").split()) >= {"dvc.lock", "reports/data.json"}
 
     endpoint = bed.client_env["AWS_ENDPOINT_URL"]
     for command in (

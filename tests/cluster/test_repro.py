@@ -117,12 +117,12 @@ def test_a_stopped_client_cancels_the_run(number: signal.Signals, bed: Bed, chec
 
 
 def test_a_remote_error_is_one_line_with_its_exit_code(checkout: Project) -> None:
-    checkout.set(ingest__dataset="local", ingest__folder="/nowhere", ingest__fallback=None)
+    checkout.set(ingest__dataset="idx", ingest__name="mine", ingest__path="/nowhere")
     done = checkout.run("python", "-m", "pipelines", "ingest")
-    checkout.set(ingest__dataset="mnist", ingest__folder="inputs", ingest__fallback="digits")
+    checkout.set(ingest__dataset="mnist", ingest__name=None, ingest__path="inputs")
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ingest: folder must hold train-images-idx3-ubyte.gz or train-images-idx3-ubyte, but got")
+    assert last.startswith("ingest.path: /nowhere does not exist")
     assert re.search(r"\(failed on the cluster: http://10\.77\.0\.2:4200/runs/flow-run/[0-9a-f-]{36}\)$", last)
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, CDPSession, Page, Request, expect
+from playwright.sync_api import Browser, CDPSession, Page, Request, Route, expect
 
+from mnist_pipe.data.pictures import FORMATS
+from mnist_pipe.serving.web import PAGE
 from tests.support.browser import chromium
 from tests.support.serving import Endpoint, new_project, register_trained, serving
 from tests.support.strokes import DIGITS, Point, Stroke
@@ -97,10 +101,12 @@ def answer(page: Page) -> str:
     return page.inner_text("#answer")
 
 
-def pixels(page: Page, name: str) -> np.ndarray:
-    """Return the first channel of a canvas of 28 x 28."""
-    values = page.evaluate(f"[...document.getElementById('{name}').getContext('2d').getImageData(0, 0, 28, 28).data]")
-    return np.array(values, dtype=np.uint8).reshape(28, 28, 4)[:, :, 0]
+def pixels(page: Page, name: str, *, size: tuple[int, int] = (28, 28)) -> np.ndarray:
+    """Return the pixels of a canvas, `(height, width, 3)`."""
+    height, width = size
+    assert page.evaluate(f"[{name}.height, {name}.width]") == [height, width]
+    values = page.evaluate(f"[...{name}.getContext('2d').getImageData(0, 0, {width}, {height}).data]")
+    return np.array(values, dtype=np.uint8).reshape(height, width, 4)[:, :, :3]
 
 
 def png(strokes: list[Stroke], *, path: Path) -> Path:
@@ -191,15 +197,13 @@ def test_a_file_that_is_no_picture_is_reported_as_the_command_reports_it(open_pa
     (tmp_path / "text.png").write_bytes(b"no picture")
     page.set_input_files("#file", tmp_path / "text.png")
     expect(page.locator("#error")).to_have_text(
-        "the body: the content must be a PNG or JPEG image, but got bytes that start with b'no pictu'"
+        f"the body: the content must be {FORMATS}, but got bytes that start with b'no pictu'"
     )
 
 
 def test_the_page_shows_what_the_network_saw_and_its_saliency(
     open_page: Open, endpoint: Endpoint, tmp_path: Path
 ) -> None:
-    import base64
-
     picture = png(DIGITS[5][0], path=tmp_path / "five.png")
     page = open_page()
     page.set_input_files("#file", picture)
@@ -207,9 +211,52 @@ def test_the_page_shows_what_the_network_saw_and_its_saliency(
     [expected] = endpoint.predict(picture.read_bytes(), "image/png", "?saliency=true").json()["predictions"]
     for name in ("seen", "saliency"):
         image = np.frombuffer(base64.b64decode(expected[name]), np.uint8).reshape(28, 28)
-        np.testing.assert_array_equal(pixels(page, name), image)
+        np.testing.assert_array_equal(pixels(page, name)[:, :, 0], image)
     expect(page.locator("#seen")).to_have_attribute("aria-label", "The 5 as the network saw it, light on dark")
     expect(page.locator("#saliency")).to_have_attribute("aria-label", re.compile("Saliency map: the .* quarter"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "resize", "title"),
+    [
+        ([28, 28], "digit_box", "Draw a digit"),
+        ([4, 6], "fit", "Draw or choose a picture"),
+        ([3, 4, 6], "fit", "Choose a picture"),
+    ],
+)
+def test_the_page_has_the_shape_and_the_classes_of_the_model(
+    browser: Browser, shape: list[int], resize: str, title: str
+) -> None:
+    names = [f"bird {number}" for number in range(62)]
+    model = {"name": "birds-classifier", "version": 3, "accuracy": 0.5, "labels": names, "problem": None}
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    strength = np.zeros(shape[-2:], np.uint8)
+    strength[-1, -1] = 200
+    seen, saliency = (base64.b64encode(array.tobytes()).decode() for array in (image, strength))
+    probabilities = [0.5 if number == 40 else 0.5 / 61 for number in range(62)]
+    reply = {"predictions": [{"probabilities": probabilities, "seen": seen, "saliency": saliency}], "doubt": None}
+    context = browser.new_context()
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    for path, content in (("model", {**model, "shape": shape, "resize": resize}), ("predict*", reply)):
+        page.route(f"http://page/{path}", partial(Route.fulfill, json=content))
+    page.route("http://page/", lambda route: route.fulfill(path=PAGE, content_type="text/html"))
+    page.goto("http://page/")
+    expect(page.locator("#title")).to_have_text(title)
+    assert page.title() == f"{title} · mnist-pipe"
+    expect(page.locator("#others")).to_have_text("the 20 most probable of 62 classes")
+    page.locator("#board").click()
+    expect(page.locator("#answer")).to_have_text("bird 40")
+    expect(page.locator("#bars li")).to_have_count(20)
+    assert page.locator("#bars .name").all_inner_texts()[:3] == ["bird 40", "bird 0", "bird 1"]
+    found = pixels(page, "seen", size=(shape[-2], shape[-1]))
+    expected = np.stack([image] * 3) if image.ndim == 2 else image
+    np.testing.assert_array_equal(found.transpose(2, 0, 1), expected)
+    assert page.inner_text("#size").startswith(f"{shape[-1]} × {shape[-2]} pixels")
+    expect(page.locator("#saliency")).to_have_attribute("aria-label", re.compile("the lower right quarter"))
+    context.close()
+    assert problems == []
 
 
 def test_a_user_logs_in_by_the_form_and_stays_logged_in(open_page: Open, endpoint: Endpoint) -> None:

@@ -143,6 +143,7 @@ def test_metrics_are_where_ray_exposes_its_own(endpoint: Endpoint) -> None:
     metrics = exposed()
     assert metrics['mnist_pipe_requests_total status="200"'] >= 5
     assert metrics["mnist_pipe_predictions_total"] >= 50
+    assert metrics['mnist_pipe_images_total stage="serve"'] == metrics["mnist_pipe_predictions_total"]
     assert metrics["mnist_pipe_confidence_count"] == metrics["mnist_pipe_predictions_total"]
     assert metrics["mnist_pipe_batch_images_count"] >= 5
     assert 0 < metrics["mnist_pipe_request_seconds_sum"] < 64 * (time.monotonic() - before)
@@ -243,7 +244,7 @@ def test_a_detached_endpoint_lives_as_long_as_its_ray(tmp_path: Path, empty_data
         assert serve(root, "--detach", "--port", str(port))[0] == 0
     finally:
         services.down(root)
-    with pytest.raises(httpx.ConnectError):
+    with pytest.raises(httpx.TransportError):
         httpx.get(f"{url}/healthz", trust_env=False)
 
 

@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mnist_pipe.data.pictures import FORMATS
 from mnist_pipe.errors import CorruptDataError
 from mnist_pipe.inference.classifier import Predictions
 from mnist_pipe.params import loader
 from mnist_pipe.params.schema import ServeParams
 from mnist_pipe.serving import web
 from mnist_pipe.serving.access import digest
-from mnist_pipe.serving.bodies import Images
+from mnist_pipe.serving.bodies import PICTURES, Images
 from mnist_pipe.serving.follower import Follower, Served
 from tests.support import ROOT
 from tests.support.registry import NAME
@@ -177,7 +178,7 @@ def test_a_long_body_is_refused_before_it_is_read(announced: bool, request_: Req
 
 def test_a_body_of_another_type_is_refused(request_: Request) -> None:
     message = refusal(request_("POST", "/predict", "text/plain", content=b"7"), 415)
-    assert message.startswith("/predict: Content-Type must be one of image/png, image/jpeg, ")
+    assert message.startswith("/predict: Content-Type must be one of image/png, image/jpeg, image/bmp, ")
     assert message.endswith(", but got 'text/plain'")
 
 
@@ -188,7 +189,7 @@ def test_the_type_of_a_body_may_have_parameters(request_: Request) -> None:
 
 def test_a_bad_body_is_a_400_and_counted(request_: Request, answers: InProcess) -> None:
     message = refusal(request_("POST", "/predict", PNG, content=b"no picture"), 400)
-    assert message == "the body: the content must be a PNG or JPEG image, but got bytes that start with b'no pictu'"
+    assert message == f"the body: the content must be {FORMATS}, but got bytes that start with b'no pictu'"
     assert answers.counted == [400]
 
 
@@ -229,6 +230,7 @@ def test_the_model_is_described(request_: Request) -> None:
     found = request_("GET", "/model").json()
     assert (found["name"], found["version"], found["accuracy"]) == (NAME, 1, 0.75)
     assert found["labels"] == [str(digit) for digit in range(10)]
+    assert (found["shape"], found["resize"]) == ([28, 28], "digit_box")
     assert found["problem"] is None
 
 
@@ -257,7 +259,7 @@ def test_the_document_describes_every_request(request_: Request) -> None:
         ("/healthz", "get"),
     }
     predict = schema["paths"]["/predict"]["post"]
-    assert set(predict["requestBody"]["content"]) == {"image/png", "image/jpeg", JSON, RAW}
+    assert set(predict["requestBody"]["content"]) == {*PICTURES, JSON, RAW}
     assert {"200", "400", "401", "413", "415", "422", "429"} <= set(predict["responses"])
     assert predict["security"]
     text = request_("GET", "/docs").text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pickle
 from pathlib import Path
 
@@ -39,10 +40,10 @@ def test_shipped_params_are_valid_and_plan_no_configuration_twice(name: str) -> 
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_runs_stage_depends_on_computing_modules_and_report_stage_on_the_rest(name: str) -> None:
     stages = YAML(typ="safe").load(ROOT / "studies/dvc.yaml")["stages"]
-    computing = {str(path.relative_to(ROOT)) for path in computing_modules(name)}
-    own = {f"studies/{name}/{path.name}" for path in (ROOT / "studies" / name).glob("*.py")}
+    computing = {os.path.relpath(path, ROOT / "studies") for path in computing_modules(name)}
+    own = {f"{name}/{path.name}" for path in (ROOT / "studies" / name).glob("*.py")}
     runs, shown = set(stages[f"{name}-runs"]["deps"]), set(stages[name]["deps"])
-    packages = {f"studies/{name}/__init__.py"}
+    packages = {f"{name}/__init__.py"}
     assert own - packages == (own & runs) | (own & shown)
     assert not own & runs & shown
     assert own & runs == (own & computing) - packages

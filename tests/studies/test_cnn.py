@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,19 @@ import torch
 from scipy.stats import binomtest
 
 from mnist_pipe import models, paths
+from mnist_pipe.data import augment
 from mnist_pipe.data.splits import NormalizedSplit
 from mnist_pipe.training import loop
 from mnist_pipe.training.recipe import Recipe
 from studies.cnn import findings, runs
-from studies.common import catalogue
+from studies.common import catalogue, fitting
 from studies.common.ledger import Run
 from tests.support.studies import check_rendered, legend, measured, recorded
 
 PARAMS = runs.Params(
     num_seeds=3, batch_size=64, num_epochs=5, decay_epochs=8, example_epochs=14, dropout=0.5, train_rows=None
 )
-TRAININGS = (runs.CONTROL, runs.UNMOVED, *runs.IMPROVEMENTS, runs.EXAMPLE)
+TRAININGS = (runs.CONTROL, runs.UNMOVED, *runs.IMPROVEMENTS, *runs.CONTROLS, runs.EXAMPLE)
 NUM_TEST = 400
 
 
@@ -118,6 +120,9 @@ def test_the_control_has_the_reports_architecture_and_settings() -> None:
         ("batch norm", {"model_params"}),
         ("resnet", {"model"}),
         ("together", {"model", "model_params", "schedule", "num_epochs"}),
+        (runs.LONGER, {"num_epochs"}),
+        (runs.BILINEAR, set()),
+        ("batches of 128", {"batch_size"}),
     ],
 )
 def test_a_training_differs_from_the_control_in_the_setting_it_names(training: str, changed: set[str]) -> None:
@@ -131,6 +136,33 @@ def test_together_combines_all_four_improvements() -> None:
     kinds = {type(module).__name__ for module in model.modules()}
     assert {"ResNet", "BatchNorm2d", "Dropout"} <= kinds
     assert recipe.schedule == "cosine"
+
+
+def test_images_are_moved_as_by_torchvision() -> None:
+    from benchmarks.vision import transforms
+
+    images = torch.rand(40, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    images[..., :5, :] = images[..., -5:, :] = images[..., :5] = images[..., -5:] = 0  # nothing leaves the frame
+    moves = augment.draw(
+        40, rotation_degrees=10, translation_pixels=2.8, generator=torch.Generator().manual_seed(1)
+    ).double()
+    ours = runs.moved(images, moves.float(), background=0.0)
+    for image, found, (angle, *shifts) in zip(images, ours, moves.tolist(), strict=True):
+        rotated = transforms.functional.rotate(image, -math.degrees(angle))  # to the nearest pixel, as RandomRotation
+        whole = [round(shift) for shift in shifts]  # as RandomAffine
+        expected = transforms.functional.affine(rotated, angle=0, translate=whole, scale=1, shear=[0, 0])
+        assert (found == expected).float().mean() > 0.995  # a pixel may lie in the middle of two
+
+
+def test_only_the_bilinear_control_moves_images_as_the_project_does(splits: dict[str, NormalizedSplit]) -> None:
+    params = PARAMS.model_copy(update={"num_epochs": 1, "batch_size": 32, "train_rows": 300})
+    plan = {one["training"]: one for one in runs.plan(params) if one["seed"] == 0}
+    found = {name: runs.run(plan[name], splits).metrics["epochs"] for name in (runs.CONTROL, runs.BILINEAR)}
+    assert found[runs.CONTROL] != found[runs.BILINEAR]
+    _, history = fitting.fit(
+        _recipe(plan[runs.BILINEAR]), training=fitting.whole(splits).first(300), watched=splits["test"]
+    )
+    assert found[runs.BILINEAR][0]["train_loss"] == pytest.approx(history[0]["train_loss"], abs=1e-6)
 
 
 def test_a_run_follows_its_config_and_is_deterministic(splits: dict[str, NormalizedSplit]) -> None:
@@ -151,7 +183,7 @@ def test_seeds_are_compared_pair_by_pair(splits: dict[str, NormalizedSplit]) -> 
     labels = splits["test"].labels
     wrong = {runs.CONTROL: {row: (labels[row] + 1) % 10 for row in range(12)}, "dropout": {10: 7, 11: 7, 12: 7}}
     against = runs.conclude(_done(labels, wrong), splits)["against_control"]
-    assert set(against) == {runs.UNMOVED, *runs.IMPROVEMENTS}
+    assert set(against) == {runs.UNMOVED, *runs.IMPROVEMENTS, *runs.CONTROLS}
     assert against["dropout"]["gains"] == [pytest.approx(100 * 9 / NUM_TEST)] * 3
     # Only one of the two is right on rows 0 to 9 (the network with dropout) and on row 12 (the control).
     expected = binomtest(1, 11).pvalue
@@ -188,7 +220,7 @@ def test_figures_can_omit_pytorch_examples(
     assert all(row.system != "CNN 32-64 + dropout" for row in findings.rows(found))
     drawn = recorded(monkeypatch)
     pictures = findings.draw(tmp_path, found)
-    assert pictures == list(drawn) == ["figure.png", "confusion.png", "improvements.png"]
+    assert list(pictures) == list(drawn) == ["figure.png", "confusion.png", "improvements.png"]
     for name in pictures:
         check_rendered(tmp_path / name, drawn[name])
     loss, _, accuracy, _ = drawn["figure.png"].axes
@@ -196,8 +228,10 @@ def test_figures_can_omit_pytorch_examples(
     assert len(loss.lines) == 2 * (3 + 1) + 2 * 5 + 1  # seeds and means, the report's values, and their legend entry
     assert accuracy.get_ylabel() == "accuracy"
     labels = [text.get_text() for text in drawn["improvements.png"].axes[0].get_yticklabels()]
-    assert len(labels) == len(TRAININGS) - 1
+    assert len(labels) == 3 + len(runs.IMPROVEMENTS)
     assert labels[:2] == ["without augmentation, 5 epochs", "the report's training, 5 epochs"]
+    entries = {"the report's training, mean ± s", "the report's number", "mean ± s over the seeds", "a seed"}
+    assert set(legend(drawn["improvements.png"])) == entries
 
 
 def _rendered(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int]], **known: float) -> str:
@@ -211,11 +245,12 @@ def _rendered(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int
 
 def test_the_finding_on_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
     first = _rendered(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
-    assert "Of the 9 mistakes of 3 augmented networks, 9 as 4 is the most frequent: 6 (2, 2, 2 by seed)" in first
-    assert "than a 9 read as a 4, holds in every seed." in first
+    assert "That holds: a 9 is read as a 4 in every seed (2, 2, 2)" in first
+    assert "4 and 9 are the most confused pair of 3 augmented networks, with 6 of 9 mistakes" in first
     second = _rendered(splits, {runs.CONTROL: {9: 4, 5: 3, 15: 3}})
-    assert "9 as 4 is not the most frequent but number 2: 3" in second
-    assert "than a 9 read as a 4, holds in no seed." in second
+    assert "That holds: a 9 is read as a 4 in every seed (1, 1, 1)" in second
+    assert "4 and 9 are pair number 2 of 3 augmented networks, with 3 of 9 mistakes" in second
+    assert "That is not decided: a 9 is read as a 4 in 0 of 3 seeds" in _rendered(splits, {runs.CONTROL: {5: 3}})
 
 
 def test_the_finding_on_overfitting_follows_the_losses(splits: dict[str, NormalizedSplit]) -> None:
@@ -233,8 +268,9 @@ def test_the_finding_on_an_improvement_follows_its_test(splits: dict[str, Normal
     )
     lines = {line.split(":")[0]: line for line in text.splitlines() if line.startswith("- ")}
     assert "measurably better" in lines["- dropout, 5 epochs"]
-    assert "no measurable difference, better in 0 of 3 seeds" in lines["- ResNet, 5 epochs"]
+    assert "not decided, better in 0 and worse in 3 of 3 seeds" in lines["- ResNet, 5 epochs"]
     assert "measurably worse" in lines["- falling learning rate, 8 epochs"]
+    assert "What the trainings of that length gain over it is due to more than their length" in text
     assert "**Proposed improvements.** 3 of 5 trainings are measurably better" in text
 
 

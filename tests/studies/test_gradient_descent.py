@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from mnist_pipe.data.splits import NormalizedSplit
+from mnist_pipe.data.splits import PIXELS, NormalizedSplit
+from studies.common.fitting import pixels
 from studies.common.ledger import Run
-from studies.gradient_descent import runs
+from studies.gradient_descent import demonstrations, findings, runs
 from studies.gradient_descent.runs import ENCODINGS, Array
 
 WIDTHS = {"one-hot": 10, "binary": 4, "ordinal": 1}
@@ -129,8 +131,9 @@ PARAMS = runs.Params(
     num_epochs={"online": 3, "mini-batch": 10, "full batch": 60},
     search_epochs={"online": 1, "mini-batch": 2, "full batch": 5},
     learning_rates={"online": [0.01, 0.5], "mini-batch": [0.01, 3.0], "full batch": [0.01, 3.0]},
+    num_search_seeds=1,
     final_fraction=0.1,
-    num_seeds=2,
+    num_seeds=3,
 )
 
 
@@ -154,5 +157,85 @@ def test_final_runs_use_the_rate_that_is_best_on_the_validation_split() -> None:
         rate = search.config["members"][int(np.argmax(accuracies))][0]
         assert {member[0] for member in final["members"]} == {rate}
     result = runs.run(next(final for final in finals if final["encoding"] == "one-hot"), splits).metrics
-    assert [len(member["test_accuracy"]) for member in result["members"]] == [4] * 4
+    assert [len(member["test_accuracy"]) for member in result["members"]] == [4] * 6
     assert result["members"][0]["test_accuracy"][-1] > 0.9
+
+
+def test_of_two_seeds_the_mean_decides_on_a_rate() -> None:
+    def member(accuracy: float) -> dict[str, list[float]]:
+        return {"validation_accuracy": [0.0, accuracy]}
+
+    config = {"members": [[1.0, "constant", 0], [1.0, "constant", 1], [3.0, "constant", 0], [3.0, "constant", 1]]}
+    found = Run(config=config, result={"members": [member(value) for value in (0.9, 0.1, 0.6, 0.7)]})
+    assert runs.best_rate(found) == 3.0
+
+
+def _wide_problem(rows: int = 40) -> tuple[Array, Array, NDArray[np.uint8]]:
+    split = _splits(rows)["train"]
+    return pixels(split).reshape(-1, PIXELS), runs.codes("one-hot").astype(np.float32), split.labels
+
+
+def test_the_slope_along_the_gradient_is_its_length_and_no_random_one_is_steeper() -> None:
+    images, targets, labels = _wide_problem()
+    found = demonstrations.direction(images, targets[labels], num_hidden=5)
+    assert found["along_descent"] == pytest.approx(-found["gradient_length"], rel=1e-6)
+    assert abs(found["steepest_random"]) < found["gradient_length"] / 2
+
+
+def test_hidden_units_that_were_only_exchanged_are_matched_again() -> None:
+    network = runs.initial([0], (PIXELS, 6, 10))
+    order = np.random.default_rng(0).permutation(6)
+    exchanged = [network[0][..., order], network[1][..., order], network[2][:, order], network[3]]
+    for found, expected in zip(demonstrations.matched(exchanged, network), network, strict=True):
+        assert np.array_equal(found, expected)
+
+
+def test_a_straight_line_starts_and_ends_at_the_networks_costs() -> None:
+    images, targets, labels = _wide_problem()
+    found = demonstrations.minima(runs.initial([0, 1, 2], (PIXELS, 5, 10)), images, targets[labels])
+    ends = [(pair["line"][0], pair["line"][-1]) for pair in found["pairs"]]
+    costs = [(found["costs"][first], found["costs"][second]) for first, second in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(ends, costs, atol=2e-6)  # other units' order, other rounding
+
+
+def test_a_changed_weight_is_judged_as_by_a_whole_computation() -> None:
+    images, targets, labels = _wide_problem(200)
+    network = [values.astype(np.float64) for values in runs.initial([0], (PIXELS, 5, 10))]
+    found = demonstrations.flatness(network, images, labels, targets)
+    assert [entry["nudge"] for entry in found] == list(demonstrations.NUDGES)
+    assert found[0]["cost"] > 0.5 > found[0]["accuracy"]
+    assert found[-1]["accuracy"] >= found[0]["accuracy"]
+
+
+def test_the_weights_of_a_run_are_read_back_as_they_were() -> None:
+    config = {**runs.plan_finals(PARAMS, _searched())[4], "num_epochs": 1}
+    done = runs.run(config, _splits())
+    network = demonstrations.trained(Run(config=config, result=done.metrics, intermediate=done.intermediate))
+    assert [values.shape for values in network] == [
+        (len(config["members"]), *shape) for shape in ((784, 15), (1, 15), (15, 4), (1, 4))
+    ]
+    split = _splits()["test"]
+    targets = runs.codes(config["encoding"]).astype(np.float32)
+    _, accuracies = runs.judge(network, pixels(split).reshape(-1, PIXELS), split.labels, targets)
+    expected = [member["test_accuracy"][-1] for member in done.metrics["members"]]
+    np.testing.assert_allclose(accuracies, expected, atol=1e-6)
+
+
+def _searched() -> list[Run]:
+    return [
+        Run(
+            config=config,
+            result={"members": [{"validation_accuracy": [0.0, rate]} for rate, _, _ in config["members"]]},
+        )
+        for config in runs.plan(PARAMS)
+    ]
+
+
+def test_trend_and_wobble_are_told_apart() -> None:
+    epochs = list(range(10))
+    straight = {"test_accuracy": [0.5 + 0.01 * epoch for epoch in epochs]}
+    zigzag = {"test_accuracy": [0.9 + 0.01 * (-1) ** epoch for epoch in epochs]}
+    assert findings._trend(straight, epochs) == pytest.approx(0.01)
+    assert findings._wobble(straight, epochs) == pytest.approx(0, abs=1e-12)
+    assert findings._trend(zigzag, epochs) == pytest.approx(0, abs=1e-12)
+    assert findings._wobble(zigzag, epochs) == pytest.approx(np.std([1, -1, 1, -1, 1], ddof=0) * 0.01 * (5 / 3) ** 0.5)

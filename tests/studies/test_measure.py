@@ -1,4 +1,4 @@
-"""Test the flow of a study: tuning, plan, follow-up plan and conclusions, and which results it stores."""
+"""Test the flow of a study: plan, follow-up plan and conclusions, and which results it stores."""
 
 from __future__ import annotations
 
@@ -30,17 +30,12 @@ class Params(Section):
     numbers: list[int]
 
 
-def tune(params: Params, _: Splits, **given: Any) -> list[Run]:
-    given["log"]("tuned")
-    return [Run(config={"phase": "search", "name": given["name"]}, result={"best": max(params.numbers)})]
-
-
 def plan(params: Params) -> list[Config]:
     return [{"number": number} for number in params.numbers]
 
 
 def plan_from_results(_: Params, done: Sequence[Run]) -> list[Config]:
-    return [{"number": sum(run.result.get("square", run.result.get("best")) for run in done)}]
+    return [{"number": sum(run.result["square"] for run in done)}]
 
 
 def run(config: Config, _: Splits) -> Result:
@@ -54,13 +49,21 @@ def conclude(done: Sequence[Run], _: Splits) -> dict[str, Any]:
 def study(**parts: Any) -> Study[Params]:
     """Return a study of the given parts, with empty tables and figures."""
     return Study(
-        params=Params, run=run, title="", rows=lambda _: [], draw=lambda *_: [], render_findings=lambda *_: "", **parts
+        params=Params,
+        run=run,
+        question="",
+        answer=lambda *_: "",
+        rows=lambda _: [],
+        draw=lambda *_: {},
+        render_findings=lambda *_: "",
+        **parts,
     )
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, chosen: Study[Params]) -> dict[str, Any]:
     """Run the flow's task, and return the content of `runs.json`."""
     monkeypatch.setattr(catalogue, "study_of", lambda _: chosen)
+    monkeypatch.setattr(catalogue, "code_of", lambda _: {"a.py": "1"})
     monkeypatch.setattr(paths, "SPLITS", {})
     monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger(__name__))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # Ray's workers import this module from there
@@ -68,25 +71,23 @@ def measure(monkeypatch: pytest.MonkeyPatch, folder: Path, chosen: Study[Params]
     times = flow.measure.fn("toy", {"numbers": [1, 2]}, LEDGER)
     found: dict[str, Any] = json.loads((folder / "studies/toy/runs.json").read_text())
     assert len(times["runs"]) == len(found["runs"])
+    assert times["code"] == {"a.py": "1"}
     return found
 
 
-def test_search_and_plan_results_reach_later_runs_and_conclusions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = study(tune=tune, plan=plan, plan_from_results=plan_from_results, conclude=conclude)
+def test_results_reach_later_runs_and_conclusions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = study(plan=plan, plan_from_results=plan_from_results, conclude=conclude)
     assert measure(monkeypatch, tmp_path, whole) == {
-        "conclusions": {"numbers": [None, 1, 2, 7]},
+        "conclusions": {"numbers": [1, 2, 5]},
         "runs": [
-            {"config": {"phase": "search", "name": LEDGER}, "result": {"best": 2}},
             {"config": {"number": 1}, "result": {"square": 1}},
             {"config": {"number": 2}, "result": {"square": 4}},
-            {"config": {"number": 7}, "result": {"square": 49}},
+            {"config": {"number": 5}, "result": {"square": 25}},
         ],
     }
     # Until it is forgotten, the ledger has the runs with everything that the conclusions need: none is recomputed.
     known = ledger_of(LEDGER, storage=project_storage(tmp_path)).read()
-    assert sorted(run.intermediate["number"] for run in known) == [1, 2, 7]
+    assert sorted(run.intermediate["number"] for run in known) == [1, 2, 5]
 
 
 @pytest.mark.long

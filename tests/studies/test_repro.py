@@ -24,7 +24,8 @@ STUDY = "gradient_descent"
 SMALL: dict[str, Any] = {
     "num_epochs": {"online": 2, "mini-batch": 4, "full batch": 20},
     "search_epochs": {"online": 1, "mini-batch": 1, "full batch": 2},
-    "num_seeds": 2,
+    "num_search_seeds": 1,
+    "num_seeds": 3,
 }
 
 
@@ -101,7 +102,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def interrupted(clone: Path) -> Interrupted:
     """Study that was killed while its first runs were in the ledger and the next ones waited, then run to its end."""
     log, ledgers = clone.parent / "first.log", clone / ".state/studies"
-    command = ("dvc", "repro", f"studies/dvc.yaml:{STUDY}")
+    run(clone, "dvc", "repro", "normalize")
+    command = ("dvc", "--cd", "studies", "repro", STUDY)
     with log.open("w") as stream:
         process = subprocess.Popen(
             command, cwd=clone, env=environment(), stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -123,7 +125,7 @@ def interrupted(clone: Path) -> Interrupted:
 
 def test_an_interrupted_study_resumes_with_the_missing_runs(interrupted: Interrupted) -> None:
     assert (interrupted.known, interrupted.had_results) == (NUM_FIRST, False)
-    assert stages_run(interrupted.output)[-2:] == [f"studies/dvc.yaml:{STUDY}-runs", f"studies/dvc.yaml:{STUDY}"]
+    assert stages_run(interrupted.output) == [f"{STUDY}-runs", STUDY]
     assert f"{STUDY}: resuming after an interruption; {NUM_FIRST} runs are already finished" in interrupted.output
     assert interrupted.output.count(" s: phase") == 18 - NUM_FIRST  # of 9 searches and 9 final runs
     assert not list((interrupted.folder / ".state/studies").iterdir())  # of a finished study only DVC keeps the results
@@ -141,11 +143,11 @@ def test_the_section_and_figure_show_every_run(interrupted: Interrupted) -> None
 
 def test_a_second_repro_does_nothing_and_a_forced_one_gives_the_same_bytes(interrupted: Interrupted) -> None:
     clone = interrupted.folder
-    target = f"studies/dvc.yaml:{STUDY}"
-    assert stages_run(run(clone, "dvc", "repro", target)) == []
+    repro = ("dvc", "--cd", "studies", "repro")
+    assert stages_run(run(clone, *repro, STUDY)) == []
     measured = clone / "studies" / STUDY / "runs.json"
     before = measured.read_bytes()
-    assert stages_run(run(clone, "dvc", "repro", "--force", "--single-item", f"{target}-runs")) == [f"{target}-runs"]
+    assert stages_run(run(clone, *repro, "--force", "--single-item", f"{STUDY}-runs")) == [f"{STUDY}-runs"]
     assert measured.read_bytes() == before
 
 

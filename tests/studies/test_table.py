@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 
 import pytest
@@ -24,15 +25,12 @@ def _row(values: list[float], *, published: float | None, metric: str = "test_er
 @pytest.mark.parametrize(
     ("values", "published", "metric", "verdict"),
     [
-        ([1.0, 1.1], 1.1, "test_error", "reached"),
-        ([1.14, 1.14], 1.1, "test_error", "reached, as rounded"),
-        ([1.1, 1.5], 1.2, "test_error", "within two deviations"),
-        ([1.5, 1.5], 1.2, "test_error", "missed by 0.30 %"),
-        ([99.0, 99.2], 99.0, "test_accuracy", "reached"),
-        ([98.0, 98.0], 99.0, "test_accuracy", "missed by 1.00 %"),
-        ([0.04, 0.04], 0.2, "train_loss", "reached"),
-        ([5.0], None, "test_error", "not published"),
-        ([1.3], 1.2, "test_error", "missed by 0.10 %"),  # a single value has no deviation
+        ([1.0, 1.1], 1.1, "test_error", "reproduced"),
+        ([0.50, 0.51], 1.1, "test_error", "differs: better"),
+        ([99.0, 99.0], 98.0, "test_accuracy", "differs: better"),
+        ([98.0, 98.0], 99.0, "test_accuracy", "differs: worse"),
+        ([0.04, 0.04], 0.2, "train_loss", "differs: better"),
+        ([5.0], None, "test_error", ""),
     ],
 )
 def test_the_verdict_follows_the_numbers(
@@ -41,10 +39,16 @@ def test_the_verdict_follows_the_numbers(
     assert _row(values, published=published, metric=metric).verdict == verdict
 
 
+def test_another_setting_is_not_comparable_and_the_row_says_why() -> None:
+    row = dataclasses.replace(_row([1.0, 1.1], published=1.1), not_comparable="another system", note="n")
+    assert row.verdict == "not comparable"
+    assert table.cells(row)[-1] == "another system; n"
+
+
 def test_a_row_shows_mean_deviation_and_difference() -> None:
     row = _row([1.0, 1.2, 1.1], published=1.5)
     assert row.shown() == "1.10 % ± 0.10 %"
-    assert table.cells(row)[3:7] == ("1.5 %", "1.10 % ± 0.10 %", "-0.40", "reached")
+    assert table.cells(row)[3:8] == ("1.5 %", "1.10 % ± 0.10 %", "3", "-0.40", "reproduced")
 
 
 def test_columns_without_content_are_left_out_of_the_markdown() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -80,13 +80,17 @@ def open_every_page(
     with chromium() as browser:
         for stage, name in flow_runs.items():
             picture = pictures / f"prefect-{stage}.png"
-            open_prefect(browser, urls["prefect"], password=secrets["prefect"], name=name, screenshot=picture)
+            shown = ("ray-job", stage) if stage in ("search", "train") else ()
+            open_prefect(
+                browser, urls["prefect"], password=secrets["prefect"], name=name, artifacts=shown, screenshot=picture
+            )
         ray, token = urls["ray"], secrets["ray"]
         open_ray_job(browser, ray, token=token, name=search, screenshot=pictures / "ray-job.png")
         open_ray_job(browser, ray, token=token, name=flow_runs["train"], screenshot=pictures / "ray-train.png")
         log, picture = re.compile(rf"trial \d+: epoch 1/{epochs}: train loss"), pictures / "ray-actor.png"
         open_ray_actor(browser, ray, token=token, name=search, log=log, screenshot=picture)
         open_tensorboard(browser, urls["tensorboard"], name=search, screenshot=pictures / "tensorboard.png")
+        open_optuna(browser, urls["optuna"], name=search, screenshot=pictures / "optuna.png")
         open_mlflow(
             browser,
             urls["mlflow"],
@@ -98,8 +102,10 @@ def open_every_page(
         )
 
 
-def open_prefect(browser: Browser, url: str, *, password: str, name: str, screenshot: Path) -> None:
-    """Log in to Prefect, and find the completed flow run `name`."""
+def open_prefect(
+    browser: Browser, url: str, *, password: str, name: str, artifacts: Sequence[str], screenshot: Path
+) -> None:
+    """Log in to Prefect, and find the completed flow run `name` and its `artifacts` by their keys."""
     with _page(browser, screenshot) as page:
         page.goto(url)
         page.fill("input[type=password]", password)
@@ -110,6 +116,10 @@ def open_prefect(browser: Browser, url: str, *, password: str, name: str, screen
         page.get_by_role("link", name=name, exact=True).first.click()
         page.wait_for_url(re.compile("/flow-run/"))
         expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+        if artifacts:
+            page.get_by_role("tab", name="Artifacts").click()
+        for key in artifacts:
+            expect(page.get_by_role("link", name=re.compile(rf"\b{key}\b")).first).to_be_visible()
 
 
 def open_ray_job(browser: Browser, url: str, *, token: str, name: str, screenshot: Path) -> None:
@@ -150,6 +160,27 @@ def open_tensorboard(browser: Browser, url: str, *, name: str, screenshot: Path)
                 box.click()
         for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
             expect(page.get_by_text(column, exact=True).nth(1)).to_be_attached()  # the first match is the box's label
+
+
+def open_optuna(browser: Browser, url: str, *, name: str, screenshot: Path) -> None:
+    """Find the search `name` in optuna-dashboard: its importances and timeline, then its parallel coordinates."""
+    with _page(browser, screenshot) as page:
+        page.goto(url)
+        page.get_by_text(name).first.click()
+        page.wait_for_url(re.compile(r"/studies/\d+"))
+        for title in ("Hyperparameter Importance", "Timeline"):
+            expect(page.get_by_text(title, exact=True).first).to_be_visible()
+        # The bars of the importances are labelled with the settings.
+        for field in HYPER_PARAMETERS:
+            expect(page.locator("svg text").filter(has_text=field).first).to_be_attached()
+    with _page(browser, screenshot.with_stem(f"{screenshot.stem}-parallel")) as page:
+        page.goto(url)
+        page.get_by_text(name).first.click()
+        page.wait_for_url(re.compile(r"/studies/\d+"))
+        page.goto(f"{page.url}/smartSelection")
+        axes = page.locator(".parcoords .axis-title")
+        for field in HYPER_PARAMETERS:
+            expect(axes.filter(has_text=field).first).to_be_attached()
 
 
 def open_mlflow(

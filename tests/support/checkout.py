@@ -28,7 +28,8 @@ HARDEST = "-w e?%41#&;:@='\"ü手 50% $HOME `id` \\n "
 """A folder's name with every character that means something to a shell, a URL or SQL."""
 GENERATED = {
     *(".git", ".venv", ".state", "data", "models", "dvc.lock", "reports"),
-    *(".dvc/cache", ".dvc/tmp", ".dvc/config.local", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"),
+    *(f"{project}.dvc/{name}" for project in ("", "studies/") for name in ("cache", "tmp", "config.local")),
+    *(".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"),
 }
 
 

@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mnist_pipe.data.splits import NormalizedSplit, RawSplit
+from mnist_pipe.params import loader
+from mnist_pipe.params.schema import IngestParams
+from tests.support import ROOT
 
 
 def random_split(num_rows: int, random: np.random.Generator) -> RawSplit:
@@ -17,6 +20,12 @@ def random_split(num_rows: int, random: np.random.Generator) -> RawSplit:
         labels=random.permutation(np.arange(num_rows) % 10).astype(np.uint8),
         provenance={"dataset": "toy", "fallback_for": None},
     )
+
+
+def ingest_params(**changes: Any) -> IngestParams:
+    """Return the section `ingest` as it is shipped, with some keys changed."""
+    shipped = loader.load(ROOT / "params.yaml", names=None).ingest
+    return IngestParams.model_validate({**shipped.model_dump(), **changes})
 
 
 def normalized_split(

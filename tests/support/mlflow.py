@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -24,14 +24,17 @@ _SECONDS = 90.0  # to wait for a server on a busy machine
 
 
 @contextmanager
-def server(folder: Path, *, store: str) -> Iterator[str]:
-    """Run an MLflow server with its files in `folder` and its database at the URI `store`, and yield its address."""
+def server(folder: Path, *, store: str, **more: str) -> Iterator[str]:
+    """Run an MLflow server with its files in `folder` and its database at the URI `store`, and yield its address.
+
+    `more` are environment variables.
+    """
     port = free_port(5600)
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),
         *("--backend-store-uri", store, "--artifacts-destination", str(folder / "artifacts")),
     ]
-    env = {**os.environ, **telemetry.OFF, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = {**os.environ, **telemetry.OFF, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **more}
     env.pop("MLFLOW_TRACKING_URI", None)
     url = f"http://{LOOPBACK}:{port}"
     with running(command, log=folder / "server.log", env=env):
@@ -106,8 +109,10 @@ def running(
         try:
             process.wait(20)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
+        with suppress(ProcessLookupError):  # children of a program that was killed
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _wait(condition: Callable[[], bool], *, log: Path) -> None:

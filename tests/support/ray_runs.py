@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -69,12 +70,13 @@ def fit(
 
 def listeners() -> set[tuple[str, str]]:
     """Return the name and address of every TCP listener of this process's descendants."""
-    return {
-        (" ".join(process.cmdline())[:80], connection.laddr.ip)
-        for process in psutil.Process().children(recursive=True)
-        for connection in process.net_connections(kind="tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it has ended since
+            name = " ".join(process.cmdline())[:80]
+            listening = (one for one in process.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN)
+            found |= {(name, one.laddr.ip) for one in listening}
+    return found
 
 
 def is_loopback(address: str) -> bool:

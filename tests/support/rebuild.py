@@ -10,7 +10,10 @@ from pathlib import Path
 import psutil
 
 from mnist_pipe import paths
-from tests.support.checkout import copy_tree, environment, run
+from tests.support.checkout import copy_tree, environment, run, set_params
+
+SMALLER = {"search.num_trials": 2, "search.num_epochs": 1, "train.num_epochs": 10}
+"""Changes to `checkout.SMALL`: what breaks is the same in a shorter rebuild."""
 
 
 def processes(folder: Path) -> dict[int, str]:
@@ -38,21 +41,25 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-def registered_version(folder: Path) -> int:
-    """Return the number of the version that the last `dvc repro` reports; 1 if nothing was registered twice."""
-    return json.loads((folder / paths.REGISTRATION).read_text())["version"]
+def versions(uri: str, folder: Path) -> int:
+    """Return how many versions the registry at `uri` has of the model that the checkout has registered."""
+    from mlflow import MlflowClient
+
+    name = json.loads((folder / paths.REGISTRATION).read_text())["name"]
+    return len(MlflowClient(uri).search_model_versions(f"name = '{name}'"))
 
 
-def start(folder: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, **more: str) -> subprocess.Popen[bytes]:
     with (folder / "repro.log").open("ab") as log:
         return subprocess.Popen(
-            ["dvc", "repro"], cwd=folder, env={**environment(), "PWD": str(folder)}, stdout=log, stderr=log,
+            ["dvc", "repro"], cwd=folder, env={**environment(), "PWD": str(folder), **more}, stdout=log, stderr=log,
             start_new_session=True,
         )  # fmt: skip
 
 
 def checkout(folder: Path, *, services: bool) -> Path:
     copy_tree(folder)
+    set_params(folder, **SMALLER)
     run(folder, "dvc", "config", "--local", "core.no_scm", "true")
     if services:
         run(folder, "mnist-pipe", "up")
@@ -60,8 +67,8 @@ def checkout(folder: Path, *, services: bool) -> Path:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Return what killed processes have left: temporary files, and locks that DVC believes to be held."""
+    """Return what killed processes have left: temporary files, and records of who reads and writes what."""
     temporary = [str(path) for path in folder.rglob(".*.tmp") if ".dvc" not in path.parts]
     rwlock = folder / ".dvc/tmp/rwlock"
-    held = [str(rwlock)] if rwlock.exists() and json.loads(rwlock.read_text() or "null") not in ({}, None) else []
-    return temporary + held
+    records = json.loads(rwlock.read_text() or "{}") if rwlock.exists() else {}
+    return temporary + [f"{kind} {path}" for kind, users in records.items() for path in users]

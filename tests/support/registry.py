@@ -75,7 +75,8 @@ def write_candidate(folder: Path, seed: int, errors: int) -> Candidate:
 
 def register(root: Path, candidate: Candidate, **changes: Any) -> Registration:
     """Register the candidate as `NAME` with the metrics and limits above, except for `changes`."""
-    known = {"metrics": METRICS, "lineage": LINEAGE, "text": TEXT, "curves": CURVES, "trained": TRAINED}
+    known: dict[str, Any] = {"metrics": METRICS, "lineage": LINEAGE, "text": TEXT, "curves": CURVES, "trained": TRAINED}
+    known["experiment"] = None
     facts = {key: changes.pop(key, value) for key, value in known.items()}
     arguments: dict[str, Any] = {"root": root, "name": NAME, "params": PARAMS, **changes}
     folder, predictions = candidate

@@ -1,13 +1,15 @@
-"""Helper that runs searches on Ray over the small data set."""
+"""Helpers that run searches on Ray over the small data set."""
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mnist_pipe.cluster import storage
-from mnist_pipe.cluster.ray_session import Cluster
+from mnist_pipe.cluster.ray_session import Cluster, connected
 from mnist_pipe.params.schema import RecipeParams, SearchParams
 from mnist_pipe.tuning.ledger import TrialRecord
 from mnist_pipe.tuning.search import Defaults, Session, search
@@ -46,22 +48,44 @@ def run(
     available: Cluster, *, folder: Path, on_trial: Callable[[TrialRecord], None] = lambda _: None, **changes: Any
 ) -> list[TrialRecord]:
     """Run a search over blobs with its ledger and results in `folder`; `changes` override the section `search`."""
-    params = SearchParams(
-        space=SPACE,
-        num_trials=NUM_TRIALS,
-        num_epochs=3,
-        train_rows=1000,
-        algorithm="tpe",
-        scheduler="asha",
-        reduction_factor=3,
-        max_concurrent_trials="auto",
-        seed=0,
-    )
     return search(
-        params.model_copy(update=changes),  # not validated, so that rates may diverge
+        params_of(**changes),
         defaults=Defaults(recipe=RECIPE, models={"convnet": {"channels": [4, 8]}}),
         training=ray_data.split(3200).first(1000),
         validation=ray_data.split(501, seed=1),
         session=Session(name="search", storage=storage.open_uri(str(folder)), available=available),
         on_trial=on_trial,
     )
+
+
+def params_of(**changes: Any) -> SearchParams:
+    """Return the section `search` with `changes`, which are not validated, so that rates may diverge."""
+    params = SearchParams(
+        space=SPACE,
+        num_trials=NUM_TRIALS,
+        num_epochs=3,
+        train_rows=1000,
+        algorithm="tpe",
+        grid_points=2,
+        scheduler="asha",
+        reduction_factor=3,
+        final_seeds=0,
+        final_candidates=1,
+        max_concurrent_trials="auto",
+        seed=0,
+    )
+    return params.model_copy(update=changes)
+
+
+def run_until_killed(address: str, folder: Path, num_trials: int, changes: dict[str, Any]) -> None:
+    """Run a search on the Ray at `address`, and kill this process as soon as `num_trials` have ended."""
+    os.environ["RAY_ADDRESS"] = address
+    ended = []
+
+    def end(record: TrialRecord) -> None:
+        ended.append(record)
+        if len(ended) == num_trials:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with connected("a-test") as available:
+        run(available, folder=folder, on_trial=end, **changes)

@@ -12,7 +12,6 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -37,8 +36,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     drawing = plots.drawing
 
     @contextmanager
-    def recording(path: Path, *, height: float) -> Iterator[Figure]:
-        with drawing(path, height=height) as figure:
+    def recording(path: Path, **size: float) -> Iterator[Figure]:
+        with drawing(path, **size) as figure:
             found[path.name] = figure
             yield figure
 
@@ -64,11 +63,6 @@ def check_rendered(path: Path, figure: Figure) -> None:
 def points(line: Line2D) -> NDArray[np.float64]:
     """Return the coordinates of a line's points, float64 `(2, points)`."""
     return np.array([line.get_xdata(), line.get_ydata()], np.float64)
-
-
-def bars(axes: Axes) -> list[Rectangle]:
-    """Return the bars in drawing order, without those of no height, which only create an entry of a legend."""
-    return [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_height()]
 
 
 def legend(owner: Axes | Figure) -> list[str]:

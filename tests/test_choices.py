@@ -45,8 +45,10 @@ def test_a_search_is_repeatable_resumes_after_sigkill_and_outlives_a_diverging_t
     cluster: Cluster, tmp_path: Path, algorithm: str, scheduler: str
 ) -> None:
     changes = {**CHANGES, "algorithm": algorithm, "scheduler": scheduler}
-    # A new interpreter: a server of forks that another test started would keep its environment, without this Ray's token.
-    child = multiprocessing.get_context("spawn").Process(target=run_until_killed, args=(cluster.address, tmp_path / "killed", NUM_BEFORE, changes))
+    # A new interpreter: a server of forks keeps the environment of the test that started it, without this Ray's token.
+    child = multiprocessing.get_context("spawn").Process(
+        target=run_until_killed, args=(cluster.address, tmp_path / "killed", NUM_BEFORE, changes)
+    )
     child.start()
     undisturbed = run(cluster, folder=tmp_path / "undisturbed", **changes)
     child.join()

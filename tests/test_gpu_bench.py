@@ -18,7 +18,7 @@ from tests.support import ROOT
 
 def test_the_goals_are_of_the_recipes_of_params_yaml() -> None:
     params = preflight.load_params(ROOT / "params.yaml")
-    assert gpu.GOALS.keys() == params.recipes.keys()
+    assert gpu.GOALS.keys() == params.recipes.keys() - {"fashion"}  # of another data set than MNIST
     for name, goal in gpu.GOALS.items():
         own = params.recipes[name]
         assert recipe_of(own.model_dump(), found={}, models={}) == replace(goal.recipe, precision="auto")

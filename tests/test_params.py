@@ -202,7 +202,7 @@ def test_loaded_params_are_immutable() -> None:
         (
             "recipe",
             "recipe: fastest",
-            "recipe must be one of best, fast, standard, but got 'fastest'; did you mean 'fast'?",
+            "recipe must be one of best, fashion, fast, standard, but got 'fastest'; did you mean 'fast'?",
         ),
         (
             "recipes.fast.schedule",

@@ -31,7 +31,10 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 
 SHOWN = "[click]"
 """What of `HOSTILE` a page that shows it has in its text."""
-SCORE = {"num_rows": 10, "accuracy": 0.5, "interval": [0.4, 0.6], "nll": 1.0, "calibration_error": 0.1}
+SCORE = {
+    "num_rows": 10, "accuracy": 0.5, "balanced_accuracy": 0.5, "macro_f1": 0.5, "interval": [0.4, 0.6], "nll": 1.0,
+    "calibration_error": 0.1,
+}  # fmt: skip
 EVALUATION: dict[str, Any] = {
     "test": SCORE, "validation": SCORE, "confidence": 0.95, "baseline": {"test": SCORE},
     "calibration": {"temperature": 1.0, "test": SCORE},

@@ -17,7 +17,7 @@ from mnist_pipe.errors import InputError, PipelineError, UnavailableError
 from mnist_pipe.local import doctor
 from mnist_pipe.models import MODELS
 from mnist_pipe.params import loader
-from mnist_pipe.params.schema import FORMATS, Params
+from mnist_pipe.params.schema import FORMATS, IngestParams, Params
 from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.schedules import SCHEDULES
 from mnist_pipe.tuning.samplers import SAMPLERS
@@ -107,6 +107,19 @@ def check_own(params: Params, *, root: Path) -> None:
     if "://" not in path and not (root / path).exists():
         rule = "be an existing file or folder, because DVC watches it"
         raise InputError.invalid(paths.PARAMS, "ingest.path", rule, got=repr(path), fix="create it")
+
+
+def check_files(params: IngestParams) -> None:
+    """Check the user's own images in the current folder, but for what only decoding a picture tells.
+
+    Raises:
+        InputError: they are not those of the format.
+        CorruptDataError: a file is damaged.
+    """
+    if params.dataset in FORMATS and "://" not in params.path:
+        from mnist_pipe.data import ingestion
+
+        ingestion.checked(params, path=params.path)
 
 
 def facts_of_data(root: Path) -> Facts:

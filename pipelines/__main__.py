@@ -57,6 +57,7 @@ def run(stage: str, *, debug: bool = False) -> None:
     from mnist_pipe import atomic, preflight, timings
     from mnist_pipe.cluster import dvc_stages, handoff
     from mnist_pipe.local import dvc_files, services, supervisor
+    from mnist_pipe.params.schema import IngestParams
 
     root, belongs_to = Path.cwd(), experiment.current(Path.cwd())
     on_cluster = bool(os.environ.get(handoff.WORK_POOL))
@@ -84,7 +85,10 @@ def run(stage: str, *, debug: bool = False) -> None:
         if stage in RESUMED:
             parameters["run_name"] = name
         if stage == "ingest":
-            experiment.link_files(root, Path(parameters["params"]["path"]))
+            own = IngestParams.model_validate(parameters["params"])
+            experiment.link_files(root, Path(own.path))
+            if not on_cluster:
+                preflight.check_files(own)
         if on_cluster:
             from pipelines.trigger import trigger
 

@@ -572,13 +572,13 @@ def npz_of_volumes(root: Path) -> Path:
     return root.with_name("mine.npz").rename(root)
 
 
-@refusal("ingest: the split must have one label per image, but got 6 images and 5 labels", "npz")
+@refusal("HERE: the split train must have one label per image, but got 6 images and 5 labels", "npz")
 def npz_with_a_label_too_few(root: Path) -> Path:
     np.savez(root, train_images=drawn(6)[0], train_labels=np.array([0, 1, 0, 1, 0]))
     return root.with_name("mine.npz").rename(root)
 
 
-@refusal("ingest: the images must have one shape in all splits, but got 20x16 in train, 16x16 in test", "npz")
+@refusal("HERE: the images must have one shape in all splits, but got 20x16 in train, 16x16 in test", "npz")
 def npz_with_another_shape_for_testing(root: Path) -> Path:
     labels = np.array([0, 1] * 3)
     np.savez(

@@ -215,6 +215,12 @@ def test_loaded_params_are_immutable() -> None:
             "L: recipes.fast.average_decay must be < 1, but got 1",
         ),
         (
+            "search.space.learning_rate",
+            "    learning_rate: {a: 1}",
+            "L: search.space.learning_rate.a must be one of adadelta, adagrad, adam, adamw, muon, nesterov, rmsprop, "
+            "sgd, but got 'a'",
+        ),
+        (
             "models.linear",
             "  linear: 3",
             "L: models.linear must be a mapping, but got 3",

@@ -12,7 +12,7 @@ from mnist_pipe import models, paths, preflight
 from mnist_pipe.atomic import write_json
 from mnist_pipe.data.facts import MNIST, Facts
 from mnist_pipe.data.splits import write_normalized
-from mnist_pipe.errors import InputError
+from mnist_pipe.errors import CorruptDataError, InputError
 from tests.support import ROOT
 from tests.support.data import normalized_split
 
@@ -58,3 +58,15 @@ def test_a_model_that_does_not_take_the_images_is_told_if_it_may_be_trained(tmp_
         "recipe "
         "and search.space.model"
     )
+
+
+def test_own_images_are_checked_before_a_flow_starts(tmp_path: Path) -> None:
+    ingest = PARAMS.ingest.model_copy(update={"dataset": "idx", "name": "mine", "path": str(tmp_path)})
+    with pytest.raises(InputError, match="path must hold train-images-idx3-ubyte"):
+        preflight.check_files(ingest)
+    for name in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"train-{name}-ubyte").write_bytes(b"\0" * 20)
+    with pytest.raises(CorruptDataError):
+        preflight.check_files(ingest)
+    preflight.check_files(ingest.model_copy(update={"path": "s3://bucket/there"}))  # the flow's own first step
+    preflight.check_files(PARAMS.ingest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -58,9 +58,7 @@ def read(
         CorruptDataError: a file is damaged.
         UnavailableError: the file system does not answer.
     """
-    wanted_shape = None if params.shape == "auto" else (params.shape[0], params.shape[1], params.shape[2])
-    parts = READERS[params.dataset](Place(path=path, filesystem=filesystem, shape=wanted_shape))
-    classes = classes_of(parts, where=path)
+    parts, classes = checked(params, path=path, filesystem=filesystem)
     facts, pixels, unreadable = _pixels(
         parts, params, classes=classes, decode_chunks=decode_chunks, on_pictures=on_pictures
     )
@@ -69,7 +67,7 @@ def read(
     for split, part in parts.items():
         labels = np.array([numbers[name] for name in part.names], dtype=np.uint8)[pixels[split].kept]
         found[split] = Examples(pixels[split].images, labels)
-    _check_classes(found, classes, where=path)
+    _check_counts(np.bincount(found["train"].labels, minlength=len(classes)).tolist(), classes, where=path)
     found["train"] = _mixed(found["train"], seed=params.seed)
     if "test" not in found:
         found["train"], found["test"] = _shared(found["train"], share=params.test_share, seed=params.seed)
@@ -97,6 +95,33 @@ def read(
         )
         for split in ("train", "test")
     }
+
+
+def checked(
+    params: IngestParams, *, path: str, filesystem: fs.FileSystem | None = None
+) -> tuple[Parts, tuple[str, ...]]:
+    """Return the splits and the names of the classes, after each check that needs no picture decoded.
+
+    Raises:
+        InputError, CorruptDataError, UnavailableError: as `read`.
+    """
+    shape = None if params.shape == "auto" else (params.shape[0], params.shape[1], params.shape[2])
+    parts = READERS[params.dataset](Place(path=path, filesystem=filesystem, shape=shape))
+    classes = classes_of(parts, where=path)
+    counts = Counter(parts["train"].names)
+    _check_counts([counts[name] for name in classes], classes, where=path)
+    is_grey_or_colour = params.channels != "auto" or params.resize == "digit_box"
+    sizes = {}
+    for split, part in parts.items():
+        if part.images is not None:
+            sizes[split] = "x".join(map(str, part.images.shape[1 : 3 if is_grey_or_colour else None]))
+            if len(part.images) != len(part.names):
+                got = f"{len(part.images)} images and {len(part.names)} labels"
+                raise CorruptDataError.invalid(path, f"the split {split}", "have one label per image", got=got)
+    if len(set(sizes.values())) > 1 and params.shape == "auto":
+        got = ", ".join(f"{size} in {split}" for split, size in sizes.items())
+        raise CorruptDataError.invalid(path, "the images", "have one shape in all splits", got=got)
+    return parts, classes
 
 
 class Examples(NamedTuple):
@@ -142,10 +167,9 @@ def ordered(names: set[str]) -> list[str]:
     return sorted(names, key=int) if are_numbers and len(set(map(int, names))) == len(names) else sorted(names)
 
 
-def _check_classes(found: Mapping[str, Examples], classes: Sequence[str], *, where: str) -> None:
-    counts = np.bincount(found["train"].labels, minlength=len(classes))
-    few = np.flatnonzero(counts < _LEAST_IN_CLASS)
-    if len(few):
+def _check_counts(counts: Sequence[int], classes: Sequence[str], *, where: str) -> None:
+    few = [number for number, count in enumerate(counts) if count < _LEAST_IN_CLASS]
+    if few:
         rule = f"have {_LEAST_IN_CLASS} images or more for training"
         got = f"{counts[few[0]]}" + (f", and {len(few) - 1} other classes have as few" if len(few) > 1 else "")
         raise InputError.invalid(where, f"the class {classes[few[0]]}", rule, got=got, fix="add images or remove it")
@@ -193,10 +217,6 @@ def _pixels(
             split: Pixels(images=_converted(part, wanted), kept=np.arange(len(part.names)))
             for split, part in parts.items()
         }
-        shapes = {split: pixels.images.shape[1:] for split, pixels in found.items()}
-        if len(set(shapes.values())) > 1:
-            got = ", ".join(f"{'x'.join(map(str, shape))} in {split}" for split, shape in shapes.items())
-            raise CorruptDataError.invalid("ingest", "the images", "have one shape in all splits", got=got)
     return *_finished(found, params, classes=classes), unreadable
 
 
@@ -204,9 +224,6 @@ def _converted(part: Part, wanted: Wanted) -> NDArray[np.uint8]:
     """Return the images of a part that are an array, with the wanted channels and size."""
     assert part.images is not None
     own = part.images
-    if len(own) != len(part.names):
-        got = f"{len(own)} images and {len(part.names)} labels"
-        raise CorruptDataError.invalid("ingest", "the split", "have one label per image", got=got)
     channels = wanted.channels or (1 if own.ndim == 3 else 3)
     size = wanted.size or own.shape[1:3]
     if (own.ndim == 3) == (channels == 1) and size == own.shape[1:3]:

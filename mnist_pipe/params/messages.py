@@ -38,14 +38,21 @@ def explain(
         lines: the line number of each location in the file, if `where` is a file.
     """
     by_value: dict[tuple[Location, str], list[ErrorDetails]] = {}
-    for detail in error.errors():
-        by_value.setdefault((_location(detail, content), show(detail["input"])), []).append(detail)
+    located = [(_location(detail, content), detail) for detail in error.errors()]
+    wrong_keys = {location for location, detail in located if _is_of_key(detail)}
+    for location, detail in located:
+        if _is_of_key(detail) or not any(location[: len(key)] == key for key in wrong_keys):  # its value has no rule
+            by_value.setdefault((location, show(detail["input"])), []).append(detail)
     found = []
     for (location, _), details in by_value.items():
         line = (lines or {}).get(location)
         place = where if line is None else f"{where}:{line}"
         found.append(_explain(details, name_of((*prefix, *location)), location, where=place, schema=schema))
     return found
+
+
+def _is_of_key(detail: ErrorDetails) -> bool:
+    return detail["loc"][-1:] == ("[key]",)
 
 
 def name_of(location: Location) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from mnist_pipe.evaluation import plots
@@ -19,14 +17,20 @@ from studies.common.published import Published
 from studies.common.study import Measured
 from studies.optimizers.results import CONTROL_LABELS, NAMES, PHASES, accuracies, histories, published_result
 
+LABELS = {"defaults": "default rate", "tuned": "searched rate"}
+"""What a legend calls each column of the study."""
+
 
 def draw(folder: Path, measured: Measured) -> dict[str, str]:
     """Draw the report's accuracies beside ours, and the learning curves."""
     _dots(folder / "figure.png", measured.runs, measured.published)
-    _curves(folder / "curves.png", measured.runs)
+    _curves(folder / "curves.png", measured.runs, key="test_accuracy", published=measured.published)
+    _curves(folder / "losses.png", measured.runs, key="train_loss", published=measured.published)
+    rates = "at default and at searched rates; the line is the mean over seeds, the band their range"
     return {
         "figure.png": "Test accuracy of each optimizer: the report's figure, at default and at searched rates",
-        "curves.png": "Training loss and test accuracy by epoch of each optimizer, at default and at searched rates",
+        "curves.png": f"Test accuracy by epoch, a panel for each optimizer, {rates}",
+        "losses.png": f"Training loss by epoch, a panel for each optimizer, {rates}",
     }
 
 
@@ -34,8 +38,7 @@ def _dots(path: Path, done: Sequence[Run], published: Published) -> None:
     """Draw a line for each optimizer, on a scale on which 99 % is twice as far as 90 %: a dot a column and control."""
     columns: dict[str, dict[str, list[float]]] = {
         "published": {name: [found.value] for name in NAMES if (found := published_result(name, published))},
-        "default rate": accuracies(done, "defaults"),
-        "searched rate": accuracies(done, "tuned"),
+        **{label: accuracies(done, phase) for phase, label in LABELS.items()},
         **{f"control: {label}": accuracies(done, phase) for phase, label in CONTROL_LABELS.items()},
     }
     markers = ("D", "o", "s", "^", "v", "<", ">")
@@ -61,25 +64,36 @@ def _dots(path: Path, done: Sequence[Run], published: Published) -> None:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5)
 
 
-def _curves(path: Path, done: Sequence[Run]) -> None:
-    """Draw training loss and test accuracy by epoch, means over seeds: a column of panels for each of the study's."""
-    styles = dict(zip(NAMES, itertools.product(("-", "--"), plots.SERIES_COLOURS), strict=False))
-    with plots.drawing(path, height=5.6) as figure:
-        figure.set_figwidth(8.5)
-        panels: NDArray[Any] = figure.subplots(2, 2, sharex=True, sharey="row")
-        for column, phase in enumerate(PHASES):
-            for name, (style, colour) in styles.items():
+def _curves(path: Path, done: Sequence[Run], *, key: str, published: Published) -> None:
+    """Draw a quantity by epoch, a panel for each optimizer: the mean over seeds at both rates, and their range."""
+    is_accuracy = key == "test_accuracy"
+    colours = dict(zip(PHASES, (plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0]), strict=True))
+    with plots.drawing(path, height=6.2) as figure:
+        figure.set_figwidth(7.5)
+        panels: NDArray[Any] = figure.subplots(4, 3, sharex=True, sharey=True)
+        for axes, (name, title) in zip(panels.flat, NAMES.items(), strict=False):
+            for phase, colour in colours.items():
                 epochs, curves = histories(done, phase, name)
-                options = {"linestyle": style, "color": colour, "linewidth": 1.4, "label": NAMES[name]}
-                panels[0, column].plot(epochs, curves["train_loss"], **options)
-                panels[1, column].plot(epochs, _nines(100 * curves["test_accuracy"]), **options)
-            panels[0, column].set(title=phase, yscale="log")
-            panels[1, column].set_xlabel("epoch")
-        lower: Axes = panels[1, 0]
-        _name_nines(lower.set_yticks, [0, 50, 80, 90, 95, 98, 99])
-        lower.set_ylabel("test accuracy\n(logarithm of the error)")
-        panels[0, 0].set_ylabel("training loss, nats\n(logarithmic)")
-        figure.legend(*lower.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
+                values = _nines(100 * curves[key]) if is_accuracy else curves[key]
+                middle = _nines(100 * curves[key].mean(axis=0)) if is_accuracy else curves[key].mean(axis=0)
+                axes.fill_between(epochs, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.25, linewidth=0)
+                axes.plot(epochs, middle, color=colour, linewidth=1.4, label=LABELS[phase])
+            found = published_result(name, published) if is_accuracy else None
+            if found:
+                axes.axhline(
+                    float(_nines(found.value)), color=plots.INK, linestyle=":", linewidth=1.2, label="published"
+                )
+            axes.set_title(title)
+        panels.flat[-1].set_visible(False)
+        panels[-2, -1].tick_params(labelbottom=True)  # the one below it is empty
+        figure.supxlabel("epoch", fontsize=9, color=plots.MUTED)
+        if is_accuracy:
+            _name_nines(panels[0, 0].set_yticks, [0, 50, 80, 90, 95, 98, 99])
+            figure.supylabel("test accuracy, by the logarithm of the error", fontsize=9, color=plots.MUTED)
+        else:
+            panels[0, 0].set_yscale("log")
+            figure.supylabel("training loss in nats, logarithmic", fontsize=9, color=plots.MUTED)
+        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8)
 
 
 def _nines(percent: Any) -> NDArray[np.float64]:

@@ -221,7 +221,11 @@ def _sgd(done: Sequence[Run], published: float) -> str:
         values = accuracies(done, phase)[name]
         words[label] = verdict.of_number(values, published=published, decimals=1, lower_is_better=False)
         epochs, curves = histories(done, phase, name)
-        passed = [int(e) for e, value in zip(epochs, curves["test_accuracy"], strict=True) if 100 * value > published]
+        passed = [
+            int(e)
+            for e, value in zip(epochs, curves["test_accuracy"].mean(axis=0), strict=True)
+            if 100 * value > published
+        ]
         lines.append(
             [
                 label,
@@ -261,7 +265,7 @@ def _claims(done: Sequence[Run]) -> str:
         name: (statistics.fmean(other[name]) - statistics.fmean(defaults[name]), welch(other[name], defaults[name]))
         for name in ("adam", "sgd")
     }
-    last = {name: histories(done, "tuned", name)[1]["train_loss"][-1] for name in ("sgd", *_ADAPTIVE)}
+    last = {name: histories(done, "tuned", name)[1]["train_loss"][:, -1].mean() for name in ("sgd", *_ADAPTIVE)}
     generalising = "; ".join(
         f"than {NAMES[name]} {judged(tuned['sgd'], tuned[name])}, training loss {last['sgd']:.4f} beside "
         f"{last[name]:.4f}"

@@ -41,11 +41,11 @@ PHASES = ("defaults", "tuned")
 def histories(done: Sequence[Run], phase: str, name: str) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
     """Return the epochs after which an optimizer was evaluated, int64 `(E,)`, and its loss and accuracy there.
 
-    These are `train_loss` and `test_accuracy`, float64 `(E,)` each: means over the seeds, NaN if a value is missing.
+    These are `train_loss` and `test_accuracy`, float64 `(seeds, E)` each, NaN if a value is missing.
     """
     found = [run.result for run in done if run.config["phase"] == phase and name in run.result]
     curves = {
-        key: np.mean([np.array(result[name][key], dtype=np.float64) for result in found], axis=0)  # None is NaN
+        key: np.array([result[name][key] for result in found], dtype=np.float64)  # None is NaN
         for key in ("train_loss", "test_accuracy")
     }
     return np.array(found[0]["epochs"]), curves

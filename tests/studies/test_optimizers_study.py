@@ -454,7 +454,7 @@ def test_the_finding_on_the_search_names_those_that_end_lower() -> None:
 def test_the_figures_show_every_optimizer_in_both_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = recorded(monkeypatch)
     found = measured(computed({"defaults": {"adadelta": 0.8}, "tuned": {}}))
-    assert list(figures.draw(tmp_path, found)) == list(drawn) == ["figure.png", "curves.png"]
+    assert list(figures.draw(tmp_path, found)) == list(drawn) == ["figure.png", "curves.png", "losses.png"]
     for name, figure in drawn.items():
         check_rendered(tmp_path / name, figure)
     panel, *_ = drawn["figure.png"].axes
@@ -463,9 +463,15 @@ def test_the_figures_show_every_optimizer_in_both_columns(tmp_path: Path, monkey
     columns = [line for line in panel.lines if line.get_marker() != "None"][:3]
     # The axis has 90 % at 1 and 99 % at 2; Adadelta is the first: 85 % published, 80 % and 99 % here.
     assert [points(line)[0, 0] for line in columns] == pytest.approx([0.8239, 0.6990, 2.0], abs=1e-3)
-    panels = drawn["curves.png"].axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["defaults", "tuned", "", ""]
-    for axes in panels:
-        assert [line.get_label() for line in axes.lines] == list(results.NAMES.values())
-        assert all(points(line)[0].tolist() == [1, 5] for line in axes.lines)
-    assert legend(drawn["curves.png"]) == list(results.NAMES.values())
+    for name in ("curves.png", "losses.png"):
+        panels = drawn[name].axes[: len(results.NAMES)]
+        assert [axes.get_title(loc="left") for axes in panels] == list(results.NAMES.values())
+        assert all(len(axes.collections) == 2 for axes in panels)  # a band for each column
+        for axes in panels:
+            curves = axes.lines[:2]
+            assert [line.get_label() for line in curves] == ["default rate", "searched rate"]
+            assert all(points(line)[0].tolist() == [1, 5] for line in curves)
+        expected = [axes.get_title(loc="left") for axes in panels if len(axes.lines) == 3]
+        assert expected == ([results.NAMES[key] for key in runs.REPORTED] if name == "curves.png" else [])
+    assert legend(drawn["curves.png"]) == ["default rate", "searched rate", "published"]
+    assert legend(drawn["losses.png"]) == ["default rate", "searched rate"]

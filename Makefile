@@ -36,8 +36,8 @@ test-chaos: $(VENV)/.test $(VENV)/.cluster debian ## what breaks, counted: docs/
 
 # Debian starts the Prometheus that it installs, on every interface, and that one scrapes only itself.
 debian:
-	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v wrk && command -v strace && command -v faketime && command -v chromium && command -v prometheus && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
-		{ had=$$(command -v prometheus); apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium wrk strace faketime prometheus && \
+	@[ "$$(id -u)" != 0 ] || { command -v ip && command -v wrk && command -v strace && command -v cc && command -v chromium && command -v prometheus && ls -d /usr/lib/postgresql/*/bin; } >/dev/null || \
+		{ had=$$(command -v prometheus); apt-get update -q && apt-get install -q -y -o Acquire::Retries=3 --no-install-recommends iproute2 postgresql chromium wrk strace gcc libc6-dev prometheus && \
 		{ [ -n "$$had" ] || ! command -v systemctl || systemctl disable --now prometheus || true; } >/dev/null 2>&1; }
 
 bench: $(VENV)/.test ## every benchmark, some three hours: benchmarks/results.json, growth.png and the README's table

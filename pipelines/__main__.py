@@ -64,6 +64,8 @@ def run(stage: str, *, debug: bool = False) -> None:
     preflight.check_names(root)
     deployed, parameters, made_from = _study(stage) if stage in studies.STAGES else _stage(stage, on_cluster=on_cluster)
     os.environ.update(services.environment(root))
+    if not debug:  # what a server of its own cannot do, for example on a full disk, is the stage's error too
+        os.environ.setdefault("PREFECT_SERVER_LOGGING_LEVEL", "CRITICAL")
     preflight.check_places(root, stage, on_cluster=on_cluster)
     if joined := services.joined(root):
         # Prefect and Ray would wait for minutes for a server that was stopped, and Ray without end for a frozen one.

@@ -111,8 +111,12 @@ def _write_curves(history: list[dict[str, float]]) -> None:
 
     from mnist_pipe.atomic import atomic_file
 
-    with atomic_file(paths.CURVES) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
+    with atomic_file(paths.CURVES) as temporary:  # a resumed run has its keys in another order
+        pd.DataFrame(history, columns=CURVES).to_csv(temporary, index=False)
+
+
+CURVES = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+"""Columns of `reports/curves.csv`."""
 
 
 def state_of(run_name: str) -> Path:

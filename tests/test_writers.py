@@ -98,7 +98,7 @@ def run_all(writers: Sequence[Any], *, seconds: float, kills: int = 0) -> list[i
     victims = chosen.sample(list(writers), kills)
     for victim in victims:
         time.sleep(chosen.uniform(0, 1.5))
-        os.kill(victim.pid, signal.SIGKILL)
+        victim.kill()
     deadline = time.monotonic() + seconds
     for writer in writers:
         writer.join(max(0, deadline - time.monotonic()))

@@ -6,9 +6,7 @@ Each writer is a process with a checkout of its own, so that no lock of a checko
 from __future__ import annotations
 
 import itertools
-import os
 import random
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -124,8 +124,8 @@ def test_each_listener_refuses_no_secret_a_wrong_one_and_an_expired_one(
         everywhere = [one for one in listeners if one[1].ip.removeprefix("::ffff:") != http_probe.LOOPBACK]
         [(name, address)] = everywhere
         assert name.startswith("ray::ServeReplica"), name
-        for secret in (None, "0" * 64, before["ray"]):
-            assert calls(address.port, token=secret) == grpc.StatusCode.UNAUTHENTICATED
+        for token in (None, "0" * 64, before["ray"]):
+            assert calls(address.port, token=token) == grpc.StatusCode.UNAUTHENTICATED
             probes += 1
         assert calls(address.port, token=now["ray"]) != grpc.StatusCode.UNAUTHENTICATED
     record_property("counted", f"{probes} probes refused; {len(listeners)} listeners, all but 1 on loopback")

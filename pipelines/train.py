@@ -106,17 +106,16 @@ def _rows(path: Path, place: Storage) -> Shards:
     return streaming.shards(place.path(f"objects/{place.put(path)}"), filesystem=place.filesystem)
 
 
+_COLUMNS = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+
+
 def _write_curves(history: list[dict[str, float]]) -> None:
     import pandas as pd
 
     from mnist_pipe.atomic import atomic_file
 
     with atomic_file(paths.CURVES) as temporary:  # a resumed run has its keys in another order
-        pd.DataFrame(history, columns=CURVES).to_csv(temporary, index=False)
-
-
-CURVES = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
-"""Columns of `reports/curves.csv`."""
+        pd.DataFrame(history, columns=_COLUMNS).to_csv(temporary, index=False)
 
 
 def state_of(run_name: str) -> Path:

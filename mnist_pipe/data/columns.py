@@ -10,20 +10,24 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mnist_pipe.data.arrays import LEAST_SIDE
 from mnist_pipe.errors import CorruptDataError
 
 _PIXEL = re.compile(r"(?:pixel|px|p|x|f|feature|column|col|attr|v)?[ _-]?(\d+)(?:[x_](\d+))?", re.IGNORECASE)
 
 
 def pixel_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns of numbers that hold a pixel each, row by row, by their names; none if two have one place."""
+    """Return the columns of numbers that hold a pixel each, row by row, by their names.
+
+    There are none if two have one place, or if they are too few for an image.
+    """
     places = {}
     for field in schema:
         found = _PIXEL.fullmatch(field.name)
         if found and _is_number(field.type):
             places[field.name] = tuple(int(part) for part in found.groups() if part is not None)
-    is_unique = len(set(places.values())) == len(places)
-    return sorted(places, key=places.__getitem__) if is_unique else []
+    are_pixels = len(set(places.values())) == len(places) >= LEAST_SIDE**2
+    return sorted(places, key=places.__getitem__) if are_pixels else []
 
 
 def holds_images(kind: pa.DataType) -> bool:

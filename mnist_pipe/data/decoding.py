@@ -197,9 +197,14 @@ def _together(shown: Sequence[NDArray[np.uint8]], wanted: Wanted) -> NDArray[np.
         return np.empty((0, 0, 0), np.uint8)
     if all(one.ndim == 2 for one in shown):
         return np.stack(shown)
-    whole = np.stack([one if one.ndim == 3 else np.repeat(one[..., np.newaxis], 3, axis=2) for one in shown])
+    whole = np.stack([one if one.ndim == 3 else _three_channels(one) for one in shown])
     is_grey = wanted.channels is None and (whole == whole[..., :1]).all()
     return whole[..., 0] if is_grey else whole
+
+
+def _three_channels(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return grey images in colour, with three equal channels behind their other dimensions."""
+    return np.repeat(grey[..., np.newaxis], 3, axis=-1)
 
 
 def decode_here(chunks: Sequence[Chunk], wanted: Wanted) -> Iterator[Decoded]:
@@ -270,9 +275,7 @@ def read_all(
         size = auto_size(sizes)
         if len(sizes) > 1 or size not in sizes:
             wanted = replace(wanted, size=size)
-            found = list(
-                _resumed(chunks, wanted, key=f"{key}-sized", decode_chunks=decode_chunks, on_pictures=on_pictures)
-            )
+            found = list(resumed(wanted, key=f"{key}-sized"))
     unreadable = [message for one in found for message in one.unreadable]
     if len(unreadable) > max_unreadable:
         rule = f"be at most {max_unreadable} (ingest.max_unreadable)"
@@ -284,7 +287,7 @@ def read_all(
     kept = [start + one.kept for start, one in zip(starts.tolist(), found, strict=True)]
     parts = [one.images for one in found if len(one.images)]
     if any(part.ndim == 4 for part in parts):
-        parts = [part if part.ndim == 4 else np.repeat(part[..., np.newaxis], 3, axis=3) for part in parts]
+        parts = [part if part.ndim == 4 else _three_channels(part) for part in parts]
     forget(key)
     return Reading(np.concatenate(parts) if parts else np.empty((0, 0, 0), np.uint8), np.concatenate(kept), unreadable)
 

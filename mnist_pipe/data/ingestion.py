@@ -110,11 +110,11 @@ def checked(
     classes = classes_of(parts, where=path)
     counts = Counter(parts["train"].names)
     _check_counts([counts[name] for name in classes], classes, where=path)
-    is_grey_or_colour = params.channels != "auto" or params.resize == "digit_box"
+    have_channels = params.channels != "auto" or params.resize == "digit_box"  # other ones are converted
     sizes = {}
     for split, part in parts.items():
         if part.images is not None:
-            sizes[split] = "x".join(map(str, part.images.shape[1 : 3 if is_grey_or_colour else None]))
+            sizes[split] = "x".join(map(str, part.images.shape[1 : 3 if have_channels else None]))
             if len(part.images) != len(part.names):
                 got = f"{len(part.images)} images and {len(part.names)} labels"
                 raise CorruptDataError.invalid(path, f"the split {split}", "have one label per image", got=got)

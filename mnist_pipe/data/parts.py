@@ -44,7 +44,6 @@ _LABELS = ("label", "labels", "class", "target", "category")
 _PATHS = ("path", "file", "filename", "file_name", "image", "image_path")
 _IMAGES = ("image", "img", "picture", "pixels", "images")
 _LITTER = ("thumbs.db", "desktop.ini")
-_LEAST_PIXELS = 16
 _MAX_HEADER_BYTES = 1 << 20
 _MAX_NPZ_BYTES = 4 * MAX_CONTENT_BYTES
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error)
@@ -190,7 +189,7 @@ def read_csv(place: Place) -> Parts:
         table = _read_table(path, label=label)
         names = _label_names(path, table.column(label))
         pixels = columns.pixel_columns(pa.schema([field for field in table.schema if field.name != label]))
-        if len(pixels) >= _LEAST_PIXELS:
+        if pixels:
             flat = _pixel_values(path, table, pixels)
             parts[split] = Part(names=names, images=_shaped(path, flat, place.shape))
             continue
@@ -281,7 +280,7 @@ def _parquet_part(files: Sequence[str], place: Place) -> Part:
         raise _no_column(files[0], "label", _LABELS, schema.names)
     image = next((n for n in schema.names if n.lower() in _IMAGES and columns.holds_images(schema.field(n).type)), None)
     pixels = columns.pixel_columns(pa.schema([field for field in schema if field.name != label]))
-    if image is None and len(pixels) < _LEAST_PIXELS:
+    if image is None and not pixels:
         raise _no_column(files[0], "image", _IMAGES, schema.names)
     groups = [group for file in files for group in parquet.row_groups(file, filesystem=place.filesystem)]
     wanted = [label] if image and _is_encoded(schema.field(image).type) else [label, *([image] if image else pixels)]

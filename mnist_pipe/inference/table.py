@@ -21,7 +21,6 @@ from mnist_pipe.errors import CorruptDataError, InputError, shortened
 
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff")
 _OTHER_PICTURES = (b"BM", b"II*\0", b"MM\0*", b"RIFF")  # an image's pixels may start so
-_LEAST_PIXELS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +136,7 @@ def _image_columns(schema: pa.Schema) -> list[str]:
     if "image" in schema.names:
         is_one = schema.names.count("image") == 1
         return ["image"] if is_one and columns.holds_images(schema.field("image").type) else []
-    pixels = columns.pixel_columns(schema)
-    return pixels if len(pixels) >= _LEAST_PIXELS else []
+    return columns.pixel_columns(schema)
 
 
 def _shown(schema: pa.Schema) -> str:

@@ -56,8 +56,6 @@ def check(root: Path) -> dict[str, Page | PipelineError]:
     root = root.resolve()
     found: dict[str, Page | PipelineError] = {}
     for name, find in _PAGES.items():
-        if name == "optuna" and not optuna_dashboard.is_installed():
-            continue
         try:
             page = find(root)
             if page is None:
@@ -117,7 +115,9 @@ def _tensorboard(root: Path) -> Page:
     return _local(service)
 
 
-def _optuna(root: Path) -> Page:
+def _optuna(root: Path) -> Page | None:
+    if not optuna_dashboard.is_installed():
+        return None
     optuna_dashboard.fetch(root)
     [service] = services.up(root, names=("optuna",))
     return replace(_local(service), redirects=True)

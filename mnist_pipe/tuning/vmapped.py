@@ -331,7 +331,15 @@ class _Augmentation:
         return self._images
 
 
-class _Dense(torch.autograd.Function):
+class _Vmapped(torch.autograd.Function):
+    """Function with a vmap rule of its own."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Save nothing: autograd differentiates the operations of `vmap` as it does any others."""
+
+
+class _Dense(_Vmapped):
     """`F.linear` with its own vmap rule, because PyTorch's rule copies shared inputs once for every member."""
 
     @staticmethod
@@ -341,10 +349,6 @@ class _Dense(torch.autograd.Function):
         All are float32; under autocast the result is bfloat16.
         """
         return F.linear(values, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: autograd differentiates the operations of `vmap` as it does any others."""
 
     @staticmethod
     def vmap(
@@ -378,7 +382,7 @@ class _PackedLinear(nn.Module):
         return result
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(_Vmapped):
     """`F.conv2d` with its own vmap rule, because PyTorch's rule makes a group of channels of each member.
 
     For groups of a few channels cuDNN has no fast kernels, least for the gradient of the weights
@@ -393,10 +397,6 @@ class _Convolution(torch.autograd.Function):
         bfloat16.
         """
         return F.conv2d(images, weight, bias, stride, padding)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: autograd differentiates the operations of `vmap` as it does any others."""
 
     @staticmethod
     def vmap(

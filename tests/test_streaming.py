@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -162,6 +164,22 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others(
 
 def test_an_epoch_does_not_depend_on_earlier_reads(whole: Shards, two_epochs: list[list[int]]) -> None:
     assert batches(whole, range(1, 2)) == two_epochs[25:]
+
+
+def test_a_stream_that_is_given_up_reads_no_more(whole: Shards) -> None:
+    def readers() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("StreamingExecutor")]
+
+    gc.collect()
+    gc.disable()  # a later collection would end the reading too, and perhaps after Ray's end
+    try:
+        rows = Stream(whole, num_epochs=100, device=CPU)  # more than fits the memory that it may take
+        next(rows.epoch(0, seed=0, batch_size=1000, ranks=ALONE))
+        assert len(readers()) == 1
+        del rows
+        assert readers() == []
+    finally:
+        gc.enable()
 
 
 def test_incomplete_batches_are_dropped_and_one_batch_may_be_all_rows(whole: Shards) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def read_in_order(
     readers: int = 1,
     sharers: int = 1,
     block_bytes: int = 64 * 2**20,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Yield the tables of `read(*item)` in the order of `items`, read ahead by Ray Data in bounded memory.
 
     Args:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -97,8 +98,11 @@ def score(location: str | Path, output: Path, *, model: Classifier, filesystem: 
     if not found.is_raw(model.facts):
         _check_mean_and_std(found.groups, model.card, filesystem=filesystem)
     started = time.perf_counter()
-    with connected("score") as available, atomic_folder(output) as folder:
-        scored = _scored(found, model, available=available, filesystem=filesystem)
+    with (
+        connected("score") as available,
+        closing(_scored(found, model, available=available, filesystem=filesystem)) as scored,
+        atomic_folder(output) as folder,
+    ):
         first = next(scored)
         start_seconds = time.perf_counter() - started
         tag = json.dumps({"model": model.name, "content_sha256": model.content_sha256, "labels": model.labels})
@@ -140,7 +144,7 @@ def _scored(
     *,
     available: Cluster,
     filesystem: fs.FileSystem | None,
-) -> Iterator[pa.Table]:
+) -> Generator[pa.Table]:
     """Yield the rows of the output, in the order of the input."""
     import ray.data
 

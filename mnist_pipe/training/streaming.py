@@ -213,7 +213,8 @@ class Stream:
             rule = "be none or weights where train.data is stream, which reads every row once"
             raise InputError.invalid("train", "balance", rule, got="sampling")
         if number != self._next_epoch:
-            self._chunks = self._begin(number, seed=seed, batch_size=batch_size, ranks=ranks)
+            epochs = range(number, self._num_epochs)
+            self._chunks = _read_ahead(self._source, epochs, seed=seed, batch_size=batch_size, ranks=ranks)
         self._next_epoch = number + 1
         pieces = plan(self._source.groups, seed=seed, epoch=number, batch_size=batch_size, ranks=ranks)
         share = len(range(ranks.rank, batch_size, ranks.size))
@@ -230,30 +231,35 @@ class Stream:
         for _ in chunks:  # the next epoch starts after the rows that fill no whole batch
             pass
 
-    def _begin(self, first_epoch: int, *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
-        """Yield the rows of every epoch from `first_epoch` on; while one epoch ends, the next is read ahead."""
-        source = self._source
-        num_parts = max(1, min(len(source.groups), _MAX_PARTS))
-        # One reader per worker is enough: it decodes 300,000 rows/s, and few models train on as many.
-        parts = [(epoch, part) for epoch in range(first_epoch, self._num_epochs) for part in range(num_parts)]
-
-        def read(epoch: int, part: int) -> Iterator[pa.Table]:
-            pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, ranks=ranks)
-            for piece in pieces[len(pieces) * part // num_parts : len(pieces) * (part + 1) // num_parts]:
-                yield from parquet.read_row_group(
-                    piece.group,
-                    start=piece.start,
-                    stop=piece.stop,
-                    columns=["image", "label"],
-                    filesystem=source.filesystem,
-                )
-
-        for block in read_in_order(parts, read, node=source.node, sharers=ranks.size):
-            yield from splits.normalized_rows(block, facts=self._facts)
-
     def _on_device(self, values: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(values)
         return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+
+
+def _read_ahead(source: Shards, epochs: Sequence[int], *, seed: int, batch_size: int, ranks: Ranks) -> Iterator[Arrays]:
+    """Yield the rows of the epochs; while one epoch ends, the next is read ahead.
+
+    It is no method, as a stream that refers to its reader would keep it reading until the next garbage collection.
+    Ray aborts a process in which a reader outlives its Ray and another Ray starts.
+    """
+    num_parts = max(1, min(len(source.groups), _MAX_PARTS))
+    # One reader per worker is enough: it decodes 300,000 rows/s, and few models train on as many.
+    parts = [(epoch, part) for epoch in epochs for part in range(num_parts)]
+
+    def read(epoch: int, part: int) -> Iterator[pa.Table]:
+        pieces = plan(source.groups, seed=seed, epoch=epoch, batch_size=batch_size, ranks=ranks)
+        for piece in pieces[len(pieces) * part // num_parts : len(pieces) * (part + 1) // num_parts]:
+            yield from parquet.read_row_group(
+                piece.group,
+                start=piece.start,
+                stop=piece.stop,
+                columns=["image", "label"],
+                filesystem=source.filesystem,
+            )
+
+    facts = source.facts
+    for block in read_in_order(parts, read, node=source.node, sharers=ranks.size):
+        yield from splits.normalized_rows(block, facts=facts)
 
 
 def _first_rows(chunks: Iterator[Arrays], num_rows: int) -> Iterator[Arrays]:

@@ -89,6 +89,7 @@ def connected(name: str) -> Iterator[Cluster]:
         context = ray.init(
             address="local",
             include_dashboard=False,
+            num_cpus=hardware.num_cpus(),  # Ray counts those that this process may not use, too
             num_gpus=hardware.num_gpus(),
             object_store_memory=_OBJECT_STORE_BYTES,
             _node_ip_address="127.0.0.1",
@@ -184,12 +185,11 @@ def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu
         least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)
         if not available.grows:
             most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
-    cpus = available.num_cpus if available.grows else min(available.num_cpus, hardware.num_cpus())
     return Scale(
         min_workers=least,
         max_workers=most,
         use_gpu=gpu,
-        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // max(1, most))),
+        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), available.num_cpus // max(1, most))),
         num_nodes=len(available.nodes),
     )
 

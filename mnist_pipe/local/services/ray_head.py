@@ -69,6 +69,7 @@ def _plan(root: Path) -> Launch:
         "--min-worker-port": 0,
         "--max-worker-port": 0,
         "--include-dashboard": "true",
+        "--num-cpus": hardware.num_cpus(),
         "--num-gpus": hardware.num_gpus(),
         "--object-store-memory": OBJECT_STORE_BYTES,
         "--temp-dir": folder,

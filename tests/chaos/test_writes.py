@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -170,25 +172,31 @@ def calls(log: Path) -> list[tuple[str, int, str]]:
 def test_an_interrupted_write_leaves_the_old_content_or_the_new(
     writer: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    before, folder, log = tmp_path / "before", tmp_path / "folder", tmp_path / "log"
+    before, log = tmp_path / "before", tmp_path / "log"
     before.mkdir()
     assert works(writer, "write", before, value=1)
-    shutil.copytree(before, folder)
-    assert run(writer, folder, value=2, strace=traced(log)) == 0
+
+    def attempt(number: int, *options: str) -> tuple[Path, int]:
+        """Write once more in a copy; return its folder, and the exit status."""
+        folder = tmp_path / str(number) / "folder"
+        shutil.copytree(before, folder)
+        own = folder.parent / "log" if options else log
+        return folder, run(writer, folder, value=2, strace=traced(own, *options))
+
+    assert attempt(0)[1] == 0
     found = calls(log)
     assert {"fsync", "rename"} <= {name for name, _, _ in found} or writer in NOT_SYNCED
     points = [(f"--inject={name}:signal=SIGKILL:when={number}", True) for name, number, _ in found]
     points += [(f"--inject={n}:error={e}:when={i}", False) for n, i, _ in found for e in ERRORS[i % 2 :: 2]]
-    for option, killed in points:
-        shutil.rmtree(folder)
-        shutil.copytree(before, folder)
-        status = run(writer, folder, value=2, strace=traced(log, option))
-        assert status != 0 or not killed, option
-        new = works(writer, "read", folder, value=2)
-        assert new or works(writer, "read", folder, value=1), option
-        assert new or status != 0, f"{option}: the writer reports success"
-        assert works(writer, "write", folder, value=2), f"{option}: it cannot be written again"
-        assert works(writer, "read", folder, value=2), option
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # most of an attempt is the import of torch
+        attempts = pool.map(attempt, itertools.count(1), [option for option, _ in points])
+        for (option, killed), (folder, status) in zip(points, attempts, strict=True):
+            assert status != 0 or not killed, option
+            new = works(writer, "read", folder, value=2)
+            assert new or works(writer, "read", folder, value=1), option
+            assert new or status != 0, f"{option}: the writer reports success"
+            assert works(writer, "write", folder, value=2), f"{option}: it cannot be written again"
+            assert works(writer, "read", folder, value=2), option
     record_property("counted", f"{len(found)} kills and {len(points) - len(found)} errors: {', '.join(ERRORS)}")
 
 

@@ -175,6 +175,7 @@ def _export(root: Path, options: argparse.Namespace) -> int:
 def _serve(root: Path, options: argparse.Namespace) -> int:
     from mnist_pipe.local import services, supervisor
     from mnist_pipe.params import loader
+    from mnist_pipe.registry import versions
     from mnist_pipe.serving import access
 
     params = loader.load(root / paths.PARAMS, names=None).serve
@@ -186,6 +187,8 @@ def _serve(root: Path, options: argparse.Namespace) -> int:
         return code
     os.environ.update(services.ray_environment(root))
     with nullcontext() if options.debug else _errors_to(root / services.LOGS / "serve.log"):
+        if options.model:  # a wrong name is told before the imports of torch and Ray, which take 2 s
+            versions.find(options.model, root=root)
         from mnist_pipe.serving import command
 
         command.run(root, params=params, model=options.model, detach=options.detach, stop=options.stop)

@@ -187,7 +187,7 @@ def _serve(root: Path, options: argparse.Namespace) -> int:
         return code
     os.environ.update(services.ray_environment(root))
     with nullcontext() if options.debug else _errors_to(root / services.LOGS / "serve.log"):
-        if options.model:  # a wrong name is told before the imports of torch and Ray, which take 2 s
+        if options.model and not options.stop:  # a wrong name is told before 2 s of imports
             versions.find(options.model, root=root)
         from mnist_pipe.serving import command
 

@@ -180,8 +180,8 @@ def test_only_gpus_that_can_have_a_worker_count(nodes: list[dict[str, Any]], cpu
 @pytest.mark.parametrize(
     ("nodes", "gpus", "grows", "asked", "batch_size", "expected"),
     [
-        ((8,), 0, False, ("auto", "auto"), 128, workers(1, cpus_per_worker=8)),
-        ((8,), 0, False, (0, "auto"), 128, workers(0, cpus_per_worker=8)),
+        ((8,), 0, False, ("auto", "auto"), 128, workers(1, cpus_per_worker=2)),
+        ((8,), 0, False, (0, "auto"), 128, workers(0, cpus_per_worker=2)),
         ((8,), 0, False, ([1, 9], "auto"), 128, workers(1, 8)),
         ((8,), 0, True, ([1, 9], "auto"), 128, workers(1, 9)),
         ((8,), 0, True, ("auto", "auto"), 128, workers(1, cpus_per_worker=8)),
@@ -196,7 +196,7 @@ def test_only_gpus_that_can_have_a_worker_count(nodes: list[dict[str, Any]], cpu
         ((64,), 4, False, ("auto", "auto"), 65_536, workers(4, use_gpu=True)),
         ((64,), 4, False, (4, "auto"), 128, workers(4, use_gpu=True)),
         ((64,), 4, False, ([1, 9], "auto"), 128, workers(1, 4, use_gpu=True)),
-        ((8,), 4, False, (2, False), 128, workers(2, cpus_per_worker=4)),
+        ((8,), 4, False, (2, False), 128, workers(2)),
         ((8,) * 17, 136, False, ("auto", "auto"), 128, workers(1, use_gpu=True, num_nodes=17)),
         ((8, 8), 6, True, ("auto", "auto"), 4096, workers(1, 4, use_gpu=True, num_nodes=2)),
     ],
@@ -208,7 +208,9 @@ def test_auto_is_a_gpu_for_each_thousand_images_or_every_node(
     asked: tuple[Any, Any],
     batch_size: int,
     expected: Scale,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(hardware, "num_cpus", lambda: 2)
     available = Cluster(num_cpus=sum(nodes), num_gpus=gpus, nodes=nodes, grows=grows, address="")
     found = scale(available, num_workers=asked[0], use_gpu=asked[1], batch_size=batch_size)
     assert found == expected

@@ -185,11 +185,13 @@ def scale(available: Cluster, *, num_workers: int | str | Sequence[int], use_gpu
         least, most = (num_workers, num_workers) if isinstance(num_workers, int) else map(int, num_workers)
         if not available.grows:
             most = max(least, min(most, available.num_gpus if gpu else available.num_cpus))
+    # A Ray that somebody else started counts CPUs of this machine that this process may not use.
+    cpus = available.num_cpus if available.grows else min(available.num_cpus, hardware.num_cpus())
     return Scale(
         min_workers=least,
         max_workers=most,
         use_gpu=gpu,
-        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), available.num_cpus // max(1, most))),
+        cpus_per_worker=1 if gpu else max(1, min(min(available.nodes), cpus // max(1, most))),
         num_nodes=len(available.nodes),
     )
 

@@ -172,7 +172,7 @@ def calls(log: Path) -> list[tuple[str, int, str]]:
 def test_an_interrupted_write_leaves_the_old_content_or_the_new(
     writer: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    before, log = tmp_path / "before", tmp_path / "log"
+    before = tmp_path / "before"
     before.mkdir()
     assert works(writer, "write", before, value=1)
 
@@ -180,11 +180,11 @@ def test_an_interrupted_write_leaves_the_old_content_or_the_new(
         """Write once more in a copy; return its folder, and the exit status."""
         folder = tmp_path / str(number) / "folder"
         shutil.copytree(before, folder)
-        own = folder.parent / "log" if options else log
-        return folder, run(writer, folder, value=2, strace=traced(own, *options))
+        return folder, run(writer, folder, value=2, strace=traced(folder.parent / "log", *options))
 
-    assert attempt(0)[1] == 0
-    found = calls(log)
+    folder, status = attempt(0)
+    assert status == 0
+    found = calls(folder.parent / "log")
     assert {"fsync", "rename"} <= {name for name, _, _ in found} or writer in NOT_SYNCED
     points = [(f"--inject={name}:signal=SIGKILL:when={number}", True) for name, number, _ in found]
     points += [(f"--inject={n}:error={e}:when={i}", False) for n, i, _ in found for e in ERRORS[i % 2 :: 2]]

@@ -31,6 +31,13 @@ def num_cpus() -> int:
     return found
 
 
+def limit_threads() -> None:
+    """Let torch use at most as many threads in this process as it may use CPUs; torch itself ignores a quota."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), num_cpus()))
+
+
 def num_gpus() -> int:
     """Return the number of GPUs that torch can use in this process: the number that Ray is told.
 

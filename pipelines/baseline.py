@@ -14,13 +14,14 @@ def train_linear(params: BaselineParams) -> dict[str, float]:
     """Train on this machine's CPU, write `models/baseline`, and return the last epoch's metrics."""
     import torch
 
+    from mnist_pipe import hardware
     from mnist_pipe.data.splits import read_normalized
-    from mnist_pipe.models import numerics, saved
+    from mnist_pipe.models import saved
     from mnist_pipe.training import checkpoint, loop
     from mnist_pipe.training.batches import to_device
     from mnist_pipe.training.recipe import Recipe
 
-    numerics.limit_threads()
+    hardware.limit_threads()
     recipe = Recipe(model="linear", optimizer="adam", precision="float32", **params.model_dump())
     cpu = torch.device("cpu")
     splits = [read_normalized(path) for path in paths.TRAINING_SPLITS.values()]

@@ -53,14 +53,14 @@ def score_split(split: str, params: EvaluateParams) -> Metrics:
     """
     import numpy as np
 
-    from mnist_pipe import atomic
+    from mnist_pipe import atomic, hardware
     from mnist_pipe.data.splits import read_normalized
     from mnist_pipe.evaluation import metrics
     from mnist_pipe.evaluation.predictions import predict, write_predictions
     from mnist_pipe.evaluation.significance import mcnemar
-    from mnist_pipe.models import forward, numerics, saved
+    from mnist_pipe.models import forward, saved
 
-    numerics.limit_threads()
+    hardware.limit_threads()
     data = read_normalized(paths.NORMALIZED / f"{split}.parquet")
     models = {"candidate": paths.CANDIDATE, "baseline": paths.BASELINE}
     logits = {name: forward.logits(saved.load_model(folder)[0], data.images) for name, folder in models.items()}

@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 
 import studies
 from mnist_pipe import paths
+from mnist_pipe.registry.pyfunc import _copy_modules
 from pipelines import RESUMED, STAGES
 from tests.support import ROOT
 
@@ -126,6 +127,14 @@ def test_importing_the_library_has_no_effect(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_version_carries_imports_nothing_else_of_the_project(tmp_path: Path) -> None:
+    carried = {path.relative_to(tmp_path).as_posix() for path in _copy_modules(tmp_path).rglob("*.py")}
+    for name, path in MODULES.items():
+        if name != "mnist_pipe" and path.relative_to(ROOT).as_posix() in carried:  # `load` needs a project's registry
+            needed = {MODULES[found].relative_to(ROOT).as_posix() for found in imports(path) & set(MODULES)}
+            assert needed <= carried, name
 
 
 def test_there_is_no_utils() -> None:

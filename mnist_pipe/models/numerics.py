@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-from mnist_pipe.hardware import num_cpus
-
 _PRODUCTS = threading.RLock()  # the settings of cuDNN and cuBLAS are those of the process, and not of a thread
 
 
@@ -77,11 +75,6 @@ def choose_kernels() -> None:
     """
     for function in (torch.sqrt, torch.tanh, torch.cos, torch.sin):
         function(torch.ones(1))
-
-
-def limit_threads() -> None:
-    """Let torch use at most as many threads in this process as it may use CPUs; torch itself ignores a quota."""
-    torch.set_num_threads(min(torch.get_num_threads(), num_cpus()))
 
 
 def keep_memory() -> None:

@@ -94,17 +94,18 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     _sync_folder(folder.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove from `folder`, and from the folders in it, what writers that were killed have left.
+def remove_leftovers(folder: Path, *, recursive: bool = True) -> None:
+    """Remove from `folder`, and from the folders in it if `recursive`, what writers that were killed have left.
 
     A writer holds a lock on its temporary file, which the kernel releases when it dies.
     """
-    for path in list(folder.rglob(".*.tmp")):
+    for path in list(folder.rglob(".*.tmp") if recursive else folder.glob(".*.tmp")):
         with suppress(OSError):
             handle = os.open(path, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+                path.with_name(f"{path.name}-journal").unlink(missing_ok=True)  # if SQLite was writing it
             finally:
                 os.close(handle)
 

@@ -70,7 +70,7 @@ WRITTEN = (
     Path("data"),
     Path("models"),
     REPORTS,
-    *(STATE / name for name in ("downloads", "objects", "runs", "secrets", "studies", "trials")),
+    *(STATE / name for name in ("downloads", "dvc", "mlflow", "objects", "runs", "secrets", "studies", "trials")),
 )
 """Folders whose files are written through `atomic` or, in the storage, the same way."""
 

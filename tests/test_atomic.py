@@ -25,6 +25,8 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     assert len(list((tmp_path / "inner").iterdir())) == 3
     with atomic.atomic_file(tmp_path / "inner/file") as file, atomic.atomic_folder(tmp_path / "folder") as folder:
         file.write_bytes(b"new")
+        atomic.remove_leftovers(tmp_path, recursive=False)
+        assert len(list((tmp_path / "inner").iterdir())) == 4
         atomic.remove_leftovers(tmp_path)
         assert file.exists()
         assert folder.exists()

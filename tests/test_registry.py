@@ -24,7 +24,7 @@ import pytest
 import torch
 
 from mnist_pipe import models, paths
-from mnist_pipe.atomic import MANIFEST, digest, read_json, write_json, write_manifest
+from mnist_pipe.atomic import MANIFEST, digest, read_json, remove_leftovers, write_json, write_manifest
 from mnist_pipe.data.facts import Facts
 from mnist_pipe.data.splits import write_normalized
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, PipelineError, UnavailableError
@@ -963,10 +963,10 @@ def test_a_kill_during_database_creation_leaves_no_database(
 
         tables = []
 
-        @event.listens_for(Engine, "before_cursor_execute")
+        @event.listens_for(Engine, "after_cursor_execute")
         def kill(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
             tables.extend(["CREATE TABLE"] if "CREATE TABLE" in statement else [])
-            if len(tables) == 10:
+            if len(tables) >= 10 and statement.startswith("UPDATE"):  # within a transaction, which has a journal
                 os.kill(os.getpid(), signal.SIGKILL)
 
         register(tmp_path, candidate)
@@ -974,9 +974,12 @@ def test_a_kill_during_database_creation_leaves_no_database(
     killed = in_process(work)
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert any(path.suffix == ".tmp" for path in (tmp_path / paths.STATE).iterdir()), "killed before it was begun"
+    left = {path.suffix for path in (tmp_path / paths.STATE).glob(".mlflow.db.*")}
+    assert left == {".tmp", ".tmp-journal"}, "killed before it was begun"
     assert not (tmp_path / paths.MLFLOW_DB).exists()
     assert register(tmp_path, candidate).promoted
+    remove_leftovers(tmp_path / paths.STATE, recursive=False)
+    assert not list((tmp_path / paths.STATE).glob(".mlflow.db.*"))
 
 
 @pytest.mark.services

@@ -32,7 +32,7 @@ test-cluster: $(VENV)/.test $(VENV)/.cluster debian ## a cluster in network name
 	pytest -q -rs -s -m "cluster and not slow" tests/cluster
 
 test-chaos: $(VENV)/.test $(VENV)/.cluster debian ## what breaks, counted: docs/reliability.md; needs root, an hour
-	pytest -q -m chaos tests --junitxml .state/reliability.xml; code=$$?; python -m benchmarks.reliability .state/reliability.xml; exit $$code
+	pytest -q -n 2 --no-loadscope-reorder -m chaos tests --junitxml .state/reliability.xml; code=$$?; python -m benchmarks.reliability .state/reliability.xml; exit $$code
 
 # Debian starts the Prometheus that it installs, on every interface, and that one scrapes only itself.
 debian:

@@ -3,7 +3,7 @@
 pytest -m chaos tests --junitxml reliability.xml
 python -m benchmarks.reliability reliability.xml
 
-The parts may also have run one by one; their files are then all named.
+The parts may also have run one by one; their files are then all named, the last one last.
 """
 
 from __future__ import annotations
@@ -25,24 +25,25 @@ PAGE = ROOT / "docs" / "reliability.md"
 _NUMBER = re.compile(r"\b\d[\d,]*\b")
 
 
-def outcomes(report: Path) -> list[dict[str, Any]]:
-    """Return the claim, the outcome, what was counted and the duration in seconds of each test in a JUnit file."""
-    found = []
-    for case in ElementTree.parse(report).getroot().iter("testcase"):
+def outcomes(*reports: Path) -> list[dict[str, Any]]:
+    """Return the claim, the outcome, what was counted and the duration in seconds of each test in the JUnit files.
+
+    A test that is in more than one of them has the outcome of the last.
+    """
+    found = {}
+    for case in (case for report in reports for case in ElementTree.parse(report).getroot().iter("testcase")):
         name, _, parameter = case.attrib["name"].partition("[")
         counted = [entry.attrib["value"] for entry in case.iter("property") if entry.attrib["name"] == "counted"]
         wrong = {"failure", "error"} & {child.tag for child in case}
         skipped = case.find("skipped") is not None
-        found.append(
-            {
-                "claim": re.sub(r"^test_|_", " ", name).strip(),
-                "of": parameter.removesuffix("]"),
-                "outcome": "failed" if wrong else "skipped" if skipped else "held",
-                "counted": ", ".join(counted),
-                "seconds": round(float(case.attrib["time"])),
-            }
-        )
-    return found
+        found[case.attrib["name"]] = {
+            "claim": re.sub(r"^test_|_", " ", name).strip(),
+            "of": parameter.removesuffix("]"),
+            "outcome": "failed" if wrong else "skipped" if skipped else "held",
+            "counted": ", ".join(counted),
+            "seconds": round(float(case.attrib["time"])),
+        }
+    return list(found.values())
 
 
 def render(entry: Mapping[str, Any]) -> str:
@@ -76,8 +77,7 @@ def main() -> None:
     """Read the JUnit files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("reports", type=Path, nargs="+", help="JUnit files of pytest")
-    found = [outcome for report in parser.parse_args().reports for outcome in outcomes(report)]
-    entry = {**stamp.stamp(ROOT), "result": found}
+    entry = {**stamp.stamp(ROOT), "result": outcomes(*parser.parse_args().reports)}
     atomic.write_json(RESULTS, entry)
     markdown.replace_region(PAGE, "reliability", lambda _: render(entry))
 

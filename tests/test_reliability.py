@@ -28,6 +28,14 @@ def test_a_claim_is_a_row_with_the_sum_of_its_cases(tmp_path: Path) -> None:
     assert table.endswith("\n\nMeasured: d, h, `c`.")
 
 
+def test_a_test_that_ran_again_has_its_last_outcome(tmp_path: Path) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    (tmp_path / "again.xml").write_text('<testsuite><testcase name="test_kills" time="4"/></testsuite>')
+    first, again = (reliability.outcomes(tmp_path / "report.xml", *more) for more in ([], [tmp_path / "again.xml"]))
+    assert [entry["outcome"] for entry in first] == ["held", "held", "failed", "skipped"]
+    assert [entry["outcome"] for entry in again] == ["held", "held", "held", "skipped"]
+
+
 def test_only_texts_that_differ_in_their_numbers_are_added() -> None:
     assert reliability.added(["1 kill", "2 errors"]) == ["1 kill", "2 errors"]
     assert reliability.added(["5 kills, 16.2 s"]) == ["5 kills, 16.2 s"]

@@ -78,7 +78,7 @@ def run(stage: str, *, debug: bool = False) -> None:
         started = time.monotonic()
         for folder in paths.WRITTEN:
             atomic.remove_leftovers(folder)
-        atomic.remove_leftovers(paths.STATE, recursive=False)  # its other folders are Ray's, Prefect's and DVC's
+        atomic.remove_leftovers(paths.STATE, recursive=False)  # other programs, such as Ray, write its other folders
         if not experiment.is_clone(root):  # DVC deletes a clone's lock files with it
             dvc_files.keep(root)
             dvc_files.forget_the_dead(root)

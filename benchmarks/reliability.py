@@ -3,7 +3,7 @@
 pytest -m chaos tests --junitxml reliability.xml
 python -m benchmarks.reliability reliability.xml
 
-The parts may also have run one by one; their files are then all named, the last one last.
+The parts may also have run one by one; their files are then all named, in the order of their runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def outcomes(*reports: Path) -> list[dict[str, Any]]:
         counted = [entry.attrib["value"] for entry in case.iter("property") if entry.attrib["name"] == "counted"]
         wrong = {"failure", "error"} & {child.tag for child in case}
         skipped = case.find("skipped") is not None
-        found[case.attrib["name"]] = {
+        found[case.attrib["classname"], case.attrib["name"]] = {
             "claim": re.sub(r"^test_|_", " ", name).strip(),
             "of": parameter.removesuffix("]"),
             "outcome": "failed" if wrong else "skipped" if skipped else "held",

@@ -7,12 +7,12 @@ from pathlib import Path
 from benchmarks import reliability
 
 REPORT = """<testsuites><testsuite>
-<testcase name="test_no_bit_goes_unnoticed[raw]" time="1.4">
+<testcase classname="tests.test_a" name="test_no_bit_goes_unnoticed[raw]" time="1.4">
 <properties><property name="counted" value="1,000 flips, 9 refused" /></properties></testcase>
-<testcase name="test_no_bit_goes_unnoticed[model]" time="2">
+<testcase classname="tests.test_a" name="test_no_bit_goes_unnoticed[model]" time="2">
 <properties><property name="counted" value="20 flips, 1 refused" /></properties></testcase>
-<testcase name="test_kills" time="3"><failure message="" /></testcase>
-<testcase name="test_writers[a-b]" time="0"><skipped message="" /></testcase>
+<testcase classname="tests.test_a" name="test_kills" time="3"><failure message="" /></testcase>
+<testcase classname="tests.test_a" name="test_writers[a-b]" time="0"><skipped message="" /></testcase>
 </testsuite></testsuites>"""
 
 
@@ -29,11 +29,13 @@ def test_a_claim_is_a_row_with_the_sum_of_its_cases(tmp_path: Path) -> None:
 
 
 def test_a_test_that_ran_again_has_its_last_outcome(tmp_path: Path) -> None:
-    (tmp_path / "report.xml").write_text(REPORT)
-    (tmp_path / "again.xml").write_text('<testsuite><testcase name="test_kills" time="4"/></testsuite>')
-    first, again = (reliability.outcomes(tmp_path / "report.xml", *more) for more in ([], [tmp_path / "again.xml"]))
-    assert [entry["outcome"] for entry in first] == ["held", "held", "failed", "skipped"]
-    assert [entry["outcome"] for entry in again] == ["held", "held", "held", "skipped"]
+    found: list[list[str]] = []
+    for text in (REPORT, REPORT.replace('<failure message="" />', ""), REPORT.replace("test_a", "test_b")):
+        (tmp_path / f"{len(found)}.xml").write_text(text)
+        entries = reliability.outcomes(*(tmp_path / f"{number}.xml" for number in range(len(found) + 1)))
+        found.append([entry["outcome"] for entry in entries])
+    first = ["held", "held", "failed", "skipped"]
+    assert found == [first, ["held", "held", "held", "skipped"], ["held", "held", "held", "skipped", *first]]
 
 
 def test_only_texts_that_differ_in_their_numbers_are_added() -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 from benchmarks import reliability
 
 REPORT = """<testsuites><testsuite>
-<testcase classname="tests.test_a" name="test_no_bit_goes_unnoticed[raw]" time="1.4">
+<testcase classname="tests.a" name="test_no_bit_goes_unnoticed[raw]" time="1.4">
 <properties><property name="counted" value="1,000 flips, 9 refused" /></properties></testcase>
-<testcase classname="tests.test_a" name="test_no_bit_goes_unnoticed[model]" time="2">
+<testcase classname="tests.a" name="test_no_bit_goes_unnoticed[model]" time="2">
 <properties><property name="counted" value="20 flips, 1 refused" /></properties></testcase>
-<testcase classname="tests.test_a" name="test_kills" time="3"><failure message="" /></testcase>
-<testcase classname="tests.test_a" name="test_writers[a-b]" time="0"><skipped message="" /></testcase>
+<testcase classname="tests.a" name="test_kills" time="3"><failure message="" /></testcase>
+<testcase classname="tests.a" name="test_writers[a-b]" time="0"><skipped message="" /></testcase>
 </testsuite></testsuites>"""
 
 
@@ -30,7 +30,7 @@ def test_a_claim_is_a_row_with_the_sum_of_its_cases(tmp_path: Path) -> None:
 
 def test_a_test_that_ran_again_has_its_last_outcome(tmp_path: Path) -> None:
     found: list[list[str]] = []
-    for text in (REPORT, REPORT.replace('<failure message="" />', ""), REPORT.replace("test_a", "test_b")):
+    for text in (REPORT, REPORT.replace('<failure message="" />', ""), REPORT.replace("tests.a", "tests.b")):
         (tmp_path / f"{len(found)}.xml").write_text(text)
         entries = reliability.outcomes(*(tmp_path / f"{number}.xml" for number in range(len(found) + 1)))
         found.append([entry["outcome"] for entry in entries])

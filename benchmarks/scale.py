@@ -1,8 +1,8 @@
 """Measure what ten thousand trials and sixteen nodes cost, with trials that do nothing.
 
 `trials`: one search of 10,000 trials through `tuning.search`, with its sampler, scheduler, ledger, journal and curves:
-the driver's memory and the seconds a trial, by the number of trials that have ended. TPE reads all earlier trials for
-each proposal, so the search runs with `random` too.
+the driver's memory and the seconds a trial, by the number of trials that have ended. It runs with `random`, whose
+proposals cost nothing, and with `tpe`, which reads the earlier trials of a run of Tune for each proposal.
 
 `nodes`: a search on a Ray of sixteen nodes on this machine: how many trials each node ran.
 

@@ -168,7 +168,7 @@ def test_status_shows_all_services(root: Path) -> None:
 def test_what_shows_the_storage_restarts_when_it_changes(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tensorboardX import SummaryWriter
+    from torch.utils.tensorboard import SummaryWriter
 
     before = recorded(root)
     with SummaryWriter(str(tmp_path / "ray/search-0.0/trial-1")) as writer:
@@ -189,7 +189,7 @@ def test_what_shows_the_storage_restarts_when_it_changes(
 def test_tensorboard_reads_the_curves_from_s3(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
-    from tensorboardX import SummaryWriter
+    from torch.utils.tensorboard import SummaryWriter
 
     with SummaryWriter(str(tmp_path)) as writer:
         writer.add_scalar("validation_accuracy", 0.5, 1)

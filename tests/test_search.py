@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from mnist_pipe import paths
+from mnist_pipe.atomic import digest
 from mnist_pipe.cluster import storage
 from mnist_pipe.cluster.ray_session import Cluster
 from mnist_pipe.errors import PipelineError
@@ -25,11 +27,21 @@ from mnist_pipe.training import loop
 from mnist_pipe.training.batches import to_device
 from mnist_pipe.training.recipe import recipe_of
 from mnist_pipe.tuning.ledger import TrialRecord, best_trial, ledger_of
-from mnist_pipe.tuning.trial import trial_recipe
+from mnist_pipe.tuning.search import samplings
+from mnist_pipe.tuning.space import grid
+from mnist_pipe.tuning.trial import METRIC, trial_recipe
 from tests.support import ray_data
-from tests.support.search import NUM_TRIALS, RECIPE, SPACE, run
+from tests.support.search import NUM_TRIALS, RECIPE, SPACE, params_of, run
 
 ray = pytest.mark.ray
+IN_PARTS: dict[str, Any] = {
+    "space": {**SPACE, "model": ["mlp"], "batch_size": [64]},
+    "scheduler": "fifo",
+    "num_trials": 14,
+    "num_epochs": 1,
+    "max_concurrent_trials": 1,
+}
+"""Changes of a search that are run with `TRIALS_A_RUN` at 5."""
 
 DRIVER = """
 import signal, sys
@@ -110,9 +122,8 @@ def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRec
     records, folder = reference
     for record in records:
         events = EventAccumulator(str(folder / "ray/search.0" / f"trial-{record.trial}")).Reload()
-        assert [round(event.value, 6) for event in events.Scalars("ray/tune/validation_accuracy")] == [
-            round(epoch["validation_accuracy"], 6) for epoch in record.history
-        ]
+        curve = {event.step: round(event.value, 6) for event in events.Scalars("validation_accuracy")}
+        assert curve == {epoch["epoch"]: round(epoch["validation_accuracy"], 6) for epoch in record.history}
         start = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
         shown = metadata.parse_session_start_info_plugin_data(start).hparams
         assert {key: value.string_value or value.number_value for key, value in shown.items()} == record.config
@@ -231,20 +242,61 @@ def test_a_search_whose_trials_train_together_resumes_from_its_ledger(cluster: C
 
 
 @ray
-@pytest.mark.parametrize("algorithm", ["random", "tpe"])
 def test_a_search_of_many_trials_proposes_the_same_in_several_runs_of_tune(
-    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    space = {**SPACE, "model": ["mlp"], "batch_size": [64]}
-    rules: dict[str, Any] = {"space": space, "num_epochs": 1, "scheduler": "fifo", "max_concurrent_trials": 1}
-    rules |= {"algorithm": algorithm, "num_trials": 14}  # TPE learns from the eleventh on
+    rules = {**IN_PARTS, "algorithm": "random"}
     whole = run(cluster, folder=tmp_path / "whole", **rules)
     monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 5)
-    assert [record.config for record in run(cluster, folder=tmp_path / "parts", **rules)] == [
-        record.config for record in whole
+    assert run(cluster, folder=tmp_path / "parts", **rules) == whole
+
+
+@ray
+@pytest.mark.parametrize("algorithm", ["tpe", "cma-es", "gp"])
+def test_a_search_of_many_trials_resumes_in_any_run_of_tune(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 5)
+    monkeypatch.setattr("mnist_pipe.tuning.search.KEPT_TRIALS", 4)
+    rules = {**IN_PARTS, "algorithm": algorithm}
+    first = run(cluster, folder=tmp_path, **rules)
+    assert [record.trial for record in first] == list(range(1, 15))
+    assert len({digest(record.config) for record in first}) == 14
+    for record in first[7:]:
+        (tmp_path / "trials/search" / f"{record.trial:05}.json").unlink()
+    assert [record.config for record in run(cluster, folder=tmp_path, **rules)] == [record.config for record in first]
+
+
+def test_a_sampler_that_learns_begins_a_run_with_the_best_trials_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 40)
+    monkeypatch.setattr("mnist_pipe.tuning.search.KEPT_TRIALS", 20)
+    params = params_of(num_trials=120)
+    numbers, means = [], []
+    for part in samplings(params, recipe=RECIPE.model_dump(), points=[]):
+        scores = []
+        for index in map(str, range(part["num_samples"])):
+            proposal = part["search_alg"].suggest(index)
+            numbers.append(proposal["trial"])
+            scores.append(-abs(math.log10(proposal["learning_rate"]) + 2.5))
+            part["search_alg"].on_trial_complete(index, {METRIC: scores[-1]})
+        means.append(sum(scores[:10]) / 10)
+    assert numbers == list(range(1, 121))
+    assert means[0] < min(means[1:])  # the first ten trials of a study that knows none are random
+
+
+def test_a_grid_goes_on_in_the_next_run_of_tune(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 3)
+    params, recipe = params_of(num_trials=8, algorithm="grid"), RECIPE.model_dump()
+    points = grid(recipe, space=params.space, num_points=1)
+    proposals = [
+        part["search_alg"].suggest(str(index))
+        for part in samplings(params, recipe=recipe, points=points)
+        for index in range(part["num_samples"])
     ]
-    runs = {path.name for path in (tmp_path / "parts/ray").iterdir()}
-    assert runs == ({"search.0", "search.1", "search.2"} if algorithm == "tpe" else {"search.0"})
+    assert [proposal["trial"] for proposal in proposals] == list(range(1, 9))
+    assert [
+        {name: proposal[name] for name in point} for proposal, point in zip(proposals, points, strict=False)
+    ] == points[:8]
 
 
 @ray

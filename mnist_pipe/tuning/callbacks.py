@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.logger import TBXLoggerCallback
+from ray.tune.logger import LoggerCallback
+from torch.utils.tensorboard import SummaryWriter
 
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ledger import Ledger
 from mnist_pipe.cluster.metrics import Exporter
 from mnist_pipe.tuning.ledger import TrialRecord
-from mnist_pipe.tuning.space import config_of
+from mnist_pipe.tuning.space import config_of, known_to_optuna
 from mnist_pipe.tuning.trial import MEMBERS, METRIC, proposals_of
 
 _METRICS = (METRIC, "validation_loss", "train_loss", "train_accuracy", "diverged")  # a diverged epoch has no losses
@@ -25,40 +26,35 @@ def folder_of(proposal: Mapping[str, Any]) -> str:
     return f"trial-{proposal['trial']}"
 
 
-class _Curve:
-    """Stand-in for a trial with the attributes that TensorBoard's logger uses, for one proposal."""
+class Curves(LoggerCallback):  # type: ignore[misc]
+    """Callback that writes TensorBoard's files: a proposal's cells in the table of trials, and each epoch's metrics."""
 
-    def __init__(self, trial: Any, proposal: Mapping[str, Any]) -> None:
-        self.evaluated_params = config_of(proposal)
-        self.local_path = str(Path(trial.local_path).with_name(folder_of(proposal)))
-
-    def init_local_path(self) -> None:
-        Path(self.local_path).mkdir(parents=True, exist_ok=True)
-
-
-class Curves(TBXLoggerCallback):  # type: ignore[misc]
-    """Callback that writes TensorBoard's files: the searched fields of a recipe and the metrics of each epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._curves: dict[Any, list[_Curve]] = {}
+    def __init__(self, cells_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        self._cells_of = cells_of
+        self._writers: dict[Any, list[SummaryWriter]] = {}
 
     def log_trial_start(self, trial: Any) -> None:
         """Open a TensorBoard log for each proposal of `trial`."""
-        self._curves[trial] = [_Curve(trial, proposal) for proposal in proposals_of(trial.config)]
-        for curve in self._curves[trial]:
-            super().log_trial_start(curve)
+        folders = [Path(trial.local_path).with_name(folder_of(proposal)) for proposal in proposals_of(trial.config)]
+        self._writers[trial] = [SummaryWriter(folder) for folder in folders]
 
-    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:
+    def log_trial_result(self, iteration: int, trial: Any, result: dict[str, Any]) -> None:  # noqa: ARG002
         """Write the epoch's metrics of each proposal of `trial`."""
-        for curve, metrics in zip(self._curves[trial], result.get(MEMBERS, [result]), strict=True):
-            shown = {key: metrics[key] for key in _METRICS if key in metrics}
-            super().log_trial_result(iteration, curve, {**shown, "training_iteration": result["training_iteration"]})
+        for writer, metrics in zip(self._writers[trial], result.get(MEMBERS, [result]), strict=True):
+            for name in metrics.keys() & _METRICS:
+                writer.add_scalar(name, metrics[name], result["training_iteration"])
+            writer.flush()
 
-    def log_trial_end(self, trial: Any, failed: bool = False) -> None:
-        """Close the TensorBoard logs of `trial`."""
-        for curve in self._curves.pop(trial, []):
-            super().log_trial_end(curve, failed)
+    def log_trial_end(self, trial: Any, failed: bool = False) -> None:  # noqa: ARG002
+        """Write the cells and the last accuracy of each proposal of `trial`, and close its log."""
+        writers, last = self._writers.pop(trial, []), trial.last_result or {}
+        metrics = last.get(MEMBERS, [last])
+        # A trial that failed before it started has no writers.
+        for writer, proposal, own in zip(writers, proposals_of(trial.config), metrics, strict=False):
+            if METRIC in own:
+                cells = {name: known_to_optuna(cell) for name, cell in self._cells_of(config_of(proposal)).items()}
+                writer.add_hparams(cells, {METRIC: own[METRIC]}, run_name=".", global_step=last["training_iteration"])
+            writer.close()
 
 
 class Epochs(tune.Callback):  # type: ignore[misc]

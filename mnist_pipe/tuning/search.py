@@ -14,10 +14,11 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from heapq import nlargest
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,15 @@ from mnist_pipe.tuning.callbacks import Curves, Epochs, Recorder, folder_of
 from mnist_pipe.tuning.journal import Journal
 from mnist_pipe.tuning.ledger import TrialRecord, ledger_of
 from mnist_pipe.tuning.samplers import SAMPLERS
-from mnist_pipe.tuning.space import PACK, config_of, grid, propose, start_points
+from mnist_pipe.tuning.space import PACK, config_of, grid, propose, row, start_points
 from mnist_pipe.tuning.trial import METRIC, Trial, proposals_of, trial_recipe
 from mnist_pipe.tuning.vmapped import packs
 
 TRIALS_A_RUN = 1000
-"""Number of trials after which a search starts Ray Tune anew: Tune looks at all trials of a run for each new one, and
-keeps them in memory. The sampler goes on; a scheduler compares the trials of one run."""
+"""Number of trials after which a search starts Ray Tune anew: Tune, and a sampler that learns, look at all trials of a
+run for each new one, and keep them in memory. A scheduler compares the trials of one run."""
+KEPT_TRIALS = 100
+"""Number of trials, the best so far, from which a sampler that learns starts the next run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,25 +138,15 @@ def search(
         points = _grid(params, recipe=recipe) if sampler.is_grid else start_points(recipe, space=params.space)
     if sampler.is_grid:
         params = params.model_copy(update={"num_trials": len(points)})
-    runs: list[dict[str, Any]] = []
+    runs: Iterable[dict[str, Any]]
     """What each run of Tune takes its trials from."""
     if not sampler.learns and params.scheduler == "fifo":
         proposals = draw(params, recipe=recipe, points=points)
         together = _packs(proposals, shared, on_gpu=on_gpu, num_processes=num_processes, facts=training.facts)
-        for start in range(0, len(together), TRIALS_A_RUN):
-            found = together[start : start + TRIALS_A_RUN]
-            runs.append({"param_space": {PACK: tune.grid_search(found)}, "sampling": {"num_samples": 1}})
+        parts = (together[start : start + TRIALS_A_RUN] for start in range(0, len(together), TRIALS_A_RUN))
+        runs = ({"param_space": {PACK: tune.grid_search(part)}, "sampling": {"num_samples": 1}} for part in parts)
     else:
-        searcher = OptunaSearch(
-            space=partial(propose, space=params.space, recipe=recipe),
-            points_to_evaluate=list(map(dict, points)),
-            sampler=sampler.build(params.seed),
-            metric=METRIC,
-            mode="max",
-        )
-        for start in range(0, params.num_trials, TRIALS_A_RUN):
-            num_samples = min(TRIALS_A_RUN, params.num_trials - start)
-            runs.append({"param_space": {}, "sampling": {"num_samples": num_samples, "search_alg": searcher}})
+        runs = ({"param_space": {}, "sampling": part} for part in samplings(params, recipe=recipe, points=points))
     journal = Journal(name, storage=storage, space=params.space, recipe=recipe, known=ended)
 
     def end(record: TrialRecord) -> None:
@@ -194,7 +187,7 @@ def search(
                     # Ray's default is 0, which loses the trial with its node; restart it from its first epoch instead.
                     failure_config=tune.FailureConfig(max_failures=3),
                     checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger is the result
-                    callbacks=[Curves(), epochs, recorder],
+                    callbacks=[Curves(partial(row, space=params.space, recipe=recipe)), epochs, recorder],
                     verbose=0,
                 ),
             ).fit()
@@ -215,6 +208,34 @@ def draw(
     trials = [study.ask() for _ in range(params.num_trials)]
     own = [propose(trial, space=params.space, recipe=recipe) for trial in trials]
     return [{**trial.params, **values} for trial, values in zip(trials, own, strict=True)]
+
+
+def samplings(
+    params: SearchParams, *, recipe: Mapping[str, Any], points: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Yield for each run of Tune its number of samples and its searcher, which knows the best trials of earlier runs.
+
+    A run's is made when it is asked for, after the trials of the run before it have ended; `points` come first.
+    """
+    seed, kept = params.seed, list[optuna.trial.FrozenTrial]()
+    for start in range(0, params.num_trials, TRIALS_A_RUN):
+        storage = optuna.storages.InMemoryStorage()
+        study = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+        study.add_trials(kept)
+        searcher = OptunaSearch(
+            space=partial(propose, space=params.space, recipe=recipe, before=start - len(kept)),
+            points_to_evaluate=list(map(dict, points[start : start + TRIALS_A_RUN])),
+            sampler=SAMPLERS[params.algorithm].build(seed),
+            study_name=study.study_name,
+            storage=storage,
+            metric=METRIC,
+            mode="max",
+        )
+        yield {"num_samples": min(TRIALS_A_RUN, params.num_trials - start), "search_alg": searcher}
+        ended = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        best = nlargest(KEPT_TRIALS, ended, key=lambda trial: trial.value or 0.0)
+        kept = sorted(best, key=lambda trial: trial.number)  # TPE weighs late trials more
+        seed = random.Random(seed).getrandbits(32)
 
 
 def _grid(params: SearchParams, *, recipe: Mapping[str, Any]) -> list[dict[str, Any]]:

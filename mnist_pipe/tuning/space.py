@@ -75,12 +75,15 @@ class Dimension:
         return bool(self.domain[0] <= value <= self.domain[1])
 
 
-def propose(trial: optuna.Trial, *, space: Space, recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Draw a proposal: the searched values by field of a recipe, and the trial's number, from 1, as `trial`."""
+def propose(trial: optuna.Trial, *, space: Space, recipe: Mapping[str, Any], before: int = 0) -> dict[str, Any]:
+    """Draw a proposal: the searched values by field of a recipe, and the trial's number, from 1, as `trial`.
+
+    `before` is added to the trial's number in its Optuna study.
+    """
     config: dict[str, Any] = {}
     for dimension in _dimensions(space, recipe=recipe, config=config):
         _set(config, dimension, dimension.draw(trial))
-    return {"trial": trial.number + 1, **config}
+    return {"trial": before + trial.number + 1, **config}
 
 
 def config_of(proposal: Mapping[str, Any]) -> dict[str, Any]:

@@ -154,11 +154,11 @@ def open_tensorboard(browser: Browser, url: str, *, name: str, screenshot: Path)
         page.goto(f"{url}/#hparams")
         expect(page.get_by_text(name).first).to_be_visible()
         # TensorBoard shows only the first five of each kind until their boxes are checked.
-        for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
+        for column in (*HYPER_PARAMETERS, "validation_accuracy"):
             box = page.get_by_role("checkbox", name=column, exact=True)
             if box.get_attribute("aria-checked") == "false":
                 box.click()
-        for column in (*HYPER_PARAMETERS, "ray/tune/validation_accuracy"):
+        for column in (*HYPER_PARAMETERS, "validation_accuracy"):
             expect(page.get_by_text(column, exact=True).nth(1)).to_be_attached()  # the first match is the box's label
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,22 @@ def test_without_any_copy_the_lock_is_removed(project: Path) -> None:
     assert not (project / "dvc.lock").exists()
 
 
-def test_nothing_is_repaired_while_a_stage_runs(project: Path) -> None:
+def test_nothing_is_repaired_while_a_stage_runs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mnist_pipe.local.dvc_files.LIMIT_SECONDS", 0.3)
     (project / paths.DVC_RWLOCKS[0]).write_text("")
     with atomic.locked(project / paths.STATE / "stage.lock", purpose="a stage"), pytest.raises(BusyError):
         list(dvc_files.repair(project))
     assert (project / paths.DVC_RWLOCKS[0]).exists()
+
+
+def test_the_repair_waits_for_the_end_of_a_stage_whose_dvc_was_killed(project: Path) -> None:
+    (project / paths.DVC_RWLOCKS[0]).write_text("")
+    with ThreadPoolExecutor() as threads:
+        with atomic.locked(project / paths.STATE / "stage.lock", purpose="a stage"):
+            repaired = threads.submit(lambda: list(dvc_files.repair(project)))
+            with pytest.raises(TimeoutError):
+                repaired.result(timeout=0.5)
+        assert repaired.result(timeout=5) == [".dvc/tmp/rwlock: removed; DVC writes it anew"]
 
 
 @pytest.mark.parametrize("verb", ["status", "summary"])

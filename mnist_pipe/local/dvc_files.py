@@ -21,6 +21,7 @@ from mnist_pipe import paths
 from mnist_pipe.atomic import locked, write_bytes
 from mnist_pipe.errors import BusyError, CorruptDataError, InputError, one_line
 from mnist_pipe.paths import DVC_LOCKS, DVC_RWLOCKS, KEPT_LOCKS
+from mnist_pipe.waiting import LIMIT_SECONDS
 
 _FIX = "run: mnist-pipe doctor --fix"
 
@@ -119,12 +120,15 @@ def altered(root: Path) -> Iterator[Path]:
 def repair(root: Path) -> Iterator[str]:
     """Bring back each damaged file under `root`, and yield what was done.
 
+    A stage whose DVC was killed may live on for seconds, so that this waits for its end.
+
     Raises:
-        BusyError: a stage runs, so that its DVC will write these files.
+        BusyError: a stage runs on, so that its DVC will write these files.
     """
     from mnist_pipe import lineage  # imports the schema of params.yaml, which takes longer than most commands
 
-    with locked(root / paths.STATE / "stage.lock", purpose="a stage"):
+    stage = root / paths.STATE / "stage.lock"
+    with locked(stage, purpose="a stage", wait=True, limit_seconds=LIMIT_SECONDS):
         for lock in DVC_LOCKS:
             if not (root / lock).exists() or _is_lock(_content(root / lock)):
                 continue

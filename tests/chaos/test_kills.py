@@ -69,8 +69,9 @@ def mend(folder: Path) -> int:
     """Do what a user does when DVC refuses a file that a kill has left empty; return whether that was so."""
     if not any(dvc_files.damaged(folder)):
         return 0
-    subprocess.run(["mnist-pipe", "doctor", "--fix"], cwd=folder, env=environment(), capture_output=True, check=False)
-    assert not any(dvc_files.damaged(folder))
+    command = ["mnist-pipe", "doctor", "--fix"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert not any(dvc_files.damaged(folder)), done.stdout + done.stderr
     return 1
 
 

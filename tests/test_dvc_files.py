@@ -67,6 +67,8 @@ def test_records_of_killed_commands_are_removed_and_others_stay(project: Path) -
     with atomic.locked(project / ".dvc/tmp/rwlock.lock", purpose="DVC"):  # DVC writes it
         dvc_files.forget_the_dead(project)
     assert atomic.read_json(project / paths.DVC_RWLOCKS[0]) == record
+    assert list(dvc_files.repair(project)) == []
+    assert atomic.read_json(project / paths.DVC_RWLOCKS[0]) == expected
 
 
 def test_the_lock_comes_back_from_the_copy_that_the_last_stage_kept(project: Path) -> None:

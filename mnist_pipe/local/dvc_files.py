@@ -39,6 +39,7 @@ def forget_the_dead(root: Path) -> None:
     """Remove what killed commands have left in DVC's record of who reads and writes what.
 
     DVC removes the record of a killed reader only when it writes what that one read, so that each kill would add some.
+    Each stage calls this as it starts; `repair` does for the records of commands that had nothing to do.
     """
     for path in (root / name for name in DVC_RWLOCKS):
         if not path.exists():
@@ -145,6 +146,7 @@ def repair(root: Path) -> Iterator[str]:
             if (root / path).exists() and not _is_rwlock(_content(root / path)):
                 (root / path).unlink()
                 yield f"{path}: removed; DVC writes it anew"
+        forget_the_dead(root)
         for path in altered(root):
             path.unlink()
             yield f"{path}: removed, as its bytes had changed"

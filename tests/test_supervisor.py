@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mnist_pipe.errors import UnavailableError
 from tests.support import ROOT, checkout
 
 pytestmark = pytest.mark.services  # they start processes and wait for grace periods
@@ -135,6 +136,19 @@ server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)",
 pathlib.Path("works").touch()
 time.sleep(600)
 """
+# A stage that ends as where memory runs out.
+KILLED = """
+import os, signal
+from mnist_pipe import command_line
+from mnist_pipe.local import supervisor
+
+def work(_):
+    if (code := supervisor.run_supervised("toy", [])) is None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return code
+
+raise SystemExit(command_line.run(command_line.Parser(), work))
+"""
 DVC_YAML = "stages: {toy: {cmd: exec python -m toy, outs: [out]}}"
 
 
@@ -163,6 +177,17 @@ def toy(tmp_path: Path) -> Path:
 
 def environment_of(folder: Path) -> dict[str, str]:
     return {**checkout.environment(), "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+
+
+def test_a_child_that_the_kernel_kills_is_an_error_in_words(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(KILLED)
+    command = [sys.executable, "-m", "toy"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment_of(tmp_path), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == UnavailableError.exit_code
+    expected = "the kernel does that when memory runs out: free some, and run it again"
+    assert done.stderr == f"toy: the process was ended by SIGKILL; {expected}\n"
 
 
 @pytest.mark.chaos

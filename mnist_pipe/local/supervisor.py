@@ -27,7 +27,7 @@ from types import FrameType
 import psutil
 
 from mnist_pipe import command_line
-from mnist_pipe.errors import message_and_code
+from mnist_pipe.errors import UnavailableError, message_and_code
 from mnist_pipe.paths import DVC_RWLOCKS
 
 GRACE_SECONDS = 3.5
@@ -41,6 +41,9 @@ def run_supervised(module: str, arguments: Sequence[str], *, grace_seconds: floa
 
     A command that must leave no processes behind calls this first, and does its work if the result is None. It has
     `grace_seconds` to end after a signal.
+
+    Raises:
+        UnavailableError: a signal that this process did not send ended the child.
     """
     parent = os.getppid()
     if _INNER in os.environ:
@@ -50,7 +53,13 @@ def run_supervised(module: str, arguments: Sequence[str], *, grace_seconds: floa
     if _is_dvc_gone(parent):
         return 128 + signal.SIGTERM
     os.environ[_INNER] = str(os.getpid())
-    return supervise([sys.executable, "-m", module, *arguments], grace_seconds=grace_seconds, parent=parent)
+    code = supervise([sys.executable, "-m", module, *arguments], grace_seconds=grace_seconds, parent=parent)
+    if code < 0:
+        name = signal.Signals(-code).name
+        fix = "the kernel does that when memory runs out: free some, and run it again" if name == "SIGKILL" else ""
+        state = f"was ended by {name}"
+        raise UnavailableError.missing("the process", state=state, where=next(iter(arguments), module), fix=fix)
+    return code
 
 
 def supervise(command: Sequence[str], *, grace_seconds: float = GRACE_SECONDS, parent: int | None = None) -> int:

@@ -122,8 +122,9 @@ def test_each_trial_leaves_curves_for_tensorboard(reference: tuple[list[TrialRec
     records, folder = reference
     for record in records:
         events = EventAccumulator(str(folder / "ray/search.0" / f"trial-{record.trial}")).Reload()
-        curve = {event.step: round(event.value, 6) for event in events.Scalars("validation_accuracy")}
-        assert curve == {epoch["epoch"]: round(epoch["validation_accuracy"], 6) for epoch in record.history}
+        assert [round(event.value, 6) for event in events.Scalars("validation_accuracy")] == [
+            round(epoch["validation_accuracy"], 6) for epoch in record.history
+        ]
         start = events.summary_metadata[metadata.SESSION_START_INFO_TAG].plugin_data.content
         shown = metadata.parse_session_start_info_plugin_data(start).hparams
         assert {key: value.string_value or value.number_value for key, value in shown.items()} == record.config
@@ -249,6 +250,7 @@ def test_a_search_of_many_trials_proposes_the_same_in_several_runs_of_tune(
     whole = run(cluster, folder=tmp_path / "whole", **rules)
     monkeypatch.setattr("mnist_pipe.tuning.search.TRIALS_A_RUN", 5)
     assert run(cluster, folder=tmp_path / "parts", **rules) == whole
+    assert {path.name for path in (tmp_path / "parts/ray").iterdir()} == {"search.0"}
 
 
 @ray
@@ -260,6 +262,7 @@ def test_a_search_of_many_trials_resumes_in_any_run_of_tune(
     monkeypatch.setattr("mnist_pipe.tuning.search.KEPT_TRIALS", 4)
     rules = {**IN_PARTS, "algorithm": algorithm}
     first = run(cluster, folder=tmp_path, **rules)
+    assert {path.name for path in (tmp_path / "ray").iterdir()} == {"search.0", "search.1", "search.2"}
     assert [record.trial for record in first] == list(range(1, 15))
     assert len({digest(record.config) for record in first}) == 14
     for record in first[7:]:

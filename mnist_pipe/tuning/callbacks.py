@@ -10,6 +10,7 @@ from typing import Any
 from ray import tune
 from ray.tune.logger import LoggerCallback
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from mnist_pipe.atomic import digest
 from mnist_pipe.cluster.ledger import Ledger
@@ -31,7 +32,7 @@ class Curves(LoggerCallback):  # type: ignore[misc]
 
     def __init__(self, cells_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
         self._cells_of = cells_of
-        self._writers: dict[Any, list[SummaryWriter]] = {}
+        self._writers: dict[Any, list[Any]] = {}
 
     def log_trial_start(self, trial: Any) -> None:
         """Open a TensorBoard log for each proposal of `trial`."""
@@ -46,14 +47,13 @@ class Curves(LoggerCallback):  # type: ignore[misc]
             writer.flush()
 
     def log_trial_end(self, trial: Any, failed: bool = False) -> None:  # noqa: ARG002
-        """Write the cells and the last accuracy of each proposal of `trial`, and close its log."""
-        writers, last = self._writers.pop(trial, []), trial.last_result or {}
-        metrics = last.get(MEMBERS, [last])
+        """Write the cells of each proposal of `trial`, and close its log."""
         # A trial that failed before it started has no writers.
-        for writer, proposal, own in zip(writers, proposals_of(trial.config), metrics, strict=False):
-            if METRIC in own:
-                cells = {name: known_to_optuna(cell) for name, cell in self._cells_of(config_of(proposal)).items()}
-                writer.add_hparams(cells, {METRIC: own[METRIC]}, run_name=".", global_step=last["training_iteration"])
+        for writer, proposal in zip(self._writers.pop(trial, []), proposals_of(trial.config), strict=False):
+            cells = {name: known_to_optuna(cell) for name, cell in self._cells_of(config_of(proposal)).items()}
+            # `writer.add_hparams` would write the accuracy once more, into a file of its own.
+            for summary in hparams(cells, {METRIC: None}):  # type: ignore[no-untyped-call]
+                writer.file_writer.add_summary(summary)
             writer.close()
 
 

@@ -158,6 +158,7 @@ def render_findings(measured: Measured, rows: Sequence[Row]) -> str:
             _on_the_order(rows),
             _on_tradition(table, measured.conclusions),
             _on_the_claims(table, measured.conclusions),
+            _on_generalisation(measured.runs, table),
             _on_boosting(measured.runs),
             _on_the_machines(measured.runs),
             _SAME,
@@ -270,6 +271,26 @@ def _on_tradition(table: Mapping[str, Row], conclusions: Mapping[str, Any]) -> s
         f"{100 * verdict.SIGNIFICANCE:g} %)."
     )
     return "\n\n".join([f"{text} The exceptions are:", "\n".join(lines)]) if lines else text
+
+
+def _on_generalisation(done: Sequence[Run], table: Mapping[str, Row]) -> str:
+    """Return how much higher the error on the test split is than on the images that a network learned from."""
+    found: dict[str, list[float]] = {}
+    for each in done:
+        if "train_error" in each.result:
+            found.setdefault(each.config["name"], []).append(each.result["train_error"])
+    errors = {name: (fmean(values), table[name].mean) for name, values in found.items()}
+    lines = [
+        f"- {table[name].system}{_suffix(table[name].variant)}: {train:.2f} → {test:.2f} %, {test - train:+.2f} points"
+        for name, (train, test) in sorted(errors.items(), key=lambda one: one[1][1] - one[1][0])
+    ]
+    return "\n\n".join(
+        [
+            "**Generalisation.** The error on the 60,000 training images, without distortions, and on the test split, "
+            "from the smallest difference to the largest:",
+            "\n".join(lines),
+        ]
+    )
 
 
 def _word(one: Mapping[str, float]) -> str:

@@ -147,7 +147,7 @@ def _network_run(config: Config, training: NormalizedSplit, test: NormalizedSpli
     name = config["name"]
     training, test = (prepared(split, NETWORKS[name].images) for split in (training, test))
     model, _ = fit(_recipe(config), training=training, watched=test.first(1000))
-    return {name: predicted(model, test)}, {}
+    return {name: predicted(model, test)}, {"train_error": error_of(predicted(model, training), training)}
 
 
 def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
@@ -164,7 +164,7 @@ def _lenet4(config: Config, training: NormalizedSplit, test: NormalizedSplit) ->
         "LeNet-4, plain": predicted(model, test),
         "LeNet-4 + K-NN, plain": neighbours.vote(labels[near]),
         "LeNet-4 + local learning, plain": _digits(local),
-    }, {}
+    }, {"train_error": error_of(predicted(model, training), training)}
 
 
 @torch.inference_mode()

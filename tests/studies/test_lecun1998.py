@@ -456,6 +456,8 @@ def _measured(factor: float) -> list[Run]:
         figures = dict(_FIGURES.get(config["method"], {}))
         if config["method"] in _MACHINES:
             names = _MACHINES[config["method"]]
+        if config["method"] in ("network", "LeNet-4"):
+            figures["train_error"] = 0.25
         if config["method"] == "LeNet-4":
             names += ["LeNet-4 + K-NN, plain", "LeNet-4 + local learning, plain"]
         errors = {}
@@ -495,6 +497,7 @@ def test_the_findings_and_figures_follow_the_numbers(tmp_path: Path, monkeypatch
     assert "Lower than published are:" in texts[0]
     assert "Higher than published are:" in texts[1]
     assert "- LeNet-5: 0.86 → 0.72 %" in texts[0]
+    assert "- LeNet-5: 0.25 → 0.86 %, +0.61 points" in texts[0]
     (worse,) = (line for line in texts[0].splitlines() if line.startswith("- LeNet-4, 0.99 %, beside "))
     assert "reduced-set SVM poly 5, deslanted (0.90 %" in worse
     assert "- virtual SVM, deslanted images, degrees 9 and 9: 0.72 %" in texts[0]

@@ -189,6 +189,8 @@ def search(config: Config, splits: Splits) -> Result:
 def train(config: Config, splits: Splits) -> Result:
     """Train on all 60,000 rows; return each optimizer's training loss and test accuracy at `epochs`.
 
+    `parameters` is the number of weights and biases of the network.
+
     The last accuracy is that of the network as `models.lenet5` computes it, in float32; the earlier ones are only
     shown.
     """
@@ -208,7 +210,7 @@ def train(config: Config, splits: Splits) -> Result:
             epochs.append(epoch)
             losses.append(loss)
             accuracies.append(side_by_side.accuracies(nets, test))
-    metrics: dict[str, Any] = {"epochs": epochs}
+    metrics: dict[str, Any] = {"epochs": epochs, "parameters": sum(each.numel() for each in model.parameters())}
     for index, name in enumerate(names):
         _, last = loop.evaluate(nets.copy_to(model, index), test)
         metrics[name] = {

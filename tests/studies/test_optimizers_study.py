@@ -360,6 +360,7 @@ def test_a_run_is_deterministic_and_ends_with_the_networks_accuracy() -> None:
     assert computed_once == runs.run(config, SPLITS)
     result = computed_once.metrics
     assert result["epochs"] == [1, 2, 3, 4, 5, 6]
+    assert result["parameters"] == 61_706
     for name in config["learning_rates"]:
         assert len(result[name]["train_loss"]) == len(result[name]["test_accuracy"]) == 6
         assert result[name]["train_loss"][-1] < result[name]["train_loss"][0]

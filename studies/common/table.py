@@ -118,8 +118,12 @@ def counted(words: Sequence[str]) -> str:
 
 
 def probability(p_value: float) -> str:
-    """Return a p-value as text, such as `p = 0.012` or `p < 0.0001`."""
-    return f"p = {p_value:.2g}" if p_value >= 0.0001 else "p < 0.0001"
+    """Return a p-value as text, such as `p = 0.012` or `p < 0.0001`, on the side of the significance level it is on."""
+    if p_value < 0.0001:
+        return "p < 0.0001"
+    texts = (f"{p_value:.{digits}g}" for digits in range(2, 18))
+    level = verdict.SIGNIFICANCE
+    return f"p = {next(text for text in texts if (float(text) < level) == (p_value < level))}"
 
 
 def csv(rows: Sequence[Row]) -> bytes:

@@ -61,3 +61,18 @@ def test_columns_without_content_are_left_out_of_the_markdown() -> None:
 def test_the_csv_has_the_value_of_every_seed() -> None:
     (line,) = csv.DictReader(io.StringIO(table.csv([_row([1.0, 1.25], published=2.0)]).decode()))
     assert (line["values"], line["num_seeds"], line["mean"], line["difference"]) == ("1 1.25", "2", "1.125", "-0.875")
+
+
+@pytest.mark.parametrize(
+    ("p_value", "text"),
+    [
+        (0.00009, "p < 0.0001"),
+        (0.0123, "p = 0.012"),
+        (0.049716, "p = 0.0497"),
+        (0.04999999, "p = 0.04999999"),
+        (0.05, "p = 0.05"),
+        (1.0, "p = 1"),
+    ],
+)
+def test_a_p_value_is_never_rounded_across_the_significance_level(p_value: float, text: str) -> None:
+    assert table.probability(p_value) == text

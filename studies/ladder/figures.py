@@ -180,9 +180,9 @@ def draw_regression(
         for axes, (name, runs), colour in zip(panels[0], regressors.items(), plots.SERIES_COLOURS, strict=False):
             axes.plot([low, high], [low, high], color="#b4bac2", linewidth=1)
             axes.plot(slants, points[name], "o", markersize=2, alpha=0.4, color=colour, markeredgewidth=0)
-            axes.set(xlim=(low, high), ylim=(low, high), xlabel="slant from the moments", aspect="equal")
+            axes.set(xlim=(low, high), ylim=(low, high), xlabel="slant from the moments, pixels a row", aspect="equal")
             axes.set_title(f"{name}: R² {fmean(values_of(runs, 'r2')):.4f}")
-        panels[0, 0].set_ylabel("predicted slant")
+        panels[0, 0].set_ylabel("predicted slant, pixels a row")
         figure.suptitle(
             f"the first {len(slants):,} test images, seed {next(iter(regressors.values()))[0].config['seed']}"
         )

@@ -24,7 +24,7 @@ from studies.common.significance import combined
 from studies.lecun1998 import cost
 from studies.lecun1998.methods import METHODS, NETWORKS, error_of
 
-QUICK = ("MLP", "LeNet-1")
+QUICK = ("MLP", "LeNet")
 """First letters of the networks that train in less than a minute."""
 TRADITIONAL = ("linear", "pairwise", "K-NN", "40 PCA", "1000 RBF", "tangent", "SVM", "reduced-set", "virtual")
 CONVOLUTIONAL = ("LeNet-1", "LeNet-4, ", "LeNet-5", "boosted")

@@ -55,8 +55,8 @@ KERAS_DEFAULTS: dict[str, tuple[str, dict[str, Any]]] = {
 """For each optimizer, torch's class and the constants with which it computes what Keras 3 computes by default."""
 REPORTED = ("adadelta", "sgd", "adagrad", "rmsprop", "adam")
 """Optimizers of the report, in the order of its table, from the worst to the best."""
-NUM_FIRST_EPOCHS = 5
-"""Seeds of the control `first epoch`, a run of which takes a few seconds."""
+QUICK, NUM_QUICK_SEEDS = ("first epoch", "slower"), 5
+"""Controls of which a run takes less than a minute, and their number of seeds."""
 BY_SHAPE = ("adamw", "muon")
 """Optimizers that treat a matrix differently from a vector, and so cannot take a network's weights as one vector."""
 DECAY = {"adamw": 0.01}
@@ -122,11 +122,11 @@ def plan_columns(params: Params, done: Sequence[Run]) -> list[Config]:
         "slower": {"learning_rates": {"sgd": defaults["adam"]}},
         "other start": {"learning_rates": {name: defaults[name] for name in ("sgd", "adam")}, "initial": "torch"},
     }
-    seeds = dict.fromkeys(columns, params.num_seeds) | {"first epoch": max(params.num_seeds, NUM_FIRST_EPOCHS)}
+    quick = max(params.num_seeds, NUM_QUICK_SEEDS)
     return [
         {"phase": phase, **column, **own, "seed": seed}
         for phase, own in columns.items()
-        for seed in range(seeds[phase])
+        for seed in range(quick if phase in QUICK else params.num_seeds)
     ]
 
 

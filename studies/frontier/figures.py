@@ -97,18 +97,17 @@ def _kinds(path: Path, measured: Measured) -> None:
 
 
 def _sizes(path: Path, conclusions: Mapping[str, Any]) -> None:
-    """Draw the mean error against the number of networks; the band is Wilson's interval of the first line."""
+    """Draw the mean error against the number of networks; the band is Wilson's interval of several kinds."""
     num_rows = conclusions["num_rows"]
     with plots.drawing(path, height=3.6) as figure:
         axes = figure.subplots()
         for number, (name, values) in enumerate(conclusions["by_size"].items()):
             sizes, means = np.arange(1, len(values) + 1), errors(values)
             style: dict[str, Any] = {"color": plots.SERIES_COLOURS[number], "marker": plots.SERIES_MARKERS[number]}
-            if number == 0:
+            if name == "one of each kind":
                 low, high = zip(*(interval(mean, num_rows=num_rows) for mean in means), strict=True)
-                axes.fill_between(
-                    sizes, low, high, color=style["color"], alpha=0.12, linewidth=0, label="its interval for the images"
-                )
+                band = f"{name}: 95 % interval for the images"
+                axes.fill_between(sizes, low, high, color=style["color"], alpha=0.12, linewidth=0, label=band)
             axes.plot(sizes, means, label=name, **style)
         axes.set(xlabel="networks averaged", ylabel="test error, %")
         axes.set_ylim(bottom=0)

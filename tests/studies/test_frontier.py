@@ -329,6 +329,7 @@ def test_the_figures_show_every_system_kind_size_and_mistake(
     assert [text.get_text() for text in drawn["kinds.png"].axes[0].get_yticklabels()] == [
         one.config["kind"] for one in sorted(runs.of_phase(done, "choice"), key=lambda one: one.result["brier"])
     ]
-    assert set(legend(drawn["sizes.png"].axes[0])) == {*conclusions["by_size"], "its interval for the images"}
+    band = "one of each kind: 95 % interval for the images"
+    assert set(legend(drawn["sizes.png"].axes[0])) == {*conclusions["by_size"], band}
     tiles = [one for one in drawn["mistakes.png"].axes if one.get_visible()]
     assert len(tiles) == len(conclusions["mistakes"])

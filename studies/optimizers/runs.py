@@ -66,6 +66,15 @@ _LOWER = 1 / 3  # OPTIMIZERS has ranges for the peak of a one-cycle schedule; co
 _CLOSE, _STEP = 5, 5  # test accuracy is measured after each of the first epochs, then after every fifth
 
 
+class Rung(Section):
+    """A rung of the search."""
+
+    num_epochs: Epochs
+    """Epochs after which the rates are judged."""
+    num_rates: Annotated[int, Field(ge=1)]
+    """Rates that go on."""
+
+
 class Params(Section):
     """The section `optimizers` of `studies/params.yaml`."""
 
@@ -75,8 +84,8 @@ class Params(Section):
     num_seeds: Annotated[int, Field(ge=3, le=100)]
     search_rates: Annotated[int, Field(ge=2, le=1000)]
     """Learning rates that are tried for each optimizer beside its default, from one end of its range to the other."""
-    search_rungs: dict[Epochs, Annotated[int, Field(ge=1)]]
-    """How many rates go on after how many epochs; those that are left train for `num_epochs`."""
+    search_rungs: list[Rung]
+    """Rungs of the search, those before `num_epochs`, for which the rates that are left train."""
     search_seed: Seed
 
 
@@ -87,7 +96,11 @@ def plan(params: Params) -> list[Config]:
             "phase": "search",
             "optimizer": name,
             "learning_rates": _with(constants["lr"], np.geomspace(*rates_of(name), params.search_rates).tolist()),
-            "rungs": [[epochs, number] for epochs, number in sorted(params.search_rungs.items())],
+            "rungs": [
+                [rung.num_epochs, rung.num_rates]
+                for rung in sorted(params.search_rungs, key=lambda rung: rung.num_epochs)
+                if rung.num_epochs < params.num_epochs
+            ],
             "num_epochs": params.num_epochs,
             "batch_size": params.batch_size,
             "seed": params.search_seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pickle
 from pathlib import Path
@@ -35,6 +36,12 @@ def test_shipped_params_are_valid_and_plan_no_configuration_twice(name: str) -> 
         configs = study.plan(params)
         assert configs
         assert len({str(config) for config in configs}) == len(configs)
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_params_survive_json_in_which_a_flow_run_gets_them(name: str) -> None:
+    study, params = catalogue.study_of(name), catalogue.params_of(name, ROOT / paths.STUDY_PARAMS)
+    assert study.params.model_validate(json.loads(json.dumps(params.model_dump()))) == params
 
 
 @pytest.mark.parametrize("name", studies.STUDIES)

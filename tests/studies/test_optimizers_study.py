@@ -23,13 +23,14 @@ from mnist_pipe.training.optimizers import OPTIMIZERS
 from mnist_pipe.training.recipe import Recipe
 from studies.common.ledger import Run
 from studies.optimizers import figures, findings, results, runs, side_by_side
-from studies.optimizers.runs import KERAS_DEFAULTS, Params
+from studies.optimizers.runs import KERAS_DEFAULTS, Params, Rung
 from tests.support import ray_data
 from tests.support.studies import check_rendered, legend, measured, points, recorded
 from tests.support.training import CPU, blobs
 
 Array = NDArray[np.float64]
-PARAMS = Params(num_epochs=7, batch_size=32, num_seeds=3, search_rates=3, search_rungs={1: 3, 2: 2}, search_seed=0)
+RUNGS = [Rung(num_epochs=epochs, num_rates=rates) for epochs, rates in ((2, 2), (1, 3), (7, 1))]
+PARAMS = Params(num_epochs=7, batch_size=32, num_seeds=3, search_rates=3, search_rungs=RUNGS, search_seed=0)
 SPLITS = {
     name: ray_data.split(rows, seed=seed)
     for seed, (name, rows) in enumerate({"train": 200, "validation": 50, "test": 100}.items())

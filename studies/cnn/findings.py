@@ -148,7 +148,7 @@ def _draw_epochs(path: Path, measured: Measured) -> None:
             panels[0, column].set_title("with augmentation" if training == CONTROL else "without augmentation")
             panels[1, column].set_xlabel("epoch")
         panels[0, 0].plot([], [], "D", color=plots.INK, markerfacecolor="white", markersize=5, label="the report")
-        panels[0, 0].set(yscale="log", ylabel="loss, nats")
+        panels[0, 0].set(yscale="log", ylabel="loss, nats (logarithmic)")
         panels[1, 0].set_ylabel("accuracy")
         panels[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         panels[0, 0].yaxis.set_minor_formatter(NullFormatter())
@@ -362,13 +362,14 @@ def _on_confusions(conclusions: Mapping[str, Any]) -> str:
     by_seed = [int(one[9, 4]) for one in seeds]
     occurs = "in every seed" if min(by_seed) else f"in {sum(map(bool, by_seed))} of {len(by_seed)} seeds"
     rank = 1 + sum(count > pairs[4, 9] for count in pairs.values())
-    place = "the most confused pair" if rank == 1 else f"pair number {rank}"
+    place = "the most confused pair" if rank == 1 else f"number {rank} of the confused pairs"
     return "\n\n".join(
         [
             "**9 as 4.** The report says that the network occasionally misclassifies a 9 as a 4 and sometimes confuses "
             f"digits like 4 and 9. That {verdict.HOLDS if min(by_seed) else f'is {verdict.UNDECIDED}'}: a 9 is "
-            f"read as a 4 {occurs} ({', '.join(map(str, by_seed))}), and 4 and 9 are {place} of {len(seeds)} augmented "
-            f"networks, with {pairs[4, 9]} of {sum(pairs.values())} mistakes. The five most confused pairs are:",
+            f"read as a 4 {occurs} ({', '.join(map(str, by_seed))}), and 4 and 9 are {place} of the "
+            f"{len(seeds)} augmented networks, with {pairs[4, 9]} of {sum(pairs.values())} mistakes. The five most "
+            "confused pairs are:",
             "\n".join(f"- {first} and {second}: {pairs[first, second]}" for first, second in ranked[:5]),
         ]
     )
@@ -397,7 +398,7 @@ def _on_improvements(done: Sequence[Run], conclusions: Mapping[str, Any]) -> str
             "\n".join(lines),
             f"The report's training for {of(done, LONGER)[0].config['num_epochs']} epochs at a constant rate ends at "
             f"{statistics.fmean(_values(of(done, LONGER), 'test_accuracy')):.2f} %, {_gain(longer)}, {_told(longer)}. "
-            "What the trainings of that length gain over it is due to more than their length:",
+            "Over that control, the other trainings of its length gain:",
             "\n".join(beside_longer),
             "A difference is measurable if McNemar's p-values of the seeds, combined (Rüger 1978), are below "
             f"{verdict.SIGNIFICANCE:g}. The ResNet has {resnet.result['num_parameters']:,} "

@@ -246,10 +246,10 @@ def _rendered(splits: dict[str, NormalizedSplit], wrong: dict[str, dict[int, int
 def test_the_finding_on_9_as_4_follows_the_counts(splits: dict[str, NormalizedSplit]) -> None:
     first = _rendered(splits, {runs.CONTROL: {9: 4, 19: 4, 5: 3}})
     assert "That holds: a 9 is read as a 4 in every seed (2, 2, 2)" in first
-    assert "4 and 9 are the most confused pair of 3 augmented networks, with 6 of 9 mistakes" in first
+    assert "4 and 9 are the most confused pair of the 3 augmented networks, with 6 of 9 mistakes" in first
     second = _rendered(splits, {runs.CONTROL: {9: 4, 5: 3, 15: 3}})
     assert "That holds: a 9 is read as a 4 in every seed (1, 1, 1)" in second
-    assert "4 and 9 are pair number 2 of 3 augmented networks, with 3 of 9 mistakes" in second
+    assert "4 and 9 are number 2 of the confused pairs of the 3 augmented networks, with 3 of 9 mistakes" in second
     assert "That is not decided: a 9 is read as a 4 in 0 of 3 seeds" in _rendered(splits, {runs.CONTROL: {5: 3}})
 
 
@@ -270,7 +270,7 @@ def test_the_finding_on_an_improvement_follows_its_test(splits: dict[str, Normal
     assert "measurably better" in lines["- dropout, 5 epochs"]
     assert "not decided, better in 0 and worse in 3 of 3 seeds" in lines["- ResNet, 5 epochs"]
     assert "measurably worse" in lines["- falling learning rate, 8 epochs"]
-    assert "What the trainings of that length gain over it is due to more than their length" in text
+    assert "Over that control, the other trainings of its length gain:" in text
     assert "**Proposed improvements.** 3 of 5 trainings are measurably better" in text
 
 

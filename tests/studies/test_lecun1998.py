@@ -394,7 +394,8 @@ def test_only_random_methods_are_repeated_over_seeds() -> None:
     for config in configs:
         seeds[config["method"], config.get("name")] += 1
     assert seeds["boosted", "boosted LeNet-4, distortions"] == 2
-    assert seeds["network", "MLP 300-10, plain"] == seeds["network", "LeNet-5, distortions"] == 3
+    assert seeds["network", "MLP 300-10, plain"] == seeds["network", "LeNet-1, 16x16 input"] == 3
+    assert seeds["network", "LeNet-5, plain"] == seeds["network", "LeNet-5, distortions"] == 3
     assert seeds["reduced", None] == seeds["quadratic", None] == 1
 
 

@@ -400,10 +400,8 @@ def test_every_published_result_has_a_row_at_default_rates() -> None:
         ("SGD, defaults, ReLU convolutions, one epoch", 85.8),
         ("SGD, defaults, rate of the others", 85.8),
     }
-    assert {row.variant for row in rows if len(row.values) == 5} == {
-        "SGD, defaults, ReLU convolutions, one epoch",
-        "SGD, defaults, rate of the others",
-    }
+    quick = ("SGD, defaults, ReLU convolutions, one epoch", "SGD, defaults, rate of the others")
+    assert all(len(row.values) == (5 if row.variant in quick else 3) for row in rows)
 
 
 def test_the_findings_follow_the_numbers() -> None:

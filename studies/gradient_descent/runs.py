@@ -197,8 +197,16 @@ def activations(network: Sequence[Array], images: Array) -> tuple[Array, Array]:
     `images` are `(members, N, 784)`, or `(1, N, 784)` if all members see the same. All arrays are floating point.
     """
     weights, biases, output_weights, output_biases = network
-    hidden = sigmoid(images @ weights + biases)
+    hidden = sigmoid(_products(images, weights) + biases)
     return hidden, sigmoid(hidden @ output_weights + output_biases)
+
+
+def _products(images: Array, values: Array) -> Array:
+    """Return `images @ values` of each member."""
+    if len(images) > 1:
+        return images @ values
+    # One product of large matrices takes less than half as long as one for each member.
+    return np.tensordot(images[0], values, axes=(1, 1)).swapaxes(0, 1)
 
 
 def sigmoid(values: Array) -> Array:
@@ -227,7 +235,7 @@ def gradient(network: Sequence[Array], images: Array, targets: Array) -> list[Ar
     output_error = (outputs - targets) * outputs * (1 - outputs)
     hidden_error = output_error @ network[2].swapaxes(1, 2) * hidden * (1 - hidden)
     return [
-        images.swapaxes(1, 2) @ hidden_error / num_rows,
+        _products(images.swapaxes(1, 2), hidden_error) / num_rows,
         hidden_error.mean(1, keepdims=True),
         hidden.swapaxes(1, 2) @ output_error / num_rows,
         output_error.mean(1, keepdims=True),

@@ -64,6 +64,13 @@ def test_the_gradient_of_a_batch_is_the_mean_over_its_rows() -> None:
         np.testing.assert_allclose(whole, np.mean(parts, axis=0), rtol=1e-12, atol=1e-15)
 
 
+def test_members_get_the_same_gradients_from_shared_images_as_from_their_own_copies() -> None:
+    network, images, targets = _problem(members=3)
+    shared = runs.gradient(network, images[:1], targets[:1])
+    for slopes, own in zip(shared, runs.gradient(network, images[[0, 0, 0]], targets[[0, 0, 0]]), strict=True):
+        np.testing.assert_allclose(slopes, own, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_small_step_lowers_the_cost_by_rate_times_squared_gradient(encoding: str) -> None:
     """Check equation 4."""

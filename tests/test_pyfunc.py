@@ -71,6 +71,14 @@ def predict_in_a_plain_environment(root: Path, images: NDArray[np.uint8], folder
     return found
 
 
+def check_same(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    """Check that the toy model's probabilities are the same but for rounding: sums of another order.
+
+    Its logits reach 126, where float32 errs by 4e-5, and a probability by as large a part of itself.
+    """
+    np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-6)
+
+
 @pytest.fixture
 def images() -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, (50, 28, 28), dtype=np.uint8)
@@ -83,7 +91,7 @@ def test_a_version_loads_without_this_project_and_predicts_the_same(
     register(registry_root, make_candidate(1, 40))
     expected = registered.load(root=registry_root).probabilities(images)
     found = predict_in_a_plain_environment(registry_root, images, tmp_path / "plain")
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+    check_same(found, expected)
 
 
 @pytest.mark.services
@@ -190,7 +198,7 @@ for wrong in (-1, 256):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     predicted = json.loads((tmp_path / "predicted.json").read_text())["predictions"]
-    np.testing.assert_allclose(np.array(predicted, np.float32), expected, rtol=1e-5, atol=1e-7)
+    check_same(np.array(predicted, np.float32), expected)
 
 
 @pytest.mark.services
@@ -215,7 +223,7 @@ def test_mlflow_serves_a_version(
     finally:
         os.killpg(server.pid, 9)
         server.wait()
-    np.testing.assert_allclose(np.array(answer["predictions"], dtype=np.float32), expected, rtol=1e-5, atol=1e-7)
+    check_same(np.array(answer["predictions"], dtype=np.float32), expected)
 
 
 def post(url: str, body: Any, *, seconds: float) -> Any:

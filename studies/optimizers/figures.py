@@ -44,10 +44,10 @@ def _dots(path: Path, done: Sequence[Run], published: Published) -> None:
     markers = ("D", "o", "s", "^", "v", "<", ">")
     colours = (plots.INK, plots.SERIES_COLOURS[1], plots.SERIES_COLOURS[0], *plots.SERIES_COLOURS[2:6])
     names = [name for name in NAMES if name in columns["default rate"]]
-    with plots.drawing(path, height=0.42 * len(names) + 1.4) as figure:
+    shifts = (0.0, -0.13, 0.13, -0.26, 0.26, -0.39, 0.39)  # SGD has all of them
+    with plots.drawing(path, height=0.5 * len(names) + 1.6) as figure:
         axes = figure.subplots()
-        for (column, by_name), marker, colour in zip(columns.items(), markers, colours, strict=False):
-            shift = {"default rate": -0.14, "searched rate": 0.14}.get(column, 0.0)
+        for (column, by_name), shift, marker, colour in zip(columns.items(), shifts, markers, colours, strict=True):
             rows = [row + shift for row, name in enumerate(names) if name in by_name]
             values = [by_name[name] for name in names if name in by_name]
             for row, one in zip(rows, values, strict=True):
@@ -61,7 +61,7 @@ def _dots(path: Path, done: Sequence[Run], published: Published) -> None:
         _name_nines(axes.set_xticks, [80, 90, 95, 98, 99, 99.5])
         axes.tick_params(axis="y", length=0, labelcolor=plots.INK)
         axes.set_xlabel("last test accuracy, by the logarithm of the error")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7.5)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
 
 
 def _curves(path: Path, done: Sequence[Run], *, key: str, published: Published) -> None:

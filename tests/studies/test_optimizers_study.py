@@ -271,7 +271,7 @@ def computed(finals: dict[str, dict[str, float]]) -> list[Run]:
     """Return all runs of a study with the last accuracies `finals`, 0.99 by default, plus 0.0004 for each seed."""
     done = searched()
     for config in runs.plan_columns(PARAMS, done):
-        result: dict[str, Any] = {"epochs": [1, 5]}
+        result: dict[str, Any] = {"epochs": [1, 5], "parameters": 61_706}
         for name in config["learning_rates"]:
             last = finals.get(config["phase"], {}).get(name, 0.99) + 0.0004 * (config["seed"] - 1)
             result[name] = {"train_loss": [2.0, None], "test_accuracy": [0.3, round(last, 6)]}
@@ -410,6 +410,7 @@ def test_the_findings_follow_the_numbers() -> None:
     assert "from the worst to the best, is the report's." in same
     assert "between all 11 optimizers could be chance." in same
     assert "The default rate explains the report's number. " in same
+    assert "The network has 61,706 weights and biases" in same
     other = rendered(computed({"defaults": {**reported, "sgd": 0.985, "adadelta": 0.6}, "tuned": {"adadelta": 0.97}}))
     assert "The order is not the report's" in other
     assert "explains the report's number in part" in rendered(
@@ -429,8 +430,13 @@ def test_the_finding_on_relu_weighs_every_optimizer() -> None:
 
 
 def test_the_finding_on_sgd_names_what_gives_its_figure_and_what_is_excluded() -> None:
+    none = rendered(computed({}))
+    assert "No setting gives it together with the other four figures. Possible: " in none
+    reported = {"adadelta": 0.85, "sgd": 0.858, "adagrad": 0.94, "rmsprop": 0.98, "adam": 0.991}
+    assert "linear convolutions gives it together" in rendered(computed({"defaults": reported}))
     text = rendered(computed({"defaults": {"sgd": 0.97}, "rectified": {"sgd": 0.98}, "first epoch": {"sgd": 0.858}}))
-    assert "Of the settings that were run, ReLU convolutions, one epoch gives it." in text
+    assert "No setting gives it together with the other four figures. " in text
+    assert "Of the settings that were run, ReLU convolutions, one epoch gives it. Likely: " in text
     assert (
         "Excluded as run here: linear convolutions, ReLU convolutions and linear convolutions, rate of the adaptive "
         "optimizers." in text
@@ -444,8 +450,8 @@ def test_the_findings_on_the_reports_explanations_follow_the_numbers() -> None:
     assert "simple data: at the default rates holds (+11.00 points, p < 0.0001)" in text
     assert "Adam is robust to the first weights: not decided" in text
     worse = rendered(computed({"tuned": {"adam": 0.97, "rmsprop": 0.985, "sgd": 0.98}}))
-    assert "than RMSprop contradicted (-0.50 points, p =" in worse
-    assert "than Adam holds (+1.00 points, p < 0.0001), training loss " in worse
+    assert "than RMSprop: contradicted (-0.50 points, p =" in worse
+    assert "than Adam: holds (+1.00 points, p < 0.0001), training loss " in worse
     moved = rendered(computed({"other start": {"adam": 0.95}}))
     assert "Adam is robust to the first weights: contradicted" in moved
 

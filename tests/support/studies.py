@@ -46,12 +46,15 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 
 def check_rendered(path: Path, figure: Figure) -> None:
-    """Check that the file shows the figure in its full size, and that there is something inside its axes."""
+    """Check that the file shows the whole figure in its full size, and that there is something inside its axes."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(np.uint32) @ (1 << 16, 1 << 8, 1)
     width, height = figure.get_size_inches()
     assert pixels.shape == (round(height * DPI), round(width * DPI)), path
     assert figure.axes, path
+    drawn = figure.get_tightbbox()  # in inches
+    assert -0.05 < drawn.x0 < drawn.x1 < width + 0.05, f"{path}: {drawn} is cut at {width}"
+    assert -0.05 < drawn.y0 < drawn.y1 < height + 0.05, f"{path}: {drawn} is cut at {height}"
     for axes in figure.axes:
         if axes.get_visible():
             left, bottom, right, top = (figure.transFigure.inverted().transform_bbox(axes.get_window_extent())).extents

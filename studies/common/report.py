@@ -120,7 +120,7 @@ def with_study(before: str, study: str, line: str) -> str:
 def stale(study: str, times: Mapping[str, Any]) -> list[str]:
     """Return the modules that are no longer those which measured `study`."""
     known = times.get("code", {})
-    return [path for path, digest in catalogue.code_of(study).items() if known and known.get(path) != digest]
+    return [path for path, digest in catalogue.code_of(study).items() if known.get(path) != digest]
 
 
 def _cost(study: str, times: Mapping[str, Any]) -> str:

@@ -21,6 +21,11 @@ TIMES = {"date": "2026-11-27", "commit": "abc1234", "hardware": "2 CPU cores of 
 ROW = Row(system="s", variant="v", metric="test_error", values=[1.0, 1.2], unit="%", published=None)
 
 
+def times() -> dict[str, object]:
+    """Return `TIMES` of the study `cnn`, measured by the present code."""
+    return {**TIMES, "code": catalogue.code_of("cnn")}
+
+
 def published(value: float) -> Row:
     """Return `ROW` compared with a published value."""
     result = PublishedResult(value=value, unit="%", setting="", reference="", decimals=1)
@@ -37,7 +42,7 @@ def test_a_study_replaces_only_its_own_row() -> None:
 
 def test_the_summary_counts_the_verdicts() -> None:
     rows = [published(1.0), published(-9.0), ROW]
-    assert report.summary("cnn", "t", rows, TIMES) == (
+    assert report.summary("cnn", "t", rows, times()) == (
         "[cnn](studies/README.md#cnn)", "t", "2 published results: 1 reproduced, 1 differs: worse",
         "2026-11-27, 2 CPU cores of X, no GPU, `abc1234`",
     )  # fmt: skip
@@ -45,7 +50,7 @@ def test_the_summary_counts_the_verdicts() -> None:
 
 def test_the_summary_without_published_results_is_our_best() -> None:
     worse = dataclasses.replace(ROW, system="other", values=[3.0, 3.1])
-    assert report.summary("cnn", "t", [worse, ROW], TIMES)[2] == "s: 1.10 % ± 0.14 % test error"
+    assert report.summary("cnn", "t", [worse, ROW], times())[2] == "s: 1.10 % ± 0.14 % test error"
 
 
 def test_a_study_that_other_code_measured_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,6 +58,7 @@ def test_a_study_that_other_code_measured_says_so(monkeypatch: pytest.MonkeyPatc
     assert report.stale("cnn", {**TIMES, "code": {"a.py": "1", "b.py": "2"}}) == []
     old = {**TIMES, "code": {"a.py": "0", "b.py": "2"}, "runs": [], "run_seconds": 60}
     assert report.stale("cnn", old) == ["a.py"]
+    assert report.stale("cnn", TIMES) == ["a.py", "b.py"]  # it isn't known what measured it
     assert report.summary("cnn", "t", [ROW], old)[3].endswith("`abc1234`, other code")
     assert report._cost("cnn", old).endswith("Measured by other code than the present: a.py.*")
 

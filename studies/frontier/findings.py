@@ -225,7 +225,7 @@ def _on_one_network(measured: Measured) -> str:
     done, conclusions = measured.runs, measured.conclusions
     control, single = control_of(done), conclusions["choice"]["single"]
     kinds = sorted(
-        {one.config["kind"] for one in of_phase(done, "final")},
+        dict.fromkeys(one.config["kind"] for one in of_phase(done, "final")),  # of equals, the first planned
         key=lambda kind: statistics.fmean(errors(accuracies(done, kind))),
     )
     lines = [

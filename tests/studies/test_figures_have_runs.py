@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import studies
+from studies.common import catalogue, report
 
 FOLDER = Path(studies.__file__).parent
 MODULES = sorted(FOLDER.glob("*/findings.py"))
@@ -55,6 +56,13 @@ def typed(module: Path) -> set[str]:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.parent.name)
 def test_no_figure_of_a_result_is_typed(module: Path) -> None:
     assert typed(module) == set(QUOTED.get(module.parent.name, {}))
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_the_findings_on_the_page_are_those_of_the_committed_runs(name: str) -> None:
+    study, found = catalogue.study_of(name), report.measured(name)
+    text = report._spaced(study.render_findings(found, study.rows(found)))
+    assert text in report.README.read_text(encoding="utf-8")
 
 
 def test_a_typed_figure_is_found(tmp_path: Path) -> None:

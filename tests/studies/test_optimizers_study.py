@@ -422,6 +422,15 @@ def test_the_findings_follow_the_numbers() -> None:
     assert "by Tukey's test" in other
 
 
+def test_the_answer_lays_the_ranking_to_default_rates_only_if_searched_ones_halve_its_range() -> None:
+    reported = {"adadelta": 0.85, "sgd": 0.858, "adagrad": 0.94, "rmsprop": 0.98, "adam": 0.991}
+    for tuned, told in (({}, "is mostly one of default rates"), (reported, "is not mostly one of default rates")):
+        found = measured(computed({"defaults": reported, "tuned": tuned}))
+        answer = findings.render_answer(found, findings.rows(found))
+        assert "5 of the report's 5 accuracies are reproduced" in answer
+        assert told in answer
+
+
 def test_the_finding_on_relu_weighs_every_optimizer() -> None:
     near = {"adadelta": 0.851, "sgd": 0.97, "adagrad": 0.941, "rmsprop": 0.981, "adam": 0.98}
     text = rendered(computed({"defaults": near, "rectified": {**near, "adam": 0.99, "rmsprop": 0.99}}))

@@ -23,7 +23,7 @@ from mnist_pipe.training.recipe import Recipe
 from studies.common.fitting import fit, pixels, predicted
 from studies.common.ledger import Config
 from studies.lecun1998 import boosting, kernels, linear, neighbours, tangent
-from studies.lecun1998.databases import deslanted_squares, prepared, resized
+from studies.lecun1998.databases import deslanted_squares, prepared, reduced_squares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +55,11 @@ NETWORKS = {  # those that train longest first
         model="mlp", arguments={"hidden": [300], "activation": "tanh", "crop": 4}, images="deslanted"
     ),
 }
+CONTROLS = {
+    "virtual SVM poly 9, control": "virtual SVM poly 9, distortions",
+    "tangent distance, 16x16, control": "tangent distance, 16x16",
+}
+"""For the controls of a system, which have its method but another setting, the system."""
 NUM_REDUCED = 1460
 """Vectors of the reduced set: with 400 pixels and 45 decisions each, 650,000 multiply-adds as in the paper."""
 
@@ -96,9 +101,8 @@ def _neighbours(config: Config, training: NormalizedSplit, test: NormalizedSplit
 
 
 def _tangent(config: Config, training: NormalizedSplit, test: NormalizedSplit) -> tuple[Found, Metrics]:
-    # The middle 16x16 pixels; a few digits lose an end of a stroke.
     templates, queries = (
-        ndimage.gaussian_filter(resized(pixels(split), side=22)[:, 3:19, 3:19], (0, config["blur"], config["blur"]))
+        ndimage.gaussian_filter(reduced_squares(split, centre=config["centre"]), (0, config["blur"], config["blur"]))
         for split in (training, test)
     )
     options = {name: config[name] for name in ("smoothing", "num_candidates", "num_neighbours")}

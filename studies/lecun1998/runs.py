@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from studies.common.ledger import Config, Result, Run
 from studies.common.packing import packed, unpacked
 from studies.common.significance import combined
 from studies.lecun1998 import cost
-from studies.lecun1998.methods import METHODS, NETWORKS, error_of
+from studies.lecun1998.methods import CONTROLS, METHODS, NETWORKS, error_of
 
 QUICK = ("MLP", "LeNet")
-"""First letters of the networks that train in less than a minute."""
+"""First letters of the networks of which a run takes a minute or so."""
 TRADITIONAL = ("linear", "pairwise", "K-NN", "40 PCA", "1000 RBF", "tangent", "SVM", "reduced-set", "virtual")
 CONVOLUTIONAL = ("LeNet-1", "LeNet-4, ", "LeNet-5", "boosted")
 """First letters of the systems that are no networks, and of those that are convolutional ones with their own output."""
@@ -54,6 +54,8 @@ class Training(Section):
 class TangentParams(Section):
     """Settings of tangent distance."""
 
+    centre: Literal["mass", "box"]
+    """What is in the middle of an image: the digit's centre of mass, or that of its box."""
     blur: Width
     """Width of the Gaussian blur of the images, in pixels."""
     smoothing: Width
@@ -70,7 +72,7 @@ class Params(Section):
     num_seeds: Annotated[int, Field(ge=1, le=100)]
     """Number of seeds of a method that draws at random; the others run once."""
     num_quick_seeds: Annotated[int, Field(ge=1, le=100)]
-    """The same of those methods in `QUICK`, a run of which takes less than a minute."""
+    """The same of those methods in `QUICK`, a run of which takes a minute or so."""
     networks: dict[str, Training]
     """Training settings of each network, by system and variant."""
     rubbish: Positive
@@ -161,22 +163,28 @@ def run(config: Config, splits: Splits) -> Result:
 
 
 def conclude(done: Sequence[Run], splits: Splits) -> dict[str, Any]:
-    """Return `costs` and `compared`, the latter for every pair of systems of which the paper says that one is better.
+    """Return `costs`, `compared` and `controls`.
 
-    A comparison has the difference of the errors in points, positive if the first is lower, and the two-sided p-value
-    of McNemar's tests on the test split: one for each pair of seeds, combined.
+    `compared` has every pair of systems of which the paper says that one is better, and `controls` each control beside
+    its system, in the order of the runs. A comparison has the difference of the errors in points, positive if the first
+    is lower, and the two-sided p-value of McNemar's tests on the test split: one for each pair of seeds, combined.
     """
     right: dict[str, list[NDArray[np.bool_]]] = {}
-    own = (each for each in done if not each.config.get("is_control"))
-    for each in sorted(own, key=lambda each: int(each.config["seed"])):
+    for each in sorted(done, key=lambda each: int(each.config["seed"])):
         for name, text in each.intermediate["right"].items():
             bits = np.unpackbits(unpacked(text, np.uint8), count=len(splits["test"].labels))
             right.setdefault(name, []).append(bits.astype(bool))
+    controls = {name: right.pop(name) for name in [*right] if name in CONTROLS}
     return {
         "costs": _costs(done),
         "compared": [
             {"better": better, "worse": worse, **_compared(right[better], right[worse])}
             for better, worse in claimed(right)
+        ],
+        "controls": [
+            {"worse": CONTROLS[name], **_compared([bits], right[CONTROLS[name]])}
+            for name, found in controls.items()
+            for bits in found
         ],
     }
 

@@ -106,7 +106,7 @@ def counted(rows: Sequence[Row]) -> str:
     verdicts = Counter(row.verdict for row in rows if row.published)
     total = sum(verdicts.values())
     parts = [f"{verdicts[word]} {word}" for word in verdict.WORDS if verdicts[word]]
-    return f"{total} published results: {', '.join(parts)}" if parts else ""
+    return f"{total} published result{'s' if total > 1 else ''}: {', '.join(parts)}" if parts else ""
 
 
 def with_study(before: str, study: str, line: str) -> str:

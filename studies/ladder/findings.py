@@ -289,9 +289,8 @@ def _on_locality(
 ) -> str:
     lost = {one["name"]: one for one in conclusions["locality"]}
     lines = [
-        f"- {name}: {_accuracy(classifiers[name])} → {_accuracy(runs)}, a loss of "
-        f"{100 * fmean(lost[name]['gains']):.2f} points; that it falls {_claim(lost[name])} "
-        f"({probability(lost[name]['p_value'])})"
+        f"- {name}: {_accuracy(classifiers[name])} → {_accuracy(runs)}, {-100 * fmean(lost[name]['gains']):+z.2f} "
+        f"points; that it falls: {_claim(lost[name])} ({probability(lost[name]['p_value'])})"
         for name, runs in mixed.items()
     ]
     return "\n\n".join(

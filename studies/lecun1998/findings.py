@@ -404,7 +404,7 @@ def _on_attempts(measured: Measured, table: Mapping[str, Row]) -> str:
     return "\n\n".join(
         [
             "**Other settings.** Errors on the test split of tangent distance and the virtual SVM; the first of each "
-            "is that of the table, which the validation split or the authors chose. Where p is 0.05 or more, chance "
+            "is that of the table, which the validation split or the authors chose. Where p is 5 % or more, chance "
             "alone may have made two settings differ. An image of tangent distance has the digit's centre of mass in "
             "its middle, and a few digits lose an end of a stroke; or the centre of its box, and none does:",
             "\n".join(lines),

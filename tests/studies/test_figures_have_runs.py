@@ -21,6 +21,7 @@ QUOTED = {  # of each study, what is typed because it is said elsewhere
         "17,000": "parameters of LeNet-4, section III.C.5",
         "60,000": "training rows of MNIST",
         "4 %": "tolerance of tests/studies/test_lecun1998.py",
+        "5 %": "a level of significance",
     },
     "gradient_descent": {
         "60,000": "training rows of MNIST",

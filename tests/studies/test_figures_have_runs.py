@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -64,6 +65,12 @@ def test_the_findings_on_the_page_are_those_of_the_committed_runs(name: str) -> 
     study, found = catalogue.study_of(name), report.measured(name)
     text = report._spaced(study.render_findings(found, study.rows(found)))
     assert text in report.README.read_text(encoding="utf-8")
+
+
+def test_the_page_says_how_long_all_studies_take() -> None:
+    times = (json.loads((FOLDER / name / "times.json").read_text()) for name in studies.STUDIES)
+    hours = sum(each["wall_seconds"] for each in times) / 3600
+    assert f"takes {hours:.0f} hours on two cores" in report.README.read_text(encoding="utf-8")
 
 
 def test_a_typed_figure_is_found(tmp_path: Path) -> None:
